@@ -1,0 +1,22 @@
+"""The errors fgbench raises on purpose."""
+
+
+class FgbenchError(Exception):
+    """Something a user can mend; the command line prints it as it is, without a traceback.
+
+    Attributes:
+        exit_code: what the ``fgbench`` command exits with (0 done; 1 a run failed; 2 usage or config;
+            3 some runs of a sweep failed; 4 diverged; 130 Ctrl-C; 143 SIGTERM).
+    """
+
+    exit_code = 1
+
+
+class ConfigError(FgbenchError, ValueError):
+    """A mistake in a config, an option or an argument: where, what was got, what is allowed."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A dataset that is missing, unreadable or damaged: which file, where it was looked for."""

@@ -1,0 +1,192 @@
+"""What there is: every dataset, model and trainer by name. Imports no torch.
+
+To add one: write its file, its options model beside it, and a row here. Command-line help, ``fgbench list``,
+error messages and the contract tests all read these tables. Users' own code needs no row: a name of the form
+``package.module:Class`` is imported from wherever Python finds it, with the class's own ``Options``.
+"""
+
+import difflib
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from fgbench.errors import ConfigError
+from fgbench.options import Options
+
+
+@dataclass(frozen=True)
+class Component:
+    """One row: where the code is, where its options are, and what ``fgbench list`` says about it."""
+
+    target: str
+    options: str
+    summary: str
+    source: str = ""
+    bias: str = ""
+    cost: str = ""
+    """Cost of a step in forward passes, for trainers."""
+
+
+DATASETS = {
+    "mnist": Component(
+        "fgbench.datasets.torchvision_sets:load_mnist",
+        "fgbench.datasets.options:DatasetOptions",
+        "handwritten digits, 60,000 + 10,000 images of 1x28x28",
+        "LeCun et al. (1998)",
+    ),
+    "fashion-mnist": Component(
+        "fgbench.datasets.torchvision_sets:load_fashion_mnist",
+        "fgbench.datasets.options:DatasetOptions",
+        "clothes, 60,000 + 10,000 images of 1x28x28",
+        "Xiao et al. (2017), arXiv 1708.07747",
+    ),
+    "cifar10": Component(
+        "fgbench.datasets.torchvision_sets:load_cifar10",
+        "fgbench.datasets.options:DatasetOptions",
+        "colour photographs, 50,000 + 10,000 images of 3x32x32",
+        "Krizhevsky (2009)",
+    ),
+    "fashion-mnist-mini": Component(
+        "fgbench.datasets.mini:load_fashion_mnist_mini",
+        "fgbench.datasets.options:DatasetOptions",
+        "10,000 + 2,000 images of Fashion-MNIST, shipped with fgbench",
+        "Xiao et al. (2017), arXiv 1708.07747",
+    ),
+    "imagefolder": Component(
+        "fgbench.datasets.imagefolder:load_imagefolder",
+        "fgbench.datasets.options:ImageFolderOptions",
+        "your own images: DIR/train/<class>/* and DIR/test/<class>/*",
+    ),
+    "synthetic": Component(
+        "fgbench.datasets.synthetic:load_synthetic",
+        "fgbench.datasets.options:SyntheticOptions",
+        "made-up images of any size, for tests and timing",
+    ),
+}
+
+MODELS = {
+    "fc": Component(
+        "fgbench.models.fc:build_fc",
+        "fgbench.models.options:FCOptions",
+        "fully connected, one hidden layer of 1024 ReLU units (814,090 parameters for 1x28x28, 10 classes)",
+        "Baydin et al. (2022), arXiv 2202.08587",
+    ),
+    "cnn": Component(
+        "fgbench.models.cnn:build_cnn",
+        "fgbench.models.options:CNNOptions",
+        "four 3x3 convolutions and two linear layers (3,333,962 parameters for 1x28x28, 10 classes)",
+        "Baydin et al. (2022), arXiv 2202.08587",
+    ),
+    "vgg16": Component(
+        "fgbench.models.vgg:build_vgg16",
+        "fgbench.models.options:VGGOptions",
+        "VGG-16, for small images by default",
+        "Simonyan and Zisserman (2014), arXiv 1409.1556",
+    ),
+    "resnet18": Component(
+        "fgbench.models.resnet:build_resnet18",
+        "fgbench.models.options:ResNetOptions",
+        "ResNet-18, for small images by default",
+        "He et al. (2015), arXiv 1512.03385",
+    ),
+}
+
+TRAINERS = {
+    "backprop": Component(
+        "fgbench.trainers.backprop:Backprop",
+        "fgbench.trainers.options:BackpropOptions",
+        "the exact gradient by reverse mode: the baseline",
+        "Rumelhart et al. (1986)",
+        bias="none (exact)",
+        cost="about 3; 4 with recompute",
+    ),
+    "forward-gradient": Component(
+        "fgbench.trainers.forward_gradient:ForwardGradient",
+        "fgbench.trainers.options:ForwardGradientOptions",
+        "a random direction times the directional derivative along it",
+        "Baydin et al. (2022), arXiv 2202.08587",
+        bias="none with mean; projection shrinks by K/P",
+        cost="1 + 2K; rank1: 1 + K",
+    ),
+    "activity-forward-gradient": Component(
+        "fgbench.trainers.activity_forward_gradient:ActivityForwardGradient",
+        "fgbench.trainers.options:ActivityForwardGradientOptions",
+        "random perturbation of every layer's activations, one derivative per sample",
+        "Ren et al. (2023), arXiv 2210.03310",
+        bias="none",
+        cost="1 + K, and the weight-gradient products",
+    ),
+    "guided-forward-gradient": Component(
+        "fgbench.trainers.guided_forward_gradient:GuidedForwardGradient",
+        "fgbench.trainers.options:GuidedForwardGradientOptions",
+        "the gradient projected on guesses that come from auxiliary losses of each block",
+        "Fournier et al. (2023), arXiv 2306.06968",
+        bias="biased: a projection on the guess",
+        cost="1 + L/2, and a local backward pass of each block",
+    ),
+    "feedback-forward-gradient": Component(
+        "fgbench.trainers.feedback_forward_gradient:FeedbackForwardGradient",
+        "fgbench.trainers.options:FeedbackForwardGradientOptions",
+        "a direct-feedback-alignment direction whose feedback matrices learn from directional derivatives",
+        "Bacho and Chu (2024), arXiv 2212.07282",
+        bias="biased: the direction follows the feedback matrices",
+        cost="about 3",
+    ),
+    "zeroth-order": Component(
+        "fgbench.trainers.zeroth_order:ZerothOrder",
+        "fgbench.trainers.options:ZerothOrderOptions",
+        "central differences of the loss along a random direction regenerated from its seed",
+        "Malladi et al. (2023), arXiv 2305.17333",
+        bias="O(epsilon^2)",
+        cost="2K",
+    ),
+}
+
+TABLES = {"dataset": DATASETS, "model": MODELS, "trainer": TRAINERS}
+
+
+def import_target(target: str) -> Any:
+    """The object that ``package.module:attribute`` names.
+
+    Raises:
+        ConfigError: the module cannot be imported or has no such attribute.
+    """
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot import {target!r}: {error}") from error
+
+
+def find(kind: str, name: str) -> Component:
+    """The row of ``name`` in the table of ``kind`` (``dataset``, ``model`` or ``trainer``).
+
+    Raises:
+        ConfigError: no such name; lists what there is and the nearest one.
+    """
+    table = TABLES[kind]
+    if name in table:
+        return table[name]
+    if ":" in name:
+        options = getattr(import_target(name), "Options", None)
+        if not (isinstance(options, type) and issubclass(options, Options)):
+            raise ConfigError(f"{name!r} has no class attribute Options that is a fgbench.options.Options")
+        return Component(name, f"{name}.Options", "user's own")
+    near = difflib.get_close_matches(str(name), table, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ConfigError(f"unknown {kind} {name!r}{hint}; there are {', '.join(table)}, or package.module:Class")
+
+
+def options_model(kind: str, name: str) -> type[Options]:
+    """The options model of a component."""
+    component = find(kind, name)
+    if component.options.endswith(".Options"):
+        model: type[Options] = import_target(component.target).Options
+        return model
+    model = import_target(component.options)
+    return model
+
+
+def load(kind: str, name: str) -> Any:
+    """The component itself: a dataset loader, a model builder or a trainer class. Imports torch."""
+    return import_target(find(kind, name).target)

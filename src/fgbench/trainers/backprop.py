@@ -1,0 +1,63 @@
+"""The exact gradient by reverse mode."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.options import BackpropOptions
+from fgbench.trainers.passes import forward_mode_statistics, gradient_norm, sample_losses
+
+
+class Backprop(Trainer):
+    """The exact gradient of the batch's mean loss by reverse mode: the baseline.
+
+    With ``recompute=True`` a sequential model keeps only what passes between its stages and computes the rest again
+    in the backward pass (Chen et al., 2016, arXiv 1604.06174); normalisation statistics still move once.
+
+    Bias: none. Variance: none, given the batch. Cost: about 3 forward passes, 4 with ``recompute``.
+
+    Source: Rumelhart, Hinton and Williams (1986).
+
+    Example:
+        >>> model, inputs, labels = nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> loss_fn = nn.CrossEntropyLoss(reduction="none")
+        >>> stats = Backprop().compute_gradients(model, loss_fn, inputs, labels, torch.Generator())
+        >>> model.weight.grad.shape
+        torch.Size([2, 3])
+    """
+
+    Options = BackpropOptions
+
+    def compute_gradients(
+        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> StepStats:
+        """Fill ``param.grad`` with the exact gradient; see :meth:`Trainer.compute_gradients`."""
+        with torch.enable_grad():
+            model.zero_grad(set_to_none=True)
+            outputs = _recomputing(model, inputs) if self.options.recompute else model(inputs)
+            loss = sample_losses(loss_fn, outputs, labels).mean()
+            loss.backward()
+        for param in model.parameters():
+            if param.requires_grad and param.grad is None:
+                param.grad = torch.zeros_like(param)
+        norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
+        return StepStats(loss.detach(), outputs.detach(), loss.new_empty(0), norm)
+
+
+def _recomputing(model: nn.Module, inputs: Tensor) -> Tensor:
+    """A forward pass that keeps only the tensors between the model's stages."""
+    stages = list(model) if isinstance(model, nn.Sequential) else [model]
+    passes = dict.fromkeys(range(len(stages)), 0)
+
+    def run(index: int, value: Tensor) -> Tensor:
+        passes[index] += 1
+        if passes[index] == 1:
+            return stages[index](value)
+        with forward_mode_statistics(stages[index], update=False):
+            return stages[index](value)
+
+    value = inputs
+    for index in range(len(stages)):
+        value = checkpoint(run, index, value, use_reentrant=False)
+    return value

@@ -1,0 +1,94 @@
+"""What a trainer is: a rule that fills ``param.grad`` for one batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.options import Options
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""``loss_fn(outputs, labels)`` returns one loss per sample, shape (B,)."""
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What a trainer learnt from one batch, detached and on the device.
+
+    Attributes:
+        loss: mean loss of the batch before the update, shape ().
+        outputs: the model's outputs, shape (B, classes).
+        directional_derivatives: d of each tangent (and sample, where a trainer has them); empty for backprop.
+        grad_norm: Euclidean norm of the gradient left in ``param.grad``, shape (); NaN where none was formed.
+    """
+
+    loss: Tensor
+    outputs: Tensor
+    directional_derivatives: Tensor
+    grad_norm: Tensor
+
+
+class Trainer:
+    """A rule that fills ``param.grad`` for one batch; subclasses implement ``compute_gradients``.
+
+    A trainer never calls the optimizer, never owns the loop, never reseeds a global generator and never waits for
+    the device, so optimizers, clipping and schedules work with all of them, and ``trainer.compute_gradients(...)``
+    stands where ``loss.backward()`` stood.
+
+    It may also define ``sgd_step(model, loss_fn, inputs, labels, generator, lr) -> StepStats``, which does a plain
+    SGD step without forming a dense gradient; ``lr`` is a float. The loop prefers it where the optimizer allows.
+
+    Args:
+        options: the options model, as a config gives it.
+        **changes: or its fields, for use as a library: ``ForwardGradient(tangents=4)``.
+    """
+
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, options: Any = None, **changes: Any) -> None:
+        self.options = self.Options(**changes) if options is None else options
+
+    def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
+        """Build what depends on the model (auxiliary networks, feedback matrices); nothing by default.
+
+        Called once before the first step, after the initial weights. Must leave the model as it was.
+
+        Args:
+            model: the model on its device.
+            inputs: a batch to take shapes from, shape (B, C, H, W).
+            num_classes: number of outputs.
+            generator: a CPU generator for initial values.
+
+        Raises:
+            ConfigError: this trainer cannot train this model.
+        """
+
+    def compute_gradients(
+        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> StepStats:
+        """Fill ``param.grad`` of every parameter that requires one, overwriting what was there.
+
+        Args:
+            model: the model, in training mode; its running statistics move as after one forward pass.
+            loss_fn: one loss per sample, shape (B,).
+            inputs: shape (B, ...).
+            labels: class indices, shape (B,).
+            generator: on the model's device; all of the trainer's chance comes from it.
+
+        Raises:
+            ConfigError: ``loss_fn`` returns a scalar, or the model is one this trainer cannot train.
+        """
+        raise NotImplementedError
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainer's own parameters; the optimizer updates them in a group of their own."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit, as tensors and plain values; empty for stateless trainers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave, after ``set_up``."""

@@ -1,0 +1,121 @@
+"""Option blocks of the trainers. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from fgbench.options import Options
+
+
+class BackpropOptions(Options):
+    """Options of ``backprop``."""
+
+    name: str = "backprop"
+    recompute: bool = False
+    """Drop activations and compute them again in the backward pass, stage by stage."""
+
+
+class ForwardOptions(Options):
+    """Options every forward trainer has."""
+
+    exact_output: bool = False
+    """Give the last linear layer its gradient in closed form from the loss, without a chain through the network."""
+
+
+class TangentOptions(ForwardOptions):
+    """Options of trainers that draw random tangents."""
+
+    tangents: PositiveInt = 1
+    """K, how many random directions a step averages over."""
+    guess: Literal["normal", "rademacher", "sphere"] = "normal"
+    """Where a tangent comes from; every one has zero mean and unit variance per entry."""
+
+
+class ForwardGradientOptions(TangentOptions):
+    """Options of ``forward-gradient``."""
+
+    name: str = "forward-gradient"
+    structure: Literal["full", "rank1"] = "full"
+    """`rank1`: per layer an outer product of +-1 vectors (needs `guess: rademacher`): same variance, far cheaper."""
+    chunk: PositiveInt | None = None
+    """How many tangents one vectorised pass takes at most; bounds memory."""
+    combine: Literal["mean", "projection"] = "mean"
+    """`projection`: the gradient projected on the span of the tangents; biased by K/P."""
+    rescale: bool = False
+    """Multiply a projection by P/K, which makes it unbiased for `normal` and `sphere`."""
+    clip_derivative: PositiveFloat | None = None
+    """Largest magnitude of a directional derivative; larger ones are cut to it (biased)."""
+    parallel: Literal["data", "tangents"] = "data"
+    """Under torchrun: `data` splits the batch, `tangents` gives each worker its own tangents on the whole batch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ForwardGradientOptions":
+        if self.structure == "rank1" and self.guess != "rademacher":
+            raise ValueError("structure: rank1 needs guess: rademacher (other guesses lose variance when rank-one)")
+        if self.rescale and self.combine != "projection":
+            raise ValueError("rescale: true needs combine: projection")
+        return self
+
+
+class ActivityForwardGradientOptions(ForwardOptions):
+    """Options of ``activity-forward-gradient``."""
+
+    name: str = "activity-forward-gradient"
+    tangents: PositiveInt = 1
+    """K, how many perturbations of the activations a step averages over."""
+    guess: Literal["rademacher", "normal"] = "rademacher"
+    """Where the perturbations come from."""
+    mask: bool = True
+    """Perturb only where the ReLU that follows lets the perturbation through: same mean, less noise."""
+
+
+class GuidedForwardGradientOptions(ForwardOptions):
+    """Options of ``guided-forward-gradient``."""
+
+    name: str = "guided-forward-gradient"
+    guess: Literal["local", "ntk", "fixed-ntk", "normal", "rademacher"] = "local"
+    """Where the direction comes from: the gradient of an auxiliary loss, or chance."""
+    target: Literal["global", "local"] = "global"
+    """Whose derivative is taken along the guess: the network's loss or the block's auxiliary loss."""
+    space: Literal["weights", "activations"] = "weights"
+    """What is perturbed."""
+    blocks: PositiveInt | None = None
+    """How many blocks the model is cut into; the model's stages when null (ResNet-18: 8 or 16)."""
+    auxiliary: Literal["cnn", "mlp", "linear"] = "mlp"
+    """The kind of auxiliary network each block but the last has."""
+    hidden: PositiveInt = 32
+    """Hidden channels or units of the auxiliary networks."""
+    granularity: Literal["block", "tensor"] = "block"
+    """Project on the whole block's guess, or on each parameter tensor's by itself."""
+    chunk: PositiveInt | None = None
+    """How many tangents are pushed forward at once at most; bounds memory."""
+
+
+class FeedbackForwardGradientOptions(ForwardOptions):
+    """Options of ``feedback-forward-gradient``."""
+
+    name: str = "feedback-forward-gradient"
+    feedback_lr: PositiveFloat = 0.1
+    """Step size of the feedback matrices."""
+    feedback_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Momentum with which the feedback matrices average directional derivatives."""
+
+
+class ZerothOrderOptions(TangentOptions):
+    """Options of ``zeroth-order``."""
+
+    name: str = "zeroth-order"
+    epsilon: PositiveFloat = 1e-3
+    """Half the distance between the two points of the central difference."""
+    parallel: Literal["data", "tangents"] = "data"
+    """Under torchrun: `data` splits the batch, `tangents` gives each worker its own tangents on the whole batch."""
+
+
+__all__ = [
+    "ActivityForwardGradientOptions",
+    "BackpropOptions",
+    "FeedbackForwardGradientOptions",
+    "ForwardGradientOptions",
+    "GuidedForwardGradientOptions",
+    "ZerothOrderOptions",
+]
