@@ -1,0 +1,238 @@
+"""The run directory: nothing is lost, nothing is interleaved, and what is read is what was written."""
+
+import errno
+import math
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fgbench import results
+from fgbench.errors import ConfigError, FgbenchError
+from fgbench.files import atomic_write
+from fgbench.results import METRICS, RunDirectory, run_path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path / "name" / "s0-0123abcd").create()
+
+
+def edit_status(run, **fields):
+    """Rewrite status.json as another process would have left it."""
+    run.write_status("running")
+    run._write_json("status.json", {**run.status(), **fields})
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_floats_read_back_bit_for_bit(run):
+    values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, math.inf, math.nan]
+    for epoch, value in enumerate(values, 1):
+        run.append_metrics({"epoch": epoch, "train_loss": value})
+    read = [row["train_loss"] for row in run.read_metrics()]
+    assert [struct.pack("d", value) for value in read] == [struct.pack("d", value) for value in values]
+
+
+def test_columns_are_in_fixed_order_and_absent_values_are_empty(run):
+    run.append_metrics(
+        {"train_loss": 0.5, "epoch": 1, "nvml_memory_mib": None, "timing_note": 'busy:\n"make", -j'}
+    )
+    header, row = (run.path / "metrics.csv").read_text().splitlines()
+    assert tuple(header.split(",")) == METRICS
+    assert row.startswith("1,0.5,,")
+    read = run.read_metrics()[0]
+    assert read["timing_note"] == 'busy: "make", -j'
+    assert [column for column in METRICS if read[column] is not None] == [
+        "epoch",
+        "train_loss",
+        "timing_note",
+    ]
+
+
+def test_an_unknown_column_is_refused(run):
+    with pytest.raises(ValueError, match="train_los"):
+        run.append_metrics({"epoch": 1, "train_los": 0.5})
+
+
+@pytest.mark.parametrize("cut", [1, 2, 20, 24])
+def test_a_torn_last_line_is_left_out_and_overwritten(run, cut):
+    for epoch in (1, 2):
+        run.append_metrics({"epoch": epoch, "train_loss": 1 / epoch})
+    path = run.path / "metrics.csv"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [row["epoch"] for row in run.read_metrics()] == [1]
+    run.append_metrics({"epoch": 2, "train_loss": 0.25})
+    assert [row["train_loss"] for row in run.read_metrics()] == [1.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 40 + b"\n", b"3,0.1\n", b"3," + b"," * 18 + b"x,y\n", b"\xff\xfe\n", b"\n"]
+)
+def test_reading_stops_at_a_damaged_line(run, damage):
+    run.append_metrics({"epoch": 1, "train_loss": 1.0})
+    with (run.path / "metrics.csv").open("ab") as file:
+        file.write(damage)
+    assert [row["epoch"] for row in run.read_metrics()] == [1]
+
+
+def test_rows_after_the_saved_epoch_are_cut_and_the_others_keep_their_bytes(run):
+    for epoch in range(1, 6):
+        run.append_metrics(
+            {"epoch": epoch, "train_loss": 1 / epoch, "timing_note": "a, b" if epoch == 2 else None}
+        )
+        if epoch == 3:
+            after_three = (run.path / "metrics.csv").read_bytes()
+    run.truncate_metrics(3)
+    assert (run.path / "metrics.csv").read_bytes() == after_three
+
+
+def test_resuming_after_lost_rows_is_refused(run):
+    run.append_metrics({"epoch": 1})
+    with pytest.raises(FgbenchError, match=r"metrics\.csv is damaged"):
+        run.truncate_metrics(2)
+
+
+def test_rows_of_an_older_version_gain_the_new_columns(run):
+    (run.path / "metrics.csv").write_text("epoch,train_loss\n1,0.5\n")
+    run.truncate_metrics(1)
+    run.append_metrics({"epoch": 2, "grad_norm": 3.0})
+    assert [(row["train_loss"], row["grad_norm"]) for row in run.read_metrics()] == [(0.5, None), (None, 3.0)]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    atomic_write(path, "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        FgbenchError, match=r"cannot write .*summary\.json: No space left on device; .*intact"
+    ):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_row_that_does_not_fit_on_the_disk_leaves_the_rows_before(run):
+    run.append_metrics({"epoch": 1, "train_loss": 1.0})
+    before = (run.path / "metrics.csv").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(FgbenchError, match=r"cannot write .*metrics\.csv: File too large"):
+            run.append_metrics({"epoch": 2, "train_loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (run.path / "metrics.csv").read_bytes() == before
+    run.append_metrics({"epoch": 2, "train_loss": 0.5})
+    assert len(run.read_metrics()) == 2
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/tmp/x", "a/../../b", "", "a\0b"])
+def test_run_folders_cannot_leave_the_results_folder(tmp_path, folder):
+    with pytest.raises(ConfigError, match="inside the results folder"):
+        run_path(tmp_path, folder)
+
+
+def test_a_results_path_that_is_a_file_is_a_config_error(tmp_path):
+    (tmp_path / "results").write_text("mine")
+    with pytest.raises(ConfigError, match="results is a file, not a folder"):
+        RunDirectory(tmp_path / "results" / "name" / "s0-0123abcd").create()
+    assert (tmp_path / "results").read_text() == "mine"
+
+
+def test_status_of_a_live_run_is_running(run):
+    run.write_status("running", epoch=3, epochs=10)
+    status = run.status()
+    assert (status["state"], status["epoch"], status["pid"]) == ("running", 3, os.getpid())
+
+
+def test_status_of_a_run_whose_process_died_is_interrupted(run):
+    edit_status(run, pid=dead_pid())
+    status = run.status()
+    assert status["state"] == "interrupted"
+    assert "was killed" in status["reason"]
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "state"), [(None, "running"), ("2020-01-01T00:00:00+00:00", "interrupted")]
+)
+def test_a_run_on_another_host_is_judged_by_its_heartbeat(run, heartbeat, state):
+    edit_status(run, host="elsewhere", **({"heartbeat": heartbeat} if heartbeat else {}))
+    assert run.status()["state"] == state
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"state": "flying"}', "[" * 100_000])
+def test_an_unreadable_status_is_interrupted(run, content):
+    (run.path / "status.json").write_text(content)
+    assert run.status()["state"] == "interrupted"
+
+
+def test_the_heartbeat_is_renewed_only_when_due(run, monkeypatch):
+    run.write_status("running", epoch=1)
+    written = (run.path / "status.json").stat().st_ino
+    run.beat()
+    assert (run.path / "status.json").stat().st_ino == written
+    monkeypatch.setattr(results, "HEARTBEAT_EVERY_S", 0.0)
+    run.beat()
+    assert (run.path / "status.json").stat().st_ino != written
+    assert run.status()["epoch"] == 1
+
+
+def test_a_second_process_is_told_who_holds_the_run_and_a_killed_one_holds_nothing(run):
+    code = "import sys, time; from fgbench.results import RunDirectory\n"
+    code += "with RunDirectory(sys.argv[1]).lock(): print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(FgbenchError, match=f"in use by process {holder.pid} on {run.host}"), run.lock():
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            with run.lock():
+                return
+        except FgbenchError:
+            time.sleep(0.05)
+    pytest.fail("a dead process still holds the run directory")
+
+
+def test_a_run_of_another_host_is_refused_unless_forced(run):
+    edit_status(run, host="elsewhere", pid=7)
+    with pytest.raises(FgbenchError, match=r"process 7 on elsewhere.*--force"), run.lock():
+        pass
+    with run.lock(force=True):
+        run.write_status("running")
+
+
+def test_locking_clears_what_a_killed_writer_left(run):
+    (run.path / "state.pt.123.tmp").write_text("half")
+    with run.lock():
+        assert not list(run.path.glob("*.tmp"))
+
+
+def test_writing_needs_no_torch():
+    code = "import sys, fgbench.results; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_read_only_folder_is_one_clear_line(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    Path(tmp_path).chmod(0o500)
+    with pytest.raises(ConfigError, match="cannot make"):
+        RunDirectory(tmp_path / "name").create()
