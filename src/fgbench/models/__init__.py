@@ -1,0 +1,1 @@
+"""The networks: each an ``nn.Sequential`` of stages, written in a file of its own. Imports no torch."""

@@ -1,0 +1,59 @@
+"""Option blocks of the models. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from fgbench.options import Options
+
+
+class FCOptions(Options):
+    """Options of ``fc``."""
+
+    name: str = "fc"
+    hidden: PositiveInt = 1024
+    """Units of each hidden layer."""
+    layers: NonNegativeInt = 1
+    """Hidden layers; 0 is logistic regression."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Probability with which a hidden unit is dropped."""
+
+
+class CNNOptions(Options):
+    """Options of ``cnn``."""
+
+    name: str = "cnn"
+    width: PositiveInt = 64
+    """Filters of each convolution."""
+    hidden: PositiveInt = 1024
+    """Units of the hidden linear layer."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Probability with which a unit of the hidden linear layer is dropped."""
+
+
+class DeepOptions(Options):
+    """Options that the deep convolutional models share."""
+
+    stem: Literal["small", "imagenet"] = "small"
+    """`small`: for images of about 32x32; `imagenet`: the first and last layers of torchvision's model."""
+    normalization: Literal["batch", "group", "none"] = "batch"
+    """What follows each convolution: BatchNorm, GroupNorm (at most 32 groups) or nothing."""
+    width: PositiveInt = 64
+    """Filters of the first convolution; the others keep their proportion to it."""
+
+
+class VGGOptions(DeepOptions):
+    """Options of ``vgg16``."""
+
+    name: str = "vgg16"
+    dropout: float | None = Field(None, ge=0.0, lt=1.0)
+    """Probability with which a unit of the head is dropped; null: torchvision's 0.5 with `stem: imagenet`, else 0."""
+
+
+class ResNetOptions(DeepOptions):
+    """Options of ``resnet18``."""
+
+    name: str = "resnet18"
+
+
+__all__ = ["CNNOptions", "FCOptions", "ResNetOptions", "VGGOptions"]
