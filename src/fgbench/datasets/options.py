@@ -1,0 +1,51 @@
+"""Option blocks of the datasets. Imports no torch."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from fgbench.options import Options
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class DatasetOptions(Options):
+    """Options every dataset has; a user's own dataset brings a subclass of this."""
+
+    limit: PositiveInt | None = None
+    """At most this many training images, balanced over the classes, taken before the split; all when null."""
+    test_limit: PositiveInt | None = None
+    """At most this many test images, balanced over the classes; the whole official test set when null."""
+    augment: bool = False
+    """Random crop with padding 4 and horizontal flip of the training images."""
+    validation_fraction: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """Part of the training images that is held out for validation, chosen at random from the seed."""
+
+
+class ImageFolderOptions(DatasetOptions):
+    """Options of ``imagefolder``."""
+
+    name: str = "imagefolder"
+    dir: str = Field(min_length=1)
+    """The folder that holds `train/<class>/*` and `test/<class>/*`."""
+    size: Side = 32
+    """Height and width every image is resized to."""
+    grey: bool = False
+    """One channel instead of three."""
+
+
+class SyntheticOptions(DatasetOptions):
+    """Options of ``synthetic``."""
+
+    name: str = "synthetic"
+    shape: tuple[Side, Side, Side] = (1, 28, 28)
+    """Channels, height and width."""
+    classes: int = Field(default=10, ge=1, le=100_000)
+    """How many classes, each a random pattern under noise."""
+    train: PositiveInt = 1000
+    """Number of training images."""
+    test: PositiveInt = 200
+    """Number of test images."""
+
+
+__all__ = ["DatasetOptions", "ImageFolderOptions", "SyntheticOptions"]
