@@ -73,21 +73,33 @@ class RunDirectory:
         self._last_status: dict[str, Any] = {}
         self._last_beat = 0.0
 
-    def create(self) -> "RunDirectory":
-        """Make the folder, or find it writable.
+    def check_place(self) -> None:
+        """Find that the folder is there or can be made, without making it.
 
         Raises:
             ConfigError: a file is in the way, or the place cannot be written.
         """
         for place in (self.path, *self.path.parents):
-            if place.exists() and not place.is_dir():
+            if place.is_dir():
+                if not os.access(place, os.W_OK | os.X_OK):
+                    raise ConfigError(
+                        f"cannot keep results in {self.path}: no permission to write in {place}"
+                    )
+                return
+            if place.exists():
                 raise ConfigError(f"cannot keep results in {self.path}: {place} is a file, not a folder")
+
+    def create(self) -> "RunDirectory":
+        """Make the folder.
+
+        Raises:
+            ConfigError: a file is in the way, or the place cannot be written.
+        """
+        self.check_place()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make {self.path}: {error.strerror}") from error
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise ConfigError(f"cannot write in {self.path}: permission denied")
         return self
 
     @contextmanager

@@ -1,0 +1,129 @@
+"""Run directories, read. Imports no torch."""
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fgbench.errors import ConfigError, FgbenchError
+from fgbench.results import METRICS, TEXT_COLUMNS, RunDirectory
+from fgbench.yaml_source import read_yaml
+
+logger = logging.getLogger(__name__)
+
+IDENTITY = ("name", "seed", "saving", "diagnostics", "data_dir", "results_dir")
+"""Config keys that do not change what is measured."""
+
+_FOLDER = re.compile(r"s\d+-([0-9a-f]{8})$")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run directory, read.
+
+    Attributes:
+        path: the run directory.
+        hash: which configuration it is a seed of.
+        config: the resolved config, nested.
+        env: where and with what it was made; empty where unknown.
+        status: ``state`` and what else the run said of itself; a killed run is interrupted.
+        summary: final figures; empty for an unfinished run.
+        metrics: one row per epoch, all columns of ``METRICS``; missing numbers are NaN, missing texts None.
+    """
+
+    path: Path
+    hash: str
+    config: dict[str, Any]
+    env: dict[str, Any]
+    status: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: pd.DataFrame
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.config.get("seed", 0))
+
+    @property
+    def state(self) -> str:
+        """Running, finished, diverged, interrupted or failed."""
+        return str(self.status["state"])
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs done, 0 where there is none."""
+        return int(self.metrics["epoch"].iloc[-1]) if len(self.metrics) else 0
+
+    def component(self, kind: str) -> str:
+        """Name of the run's ``dataset``, ``model`` or ``trainer``."""
+        return str(self.config[kind]["name"])
+
+    def final(self, column: str) -> float:
+        """The value at the last epoch; NaN where there is none."""
+        return float(self.metrics[column].iloc[-1]) if len(self.metrics) else float("nan")
+
+    def median(self, column: str) -> float:
+        """The median over epochs, without the first (it carries the warm-up) where there are others."""
+        return float(self.metrics[column].iloc[1 if len(self.metrics) > 1 else 0 :].median())
+
+    def peak(self, column: str) -> float:
+        """The largest value over epochs; NaN where there is none."""
+        return float(self.metrics[column].max())
+
+    def notes(self, column: str) -> list[str]:
+        """The different texts in a text column, in order of appearance."""
+        return list(dict.fromkeys(self.metrics[column].dropna()))
+
+
+def load_results(path: str | Path) -> list[RunRecord]:
+    """Every run directory at or below ``path``, in order of path; what cannot be read is named in a warning.
+
+    Raises:
+        ConfigError: no such folder, or no run in it.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ConfigError(
+            f"{root} is {'a file, not a folder' if root.exists() else 'not there'}: expected results"
+        )
+    records = [record for file in sorted(root.rglob("config.yaml")) if (record := _load_run(file.parent))]
+    if not records:
+        raise ConfigError(f"no runs in {root}: `fgbench run CONFIG --results {root}` makes one")
+    return records
+
+
+def _load_run(folder: Path) -> RunRecord | None:
+    directory = RunDirectory(folder)
+    try:
+        source = read_yaml(folder / "config.yaml")
+        source.raise_problems()
+        metrics = pd.DataFrame(directory.read_metrics(), columns=list(METRICS))
+    except FgbenchError as error:
+        logger.warning("%s; this run is left out", str(error).partition("\n")[0])
+        return None
+    config = source.data
+    named = all(
+        isinstance(config.get(kind), dict) and config[kind].get("name")
+        for kind in ("dataset", "model", "trainer")
+    )
+    if not named or not isinstance(config.get("seed", 0), int):
+        logger.warning("%s: not the config of a run; left out", folder / "config.yaml")
+        return None
+    numbers = [column for column in METRICS if column not in TEXT_COLUMNS]
+    metrics = metrics.astype(dict.fromkeys(numbers, float) | {"epoch": int})
+    match = _FOLDER.search(folder.resolve().name)
+    identity = match[1] if match else _content_hash(config)
+    return RunRecord(
+        folder, identity, config, directory.read_env(), directory.status(), directory.read_summary(), metrics
+    )
+
+
+def _content_hash(config: dict[str, Any]) -> str:
+    """For a run directory that somebody renamed."""
+    content = {key: value for key, value in config.items() if key not in IDENTITY}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,143 @@
+"""Runs grouped into series: one configuration, averaged over its seeds. Imports no torch."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from fgbench.analysis.records import IDENTITY, RunRecord
+from fgbench.registry import TRAINERS
+
+ENDED = ("finished", "diverged")
+"""States of runs that have nothing more to say."""
+
+_UNLABELLED = (*IDENTITY, "dataset.name", "dataset.dir", "model.name", "trainer.name")
+
+
+@dataclass(frozen=True)
+class Series:
+    """The runs of one configuration, one per seed, by ascending seed.
+
+    Attributes:
+        label: the trainer, and the config keys in which the series of its dataset and model differ.
+        variant: place among the series of the same trainer, dataset and model, from 0.
+        runs: at least one.
+    """
+
+    label: str
+    variant: int
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def trainer(self) -> str:
+        """Name of the trainer."""
+        return self.runs[0].component("trainer")
+
+    @cached_property
+    def averaged(self) -> tuple[RunRecord, ...]:
+        """The runs a mean is taken over: those that have ended or, while none has, all that have begun.
+
+        A diverged run has ended: a mean over the survivors alone would flatter its trainer.
+        """
+        begun = tuple(run for run in self.runs if len(run.metrics))
+        return tuple(run for run in begun if run.state in ENDED) or begun
+
+    def curve(self, column: str) -> pd.DataFrame:
+        """``column`` of the averaged runs: a row per epoch, a column per seed; NaN beyond a run's end."""
+        return pd.DataFrame({run.seed: run.metrics.set_index("epoch")[column] for run in self.averaged})
+
+
+def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Series]]:
+    """The series of every (dataset, model): by trainer in the registry's order, then by what differs.
+
+    Of two runs of one configuration and seed the finished one counts, or else the one that got furthest.
+    """
+    groups: dict[tuple[str, str], dict[str, dict[int, RunRecord]]] = {}
+    for record in records:
+        by_hash = groups.setdefault((record.component("dataset"), record.component("model")), {})
+        seeds = by_hash.setdefault(record.hash, {})
+        if record.seed not in seeds or _progress(record) > _progress(seeds[record.seed]):
+            seeds[record.seed] = record
+    return {
+        group: _labelled([tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_hash.values()])
+        for group, by_hash in sorted(groups.items())
+    }
+
+
+def _progress(record: RunRecord) -> tuple[bool, int, str]:
+    return record.state == "finished", record.last_epoch, str(record.status.get("heartbeat"))
+
+
+def _labelled(groups: list[tuple[RunRecord, ...]]) -> list[Series]:
+    """A label for every configuration: no two alike, nothing in them that all share."""
+    settings = [dict(_flatten(runs[0].config)) for runs in groups]
+    trainers = [runs[0].component("trainer") for runs in groups]
+    differing = _differing(
+        [{k: v for k, v in each.items() if not k.startswith("trainer.")} for each in settings]
+    )
+    labelled = []
+    for runs, trainer, setting in zip(groups, trainers, settings, strict=True):
+        same_trainer = [each for each, name in zip(settings, trainers, strict=True) if name == trainer]
+        keys = [key for key in _differing(same_trainer) if key.startswith("trainer.")] + differing
+        words = [word for key in keys if (word := _word(key, setting.get(key), keys))]
+        labelled.append(
+            (_order(trainer, [setting.get(key) for key in keys]), ", ".join([trainer, *words]), runs)
+        )
+    labelled.sort(key=lambda each: each[0])
+    alike = Counter(label for _, label, _ in labelled)
+    variants: Counter[str] = Counter()
+    series = []
+    for _, label, runs in labelled:
+        told = label if alike[label] == 1 else f"{label}, {_environment(runs[0])}"
+        trainer = runs[0].component("trainer")
+        series.append(Series(told, variants[trainer], runs))
+        variants[trainer] += 1
+    return series
+
+
+def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in block.items():
+        if prefix + key in _UNLABELLED:
+            continue
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _differing(settings: list[dict[str, Any]]) -> list[str]:
+    """The keys with more than one value."""
+    keys = dict.fromkeys(key for each in settings for key in each)
+    return [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
+
+
+def _word(key: str, value: Any, keys: list[str]) -> str:
+    """``tangents=4``; a switch by its name alone, and nothing for what is off."""
+    if value is None or value is False:
+        return ""
+    name = _short(key)
+    if [_short(other) for other in keys].count(name) > 1:
+        name = key
+    if value is True:
+        return name
+    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+
+
+def _short(key: str) -> str:
+    return key.removesuffix(".name").rpartition(".")[2]
+
+
+def _order(trainer: str, values: list[Any]) -> tuple[Any, ...]:
+    names = list(TRAINERS)
+    place = names.index(trainer) if trainer in names else len(names)
+    numeric = [(isinstance(v, str), v if isinstance(v, int | float) else 0.0, str(v)) for v in values]
+    return place, trainer, numeric
+
+
+def _environment(run: RunRecord) -> str:
+    """What tells apart two configurations whose configs read the same."""
+    told = [str(run.env[key]) for key in ("device_type", "device") if isinstance(run.env.get(key), str)][:1]
+    return ", ".join([*told, run.hash])

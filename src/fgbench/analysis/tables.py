@@ -1,0 +1,71 @@
+"""Plain text tables. Imports no torch."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite, isnan
+from statistics import fmean, stdev
+
+from fgbench.analysis.records import RunRecord
+from fgbench.analysis.series import Series, group_series
+
+_COLUMNS: tuple[tuple[str, str, Callable[[RunRecord], float]], ...] = (
+    ("test accuracy", ".4f", lambda run: run.final("test_accuracy")),
+    ("training loss", ".4f", lambda run: run.final("train_loss")),
+    ("time/epoch (s)", ".2f", lambda run: run.median("epoch_time_s")),
+    ("peak memory (MiB)", ".1f", lambda run: run.peak("peak_memory_mib")),
+)
+
+
+def summary_table(records: Iterable[RunRecord]) -> str:
+    """Final figures of every series, one table for each dataset and model; no newline at the end."""
+    blocks = []
+    notes = {"Mean ± standard deviation over seeds, at the last epoch; time: median of a run's epochs."}
+    for (dataset, model), series in group_series(records).items():
+        head = ["trainer", "runs", "epochs", *(name for name, _, _ in _COLUMNS)]
+        blocks.append(f"{model} on {dataset}\n" + align([head, *map(_row, series)]))
+        busy = {note for each in series for run in each.averaged for note in run.notes("timing_note")}
+        notes |= {f"* {note}" for note in busy}
+    return "\n\n".join(blocks) + "\n" + "\n".join(sorted(notes, key=lambda note: note.startswith("*")))
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text: the first column to the left, the others to the right, a line under the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(pairs)
+        )
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def describe_runs(series: Series) -> str:
+    """How many runs there are, and what became of those that did not finish: ``3 (1 diverged)``."""
+    unfinished = Counter(run.state for run in series.runs if run.state != "finished")
+    told = ", ".join(
+        state if len(series.runs) == 1 else f"{count} {state}" for state, count in unfinished.items()
+    )
+    return f"{len(series.runs)} ({told})" if told else str(len(series.runs))
+
+
+def _row(series: Series) -> list[str]:
+    runs = series.averaged
+    epochs = sorted({run.last_epoch for run in runs}) or [0]
+    cells = [_mean(runs, measure, form) for _, form, measure in _COLUMNS]
+    if any(run.notes("timing_note") for run in runs):
+        cells[2] += " *"
+    return [series.label, describe_runs(series), "-".join(map(str, epochs[:1] + epochs[1:][-1:])), *cells]
+
+
+def _mean(runs: Sequence[RunRecord], measure: Callable[[RunRecord], float], form: str) -> str:
+    """The mean over runs; a dash where nothing was measured, and no mean of those that survived alone."""
+    values = [measure(run) for run in runs]
+    if any(run.state == "diverged" and not isfinite(value) for run, value in zip(runs, values, strict=True)):
+        return "diverged"
+    values = [value for value in values if not isnan(value)]
+    if not values:
+        return "-"
+    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{fmean(values):{form}}{spread}"

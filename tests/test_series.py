@@ -1,0 +1,152 @@
+"""Reading run directories, grouping them into series, and the table of final figures."""
+
+import math
+import shutil
+
+import pytest
+
+from fake_results import make_run
+from fgbench.analysis.records import load_results
+from fgbench.analysis.series import group_series
+from fgbench.analysis.tables import summary_table
+from fgbench.errors import ConfigError
+
+
+def labels(results):
+    return [each.label for series in group_series(load_results(results)).values() for each in series]
+
+
+def only_series(results):
+    [[series]] = group_series(load_results(results)).values()
+    return series
+
+
+def test_a_series_is_one_configuration_over_its_seeds(tmp_path):
+    for seed in (2, 0, 1):
+        make_run(tmp_path, seed=seed)
+    series = only_series(tmp_path)
+    assert series.label == "backprop"
+    assert list(series.curve("test_accuracy").columns) == [0, 1, 2]
+    assert list(series.curve("test_accuracy").index) == [1, 2, 3, 4, 5]
+
+
+def test_different_settings_are_never_averaged(tmp_path):
+    for tangents in (16, 1, 4):
+        make_run(tmp_path, "forward-gradient", options={"tangents": tangents})
+    make_run(tmp_path, "backprop")
+    assert labels(tmp_path) == ["backprop", *(f"forward-gradient, tangents={k}" for k in (1, 4, 16))]
+
+
+def test_labels_tell_the_keys_that_differ_and_no_others(tmp_path):
+    make_run(tmp_path, "backprop", optimizer={"name": "sgd", "lr": 0.1}, options={"recompute": False})
+    make_run(tmp_path, "backprop", optimizer={"name": "sgd", "lr": 0.1}, options={"recompute": True})
+    make_run(tmp_path, "zeroth-order", optimizer={"name": "adam", "lr": 1e-5}, options={"tangents": 3})
+    assert labels(tmp_path) == [
+        "backprop, optimizer=sgd, lr=0.1",
+        "backprop, recompute, optimizer=sgd, lr=0.1",
+        "zeroth-order, optimizer=adam, lr=1e-05",
+    ]
+
+
+def test_labels_of_configs_that_read_the_same_still_differ(tmp_path):
+    first = make_run(tmp_path)
+    shutil.copytree(first, first.with_name("s0-00000000"))
+    assert len(set(labels(tmp_path))) == 2
+
+
+def test_keys_that_only_one_version_of_fgbench_knows_do_not_hide_a_difference(tmp_path):
+    make_run(tmp_path)
+    make_run(tmp_path, clip_gradient_norm=1.0)
+    assert labels(tmp_path) == ["backprop", "backprop, clip_gradient_norm=1"]
+
+
+def test_of_two_runs_with_one_seed_the_finished_one_counts(tmp_path):
+    make_run(tmp_path, name="again", epochs=2, planned=5, state="interrupted")
+    make_run(tmp_path, name="before", epochs=5, planned=5)
+    assert [run.path.parent.name for run in only_series(tmp_path).runs] == ["before"]
+
+
+def test_a_renamed_run_directory_is_still_of_its_series(tmp_path):
+    for seed in (0, 1):
+        run = make_run(tmp_path, seed=seed)
+        run.rename(run.with_name(f"my run {seed}"))
+    assert len(only_series(tmp_path).runs) == 2
+
+
+def test_a_mean_covers_diverged_runs_and_leaves_out_unfinished_ones(tmp_path):
+    make_run(tmp_path, seed=0, planned=10, epochs=10)
+    make_run(tmp_path, seed=1, planned=10, epochs=3, state="diverged")
+    make_run(tmp_path, seed=2, planned=10, epochs=4, state="running")
+    assert [run.seed for run in only_series(tmp_path).averaged] == [0, 1]
+
+
+def test_medians_leave_out_the_first_epoch_unless_it_is_all_there_is(tmp_path):
+    for epochs in (1, 3):
+        make_run(tmp_path / str(epochs), epochs=epochs)
+    one, three = (only_series(tmp_path / str(epochs)).runs[0] for epochs in (1, 3))
+    assert one.median("epoch_time_s") == one.metrics["epoch_time_s"][0]
+    assert three.median("epoch_time_s") == three.metrics["epoch_time_s"][1:].mean()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "a: {b", "dataset: x", "\0", "&a [*a]", "trainer: {name: backprop}\n"]
+)
+def test_foreign_and_damaged_folders_are_named_and_left_out(tmp_path, caplog, content):
+    make_run(tmp_path)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.yaml").write_text(content)
+    assert len(load_results(tmp_path)) == 1
+    assert "foreign" in caplog.text
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("lost", ["metrics.csv", "status.json", "env.json"])
+def test_a_run_with_a_lost_file_is_still_read(tmp_path, lost):
+    run = make_run(tmp_path)
+    (run / lost).unlink()
+    [record] = load_results(tmp_path)
+    assert record.last_epoch == (0 if lost == "metrics.csv" else 5)
+    assert summary_table([record])
+
+
+def test_no_runs_is_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"no runs in .*fgbench run"):
+        load_results(tmp_path)
+    with pytest.raises(ConfigError, match="is not there"):
+        load_results(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        load_results(tmp_path / "file")
+
+
+def test_the_table_shows_mean_and_spread_with_units(tmp_path):
+    for seed, accuracy in enumerate((0.70, 0.72, 0.74)):
+        make_run(tmp_path, seed=seed, cells={"test_accuracy": accuracy, "peak_memory_mib": None})
+    title, head, _, row, _ = summary_table(load_results(tmp_path)).splitlines()
+    assert title == "fc on fashion-mnist-mini"
+    assert "time/epoch (s)" in head
+    assert "peak memory (MiB)" in head
+    assert "0.7200 ± 0.0200" in row
+    assert row.split()[:3] == ["backprop", "3", "5"]
+    assert row.split()[-1] == "-"
+
+
+def test_the_table_makes_no_mean_of_the_survivors_of_a_divergence(tmp_path):
+    make_run(tmp_path, seed=0, planned=5)
+    make_run(tmp_path, seed=1, planned=5, epochs=2, state="diverged")
+    row = summary_table(load_results(tmp_path)).splitlines()[3]
+    assert "2 (1 diverged)" in row
+    assert row.split().count("diverged") == 2
+    assert "nan" not in row
+
+
+def test_the_table_flags_times_taken_on_a_busy_machine(tmp_path):
+    make_run(tmp_path, cells={"timing_note": "another process kept the GPU busy"})
+    *_, row, _, note = summary_table(load_results(tmp_path)).splitlines()
+    assert " * " in row
+    assert note == "* another process kept the GPU busy"
+
+
+def test_missing_numbers_read_as_nan(tmp_path):
+    make_run(tmp_path, cells={"grad_norm": None})
+    assert math.isnan(load_results(tmp_path)[0].final("grad_norm"))
