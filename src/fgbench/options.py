@@ -9,7 +9,9 @@ class Options(BaseModel):
     Unknown keys are errors, defaults are checked, and a built instance does not change.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     name: str
     """Which component: a name of `fgbench list`, or `package.module:Class`."""
