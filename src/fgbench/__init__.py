@@ -1,0 +1,66 @@
+"""Train networks with and without a backward pass, and measure what each way costs and gains.
+
+The names below are imported when they are first used, so ``import fgbench`` imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fgbench.config import Config, load_config
+    from fgbench.errors import ConfigError, DataError, FgbenchError
+    from fgbench.options import Options
+    from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
+    from fgbench.trainers.backprop import Backprop
+    from fgbench.trainers.base import StepStats, Trainer
+    from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
+    from fgbench.trainers.forward_gradient import ForwardGradient
+    from fgbench.trainers.guided_forward_gradient import GuidedForwardGradient
+    from fgbench.trainers.zeroth_order import ZerothOrder
+
+_MODULES = {
+    "ActivityForwardGradient": "trainers.activity_forward_gradient",
+    "Backprop": "trainers.backprop",
+    "Config": "config",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "FeedbackForwardGradient": "trainers.feedback_forward_gradient",
+    "FgbenchError": "errors",
+    "ForwardGradient": "trainers.forward_gradient",
+    "GuidedForwardGradient": "trainers.guided_forward_gradient",
+    "Options": "options",
+    "StepStats": "trainers.base",
+    "Trainer": "trainers.base",
+    "ZerothOrder": "trainers.zeroth_order",
+    "load_config": "config",
+}
+
+__all__ = [
+    "ActivityForwardGradient",
+    "Backprop",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "FeedbackForwardGradient",
+    "FgbenchError",
+    "ForwardGradient",
+    "GuidedForwardGradient",
+    "Options",
+    "StepStats",
+    "Trainer",
+    "ZerothOrder",
+    "load_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("fgbench")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'fgbench' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"fgbench.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES, "__version__"])
