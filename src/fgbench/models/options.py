@@ -47,7 +47,7 @@ class VGGOptions(DeepOptions):
 
     name: str = "vgg16"
     dropout: float | None = Field(None, ge=0.0, lt=1.0)
-    """Probability with which a unit of the head is dropped; null: torchvision's 0.5 with `stem: imagenet`, else 0."""
+    """Probability with which a unit of the head is dropped; null: 0.5 with `stem: imagenet`, else 0."""
 
 
 class ResNetOptions(DeepOptions):

@@ -1,0 +1,68 @@
+"""From a model's options to the model, ready to train."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fgbench.errors import ConfigError
+from fgbench.options import Options
+from fgbench.registry import load
+from fgbench.streams import derive_seed
+
+
+def build_model(
+    options: Options,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int,
+    device: torch.device | str,
+) -> nn.Module:
+    """Build the model that ``options.name`` names; the same seed gives the same weights for every trainer.
+
+    A builder is called as ``builder(options, image_shape, num_classes)`` and draws its weights from the
+    global generator, which is seeded for it and put back afterwards. Those of fgbench give an
+    ``nn.Sequential`` of stages; a user's own may give any module that maps (B, C, H, W) to (B, classes).
+
+    Args:
+        options: an instance of the model's options.
+        image_shape: (C, H, W).
+        num_classes: number of outputs.
+        seed: of the run; the weights come from its stream ``initial weights``.
+        device: where the model goes; its 4-dimensional parameters are laid out as channels_last.
+
+    Raises:
+        ConfigError: the builder gives something else, or the model cannot take such images.
+    """
+    builder = load("model", options.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "initial weights"))
+        try:
+            model = builder(options, image_shape, num_classes)
+            _check(model, image_shape, num_classes)
+        except RuntimeError as error:
+            shape = "x".join(map(str, image_shape))
+            text = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"model.name: {options.name} does not work on images of {shape}: {text}"
+            ) from error
+        except _WrongModelError as error:
+            raise ConfigError(f"model.name: {options.name} {error}") from error
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+class _WrongModelError(Exception):
+    """What a builder gave is not a model of such images."""
+
+
+def _check(model: Any, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Run two images through the model; gives lazy layers their shapes too."""
+    if not isinstance(model, nn.Module):
+        raise _WrongModelError(f"gave a {type(model).__name__}, expected a torch.nn.Module")
+    model.eval()
+    with torch.no_grad():
+        outputs = model(torch.zeros(2, *image_shape))
+    model.train()
+    shape = tuple(getattr(outputs, "shape", ()))
+    if shape != (2, num_classes):
+        raise _WrongModelError(f"gave outputs of shape {shape} for 2 images, expected {(2, num_classes)}")

@@ -1,0 +1,66 @@
+"""What the models are made of: stages, normalisation, shapes."""
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+MAX_GROUPS = 32
+
+
+class Stages(nn.Sequential):
+    """A sequence of stages: the places where recomputation and block-wise trainers may cut a model.
+
+    Iterating gives the stages, as with any ``nn.Sequential``. A pass runs the layers inside nested sequences
+    one after the other, because ``nn.Sequential`` inside ``nn.Sequential`` would keep a stage's input until
+    the stage ends, where a layer's input can be freed when the layer is done.
+    """
+
+    def forward(self, value: Tensor) -> Tensor:
+        """The outputs, shape (B, classes), of images of shape (B, C, H, W)."""
+        for layer in _layers(self):
+            value = layer(value)
+        return value
+
+
+def _layers(sequence: nn.Sequential) -> Iterator[nn.Module]:
+    for module in sequence:
+        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if type(module) is nn.Sequential and not hooked:
+            yield from _layers(module)
+        else:
+            yield module
+
+
+def normalize(kind: str, channels: int) -> list[nn.Module]:
+    """The layers that normalise ``channels`` feature maps: one, or none at all.
+
+    Args:
+        kind: ``batch``; ``group`` (Wu and He, 2018, arXiv 1803.08494), of 32 groups or fewer; ``none``.
+        channels: number of feature maps.
+    """
+    if kind == "batch":
+        return [nn.BatchNorm2d(channels)]
+    if kind == "group":
+        return [nn.GroupNorm(math.gcd(MAX_GROUPS, channels), channels)]
+    return []
+
+
+def output_shape(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """The shape, without the batch, of what ``module`` makes of one image; computes no values."""
+    probe = copy.deepcopy(module).to("meta").eval()
+    return tuple(probe(torch.empty(1, *image_shape, device="meta")).shape[1:])
+
+
+def initialize(model: nn.Module) -> None:
+    """Draw the weights of convolutions as torchvision does: normal, variance 2 / fan-out, biases 0.
+
+    Source: He et al. (2015), arXiv 1502.01852, eq. 14.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
