@@ -55,6 +55,20 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
+def prepare(device: torch.device, threads: int | None, *, keep: bool = True, deterministic: bool = False) -> None:
+    """Set what a process computes with, before the work starts.
+
+    ``deterministic`` asks torch for algorithms that give the same bits each time, an error where there is none; it
+    promises nothing across versions, devices or numbers of threads.
+    """
+    set_threads(threads)
+    keep_allocations(keep and device.type == "cpu")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
 def keep_allocations(enabled: bool = True) -> bool:
     """Let the C library keep large freed blocks instead of giving them back to the kernel.
 
@@ -161,27 +175,38 @@ def nvml_process_memory_mib() -> float | None:
     return sum(known) / MIB if known else None  # a container may hide its own processes
 
 
-def other_load(interval_s: float = 0.25) -> str | None:
-    """Why timings would be noisy just now: what other processes take of this machine; None when quiet."""
-    reasons = []
-    before, own_before = _busy_cpu_s(), sum(os.times()[:4])
-    if before is not None:
-        start = time.perf_counter()
-        time.sleep(interval_s)
-        elapsed = time.perf_counter() - start
-        cores = ((_busy_cpu_s() or 0.0) - before - (sum(os.times()[:4]) - own_before)) / elapsed
-        if cores > BUSY_CORES:
-            reasons.append(f"other processes keep {cores:.1f} of {os.cpu_count()} CPU cores busy")
-    nvml = _nvml() if torch.cuda.is_available() else None
-    if nvml is not None:
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-            pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-            if pids - {os.getpid()} and nvml.nvmlDeviceGetUtilizationRates(handle).gpu > 10:
-                reasons.append("another process uses the GPU")
-        except nvml.NVMLError:
-            pass
-    return "; ".join(reasons) or None
+class OtherLoad:
+    """What other processes took from this machine over a ``with`` block: why its timings may be noisy.
+
+    Attributes:
+        reason: once the block is left, what kept the machine busy beside this process; None when it was quiet.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __enter__(self) -> "OtherLoad":
+        self._before = _busy_cpu_s(), sum(os.times()[:4]), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        reasons = []
+        busy, own, start = self._before
+        now = _busy_cpu_s()
+        if busy is not None and now is not None:
+            elapsed = max(time.perf_counter() - start, 0.1)  # the kernel counts in hundredths of a second
+            cores = (now - busy - (sum(os.times()[:4]) - own)) / elapsed
+            if cores > BUSY_CORES:
+                reasons.append(f"other processes kept {cores:.1f} of {os.cpu_count()} CPU cores busy")
+        if torch.cuda.is_available() and (nvml := _nvml()) is not None:
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+                pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+                if pids - {os.getpid()}:
+                    reasons.append("another process was on the GPU")
+            except nvml.NVMLError:
+                pass
+        self.reason = "; ".join(reasons) or None
 
 
 def _busy_cpu_s() -> float | None:

@@ -183,8 +183,7 @@ def options_model(kind: str, name: str) -> type[Options]:
     if component.options.endswith(".Options"):
         model: type[Options] = import_target(component.target).Options
         return model
-    model = import_target(component.options)
-    return model
+    return import_target(component.options)
 
 
 def load(kind: str, name: str) -> Any:

@@ -1,8 +1,9 @@
 """Random streams, derived rather than stored.
 
-Every use of chance has a stream of its own, seeded from ``(seed, stream, indices)``: initial weights, split, batch
-order, augmentation, dropout, tangents. So two trainers with one seed share all but their tangents bit for bit, a
-resume in the middle of an epoch needs no generator state, and any worker can regenerate any tangent.
+Every use of chance has a stream of its own, seeded from ``(seed, stream, indices)``: initial weights, split,
+batch order, augmentation, dropout, tangents. So two trainers with one seed share all but their tangents bit
+for bit, a resume in the middle of an epoch needs no generator state, and any worker can regenerate any
+tangent.
 """
 
 import hashlib

@@ -12,8 +12,9 @@ from fgbench.trainers.passes import forward_mode_statistics, gradient_norm, samp
 class Backprop(Trainer):
     """The exact gradient of the batch's mean loss by reverse mode: the baseline.
 
-    With ``recompute=True`` a sequential model keeps only what passes between its stages and computes the rest again
-    in the backward pass (Chen et al., 2016, arXiv 1604.06174); normalisation statistics still move once.
+    With ``recompute=True`` a sequential model keeps only what passes between its stages and computes the rest
+    again in the backward pass (Chen et al., 2016, arXiv 1604.06174); normalisation statistics still move
+    once.
 
     Bias: none. Variance: none, given the batch. Cost: about 3 forward passes, 4 with ``recompute``.
 
@@ -30,7 +31,12 @@ class Backprop(Trainer):
     Options = BackpropOptions
 
     def compute_gradients(
-        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
     ) -> StepStats:
         """Fill ``param.grad`` with the exact gradient; see :meth:`Trainer.compute_gradients`."""
         with torch.enable_grad():

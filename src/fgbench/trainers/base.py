@@ -33,12 +33,13 @@ class StepStats:
 class Trainer:
     """A rule that fills ``param.grad`` for one batch; subclasses implement ``compute_gradients``.
 
-    A trainer never calls the optimizer, never owns the loop, never reseeds a global generator and never waits for
-    the device, so optimizers, clipping and schedules work with all of them, and ``trainer.compute_gradients(...)``
-    stands where ``loss.backward()`` stood.
+    A trainer never calls the optimizer, never owns the loop, never reseeds a global generator and never waits
+    for the device, so optimizers, clipping and schedules work with all of them, and
+    ``trainer.compute_gradients(...)`` stands where ``loss.backward()`` stood.
 
-    It may also define ``sgd_step(model, loss_fn, inputs, labels, generator, lr) -> StepStats``, which does a plain
-    SGD step without forming a dense gradient; ``lr`` is a float. The loop prefers it where the optimizer allows.
+    It may also define ``sgd_step(model, loss_fn, inputs, labels, generator, lr) -> StepStats``, which does a
+    plain SGD step without forming a dense gradient; ``lr`` is a float. The loop prefers it where the
+    optimizer allows.
 
     Args:
         options: the options model, as a config gives it.
@@ -66,7 +67,12 @@ class Trainer:
         """
 
     def compute_gradients(
-        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
     ) -> StepStats:
         """Fill ``param.grad`` of every parameter that requires one, overwriting what was there.
 
@@ -87,7 +93,7 @@ class Trainer:
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit, as tensors and plain values; empty for stateless trainers."""
+        """Everything needed to go on bit for bit, as tensors and plain values; empty without state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

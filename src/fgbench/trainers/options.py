@@ -19,7 +19,7 @@ class ForwardOptions(Options):
     """Options every forward trainer has."""
 
     exact_output: bool = False
-    """Give the last linear layer its gradient in closed form from the loss, without a chain through the network."""
+    """Give the last linear layer its gradient in closed form from the loss: no chain through the network."""
 
 
 class TangentOptions(ForwardOptions):
@@ -36,7 +36,7 @@ class ForwardGradientOptions(TangentOptions):
 
     name: str = "forward-gradient"
     structure: Literal["full", "rank1"] = "full"
-    """`rank1`: per layer an outer product of +-1 vectors (needs `guess: rademacher`): same variance, far cheaper."""
+    """`rank1`: outer products of +-1 vectors (needs `guess: rademacher`): same variance, far cheaper."""
     chunk: PositiveInt | None = None
     """How many tangents one vectorised pass takes at most; bounds memory."""
     combine: Literal["mean", "projection"] = "mean"
@@ -46,12 +46,14 @@ class ForwardGradientOptions(TangentOptions):
     clip_derivative: PositiveFloat | None = None
     """Largest magnitude of a directional derivative; larger ones are cut to it (biased)."""
     parallel: Literal["data", "tangents"] = "data"
-    """Under torchrun: `data` splits the batch, `tangents` gives each worker its own tangents on the whole batch."""
+    """Under torchrun: `data` splits the batch; `tangents` splits the tangents, each worker its own."""
 
     @model_validator(mode="after")
     def _check(self) -> "ForwardGradientOptions":
         if self.structure == "rank1" and self.guess != "rademacher":
-            raise ValueError("structure: rank1 needs guess: rademacher (other guesses lose variance when rank-one)")
+            raise ValueError(
+                "structure: rank1 needs guess: rademacher (other guesses lose variance when rank-one)"
+            )
         if self.rescale and self.combine != "projection":
             raise ValueError("rescale: true needs combine: projection")
         return self
@@ -108,7 +110,7 @@ class ZerothOrderOptions(TangentOptions):
     epsilon: PositiveFloat = 1e-3
     """Half the distance between the two points of the central difference."""
     parallel: Literal["data", "tangents"] = "data"
-    """Under torchrun: `data` splits the batch, `tangents` gives each worker its own tangents on the whole batch."""
+    """Under torchrun: `data` splits the batch; `tangents` splits the tangents, each worker its own."""
 
 
 __all__ = [

@@ -27,7 +27,7 @@ def sample_losses(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Ten
     if losses.shape != labels.shape[:1]:
         raise ConfigError(
             f"loss_fn returned shape {tuple(losses.shape)}, expected one loss per sample, shape "
-            f"({labels.shape[0]},): give it reduction=\"none\""
+            f'({labels.shape[0]},): give it reduction="none"'
         )
     return losses
 
@@ -35,7 +35,7 @@ def sample_losses(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Ten
 def mean_loss(
     model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
 ) -> Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]:
-    """The batch's mean loss as a function of the parameters: ``params -> (loss, outputs)``, for ``torch.func``."""
+    """The batch's mean loss as a function of the parameters, ``params -> (loss, outputs)``."""
 
     def function(params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         outputs = functional_call(model, params, (inputs,))
@@ -51,11 +51,12 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
 
 @contextmanager
 def forward_mode_statistics(model: nn.Module, *, update: bool = True) -> Iterator[None]:
-    """Let BatchNorm run under ``torch.func``, its running statistics moved once or (``update=False``) not at all.
+    """Let BatchNorm run under ``torch.func``, its statistics moved once or (``update=False``) not at all.
 
-    Under ``torch.func.jvp`` BatchNorm fails only at ``num_batches_tracked += 1``, which would change a captured
-    tensor: the counter is hidden for the pass and advanced afterwards. With ``update=False`` the momentum is 0 for
-    the pass, so a second pass over the same batch leaves the statistics as the first one left them.
+    Under ``torch.func.jvp`` BatchNorm fails only at ``num_batches_tracked += 1``, which would change a
+    captured tensor: the counter is hidden for the pass and advanced afterwards. With ``update=False`` the
+    momentum is 0 for the pass, so a second pass over the same batch leaves the statistics as the first one
+    left them.
     """
     norms = [
         module
@@ -82,8 +83,8 @@ def forward_mode_statistics(model: nn.Module, *, update: bool = True) -> Iterato
 class DropoutReplay:
     """Gives several passes over one batch the same dropout masks.
 
-    ``with replay:`` around each pass; every pass after the first starts from the generator state of the first. Does
-    nothing for a model without active dropout.
+    ``with replay:`` around each pass; every pass after the first starts from the generator state of the
+    first. Does nothing for a model without active dropout.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
