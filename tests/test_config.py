@@ -17,7 +17,7 @@ from fgbench.yaml_source import MAX_BYTES, Source
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MINIMAL = "dataset: mnist\nmodel: fc\ntrainer: forward-gradient\n"
-quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def test_overrides_equal_editing_the_file(tmp_path, choices):
     assert load_config(path, [f"{key}={json.dumps(value)}" for key, value in choices.items()]) == edited
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_file_does_worse_than_an_error(tmp_path, data):
     valid = (

@@ -1,0 +1,6 @@
+"""``python -m fgbench``: the same as the command ``fgbench``."""
+
+from fgbench.cli import main
+
+if __name__ == "__main__":
+    main()
