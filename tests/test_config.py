@@ -147,6 +147,7 @@ def test_a_mistake_does_not_cause_reports_of_what_would_be_right_without_it(writ
             "a.yaml:4: name: the tag .* is not allowed",
         ),
         (MINIMAL + "name: !!binary aGk=\n", "a.yaml:4: name: the tag"),
+        (MINIMAL + "optimizer: {betas: [0.5, 0.9, !x 1]}", "a.yaml:4: optimizer.betas.2: the tag '?!x"),
         (MINIMAL + "? [a]\n: 1\n", "a.yaml:4: a key must be a word"),
         ("---\na: 1\n---\nb: 2\n", "a.yaml:3: not valid YAML"),
         ("[" * 3000, "a.yaml: nested too deeply"),

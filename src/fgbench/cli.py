@@ -77,19 +77,17 @@ def run(
 
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds do not go together")
-    flags = {"seed": seed, "epochs": epochs, "device": device, "results_dir": results and str(results)}
-    options = {"results_dir": "--results"}
-    said = [
-        Override(key, value, options.get(key, f"--{key}"))
-        for key, value in flags.items()
-        if value is not None
+    flags = [
+        Override("seed", seed, "--seed"),
+        Override("epochs", epochs, "--epochs"),
+        Override("device", device, "--device"),
+        Override("results_dir", results and str(results), "--results"),
     ]
+    said = [flag for flag in flags if flag.value is not None]
     variants = (
-        [said]
-        if seeds is None
-        else [[*said, Override("seed", each, "--seeds")] for each in parse_seeds(seeds)]
+        [[Override("seed", each, "--seeds")] for each in parse_seeds(seeds)] if seeds is not None else [[]]
     )
-    loaded = load_all(configs, override, variants)
+    loaded = load_all(configs, override, [[*said, *variant] for variant in variants])
     from fgbench.runner import run_configs  # imports torch, so only when the configs are right
 
     code = run_configs(

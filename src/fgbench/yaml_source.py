@@ -210,7 +210,8 @@ def _build(node: yaml.Node, location: Location, source: Source, place: Place) ->
         ]
         return {key: value for key, value in items if value is not _UNUSABLE}
     if node.tag == _TAG + "seq" and isinstance(node, yaml.SequenceNode):
-        return [_build(child, (*location, index), source, place) for index, child in enumerate(node.value)]
+        values = [_build(child, (*location, index), source, place) for index, child in enumerate(node.value)]
+        return [value for value in values if value is not _UNUSABLE]
     if not isinstance(node, yaml.ScalarNode):
         source.add_problem(location, f"the tag {show_key(node.tag)} is not allowed")
         return _UNUSABLE

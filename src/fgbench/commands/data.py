@@ -6,9 +6,7 @@ import typer
 
 from fgbench.commands.common import SETTINGS, DataDir
 
-data_app = typer.Typer(
-    help="Show which datasets are found where, and fetch them.", **(SETTINGS | {"no_args_is_help": False})
-)
+data_app = typer.Typer(**(SETTINGS | {"no_args_is_help": False}))
 
 
 @data_app.callback(invoke_without_command=True)
