@@ -114,7 +114,7 @@ TRAINERS = {
         "random perturbation of every layer's activations, one derivative per sample",
         "Ren et al. (2023), arXiv 2210.03310",
         bias="none",
-        cost="1 + K, and the weight-gradient products",
+        cost="2K, and the weight-gradient products",
     ),
     "guided-forward-gradient": Component(
         "fgbench.trainers.guided_forward_gradient:GuidedForwardGradient",
@@ -130,7 +130,7 @@ TRAINERS = {
         "a direct-feedback-alignment direction whose feedback matrices learn from directional derivatives",
         "Bacho and Chu (2024), arXiv 2212.07282",
         bias="biased: the direction follows the feedback matrices",
-        cost="about 3",
+        cost="2, and the weight-gradient products; projection: 4",
     ),
     "zeroth-order": Component(
         "fgbench.trainers.zeroth_order:ZerothOrder",

@@ -49,7 +49,7 @@ class Trainer:
     Options: ClassVar[type[Options]]
 
     def __init__(self, options: Any = None, **changes: Any) -> None:
-        self.options = self.Options(**changes) if options is None else options
+        self.options: Any = self.Options(**changes) if options is None else options
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Build what depends on the model (auxiliary networks, feedback matrices); nothing by default.

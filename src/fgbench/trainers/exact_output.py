@@ -1,8 +1,8 @@
 """The output layer's gradient in closed form from the loss, for trainers without a chain through the network.
 
-The gradient of the loss with respect to the outputs, times the output layer's input: no other layer is involved,
-so no error travels back through the network. Fournier et al. (2023, arXiv 2306.06968) give their last block its
-true gradient in the same spirit.
+The gradient of the loss with respect to the outputs, times the output layer's input: no other layer is
+involved, so no error travels back through the network. Fournier et al. (2023, arXiv 2306.06968) give
+their last block its true gradient in the same spirit.
 """
 
 from types import TracebackType
@@ -19,8 +19,8 @@ from fgbench.trainers.passes import sample_losses
 def loss_gradient(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Tensor:
     """Gradient of every sample's loss with respect to its outputs, shape (B, classes), by forward mode.
 
-    One pass of the loss alone over the batch repeated once per class, each copy with its own unit tangent: needs
-    no backward engine, and a ``loss_fn`` under which samples do not interact.
+    One pass of the loss alone over the batch repeated once per class, each copy with its own unit
+    tangent: needs no backward engine, and a ``loss_fn`` under which samples do not interact.
     """
     outputs = outputs.detach()
     samples, classes = outputs.shape
@@ -37,8 +37,9 @@ def loss_gradient(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Ten
 class OutputLayer:
     """The model's last ``nn.Linear``, whose output is the model's; a context that captures its input.
 
-    Inside the context every forward pass leaves the layer's input in ``input``. Under ``torch.func.jvp`` read it
-    within the differentiated function and return it as an auxiliary output: outside it would be a dead wrapper.
+    Inside the context every forward pass leaves the layer's input in ``input``. Under ``torch.func.jvp``
+    read it within the differentiated function and return it as an auxiliary output: outside it would be a
+    dead wrapper.
 
     Attributes:
         layer: the layer.

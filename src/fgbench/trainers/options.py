@@ -97,10 +97,10 @@ class FeedbackForwardGradientOptions(ForwardOptions):
     """Options of ``feedback-forward-gradient``."""
 
     name: str = "feedback-forward-gradient"
-    feedback_lr: PositiveFloat = 0.1
-    """Step size of the feedback matrices."""
-    feedback_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """Momentum with which the feedback matrices average directional derivatives."""
+    feedback_momentum: float = Field(default=0.99, ge=0.0, lt=1.0)
+    """Momentum with which the feedback matrices average the directional derivatives of the outputs."""
+    combine: Literal["direction", "projection"] = "direction"
+    """`direction`: the feedback direction as it is; `projection`: the gradient projected on it, by a second pass."""
 
 
 class ZerothOrderOptions(TangentOptions):

@@ -1,0 +1,125 @@
+"""Forward gradients in the space of activations: each layer's output is perturbed, sample by sample."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fgbench.errors import ConfigError
+from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.options import ActivityForwardGradientOptions
+from fgbench.trainers.passes import DropoutReplay, gradient_norm
+from fgbench.trainers.tangents import sample_tangents
+
+
+class ActivityForwardGradient(Trainer):
+    """Perturb the output of every linear and convolution layer, independently for every sample.
+
+    One forward-mode pass gives d_i, the directional derivative of sample i's own loss. With u_i the
+    perturbation of a layer's output, d_i u_i estimates the gradient there, and its product with the
+    layer's input x_i the weight gradient: mean over i of d_i u_i x_i^T. No graph is kept and nothing
+    travels backwards. Where a ReLU takes the output directly, entries it switches off have no
+    gradient: ``mask`` leaves them out, which keeps the mean and takes away noise.
+
+    Parameters of other layers (a normalisation's scale and shift) get one tangent v for the whole
+    batch in the same pass, and the gradient mean_i(d_i) v. ``exact_output`` leaves the output layer
+    unperturbed, so its share of the noise goes too.
+
+    Bias: none. Total variance of a linear layer's weight gradient with Rademacher perturbations:
+    sum_i |x_i|^2 (A_i sum_m |delta_mi|^2 - |delta_i|^2) / K, with A_i the entries left in, delta_mi the
+    gradient at the output of layer m for sample i, delta_i at the layer itself. Cost: 2 K forward passes
+    and the weight gradients' products; memory is not below backprop's, as inputs and perturbations are kept.
+
+    Source: Ren, Kornblith, Liao and Hinton (2023), "Scaling Forward Gradient With Local Losses",
+    section 3, arXiv 2210.03310; without its local losses and architecture.
+
+    Example:
+        >>> model, inputs, labels = nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> loss_fn = nn.CrossEntropyLoss(reduction="none")
+        >>> trainer = ActivityForwardGradient(tangents=2)
+        >>> stats = trainer.compute_gradients(model, loss_fn, inputs, labels, torch.Generator())
+        >>> stats.directional_derivatives.shape
+        torch.Size([2, 4])
+    """
+
+    Options = ActivityForwardGradientOptions
+
+    def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
+        """Only looks whether this trainer can train the model; see :meth:`Trainer.set_up`."""
+        require_independent_samples(model, self.options.name)
+        if self.options.exact_output:
+            OutputLayer(model)
+
+    @torch.no_grad()
+    def compute_gradients(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> StepStats:
+        """Fill ``param.grad`` with the estimate; see :meth:`Trainer.compute_gradients`.
+
+        Raises:
+            ConfigError: BatchNorm in training mode, or a layer that folds other dimensions into the batch.
+        """
+        require_independent_samples(model, self.options.name)
+        options = self.options
+        output_layer = OutputLayer(model) if options.exact_output else None
+        layers, others = layer_parameters(model, output_layer.names if output_layer else ())
+        gradients = {id(p): torch.zeros_like(p) for p in model.parameters() if p.requires_grad}
+        params = dict(model.named_parameters())
+        replay = DropoutReplay(model, inputs.device)
+        deltas: dict[int, Tensor] = {}
+        derivatives = []
+
+        def perturb(index: int, output: Tensor) -> Tensor:
+            return sample_tangents({"output": output}, options.guess, generator)["output"]
+
+        with output_layer or nullcontext():
+            for _ in range(options.tangents):
+                tangents = sample_tangents(others, options.guess, generator) if others else {}
+                with replay:
+                    result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
+                derivatives.append(result.derivatives)
+                shares = result.derivatives / (options.tangents * len(inputs))
+                for index, call in enumerate(result.calls):
+                    delta = per_sample(shares, call.perturbation)
+                    delta = call.reached(delta) if options.mask else delta
+                    deltas[index] = deltas[index] + delta if index in deltas else delta
+                for name, tangent in tangents.items():
+                    gradients[id(params[name])] += shares.sum() * tangent
+        for index, call in enumerate(result.calls):
+            for param, gradient in call.gradients(deltas[index]):
+                if id(param) in layers:
+                    gradients[id(param)] += gradient
+        if output_layer:
+            for name, gradient in output_layer.gradients(loss_fn, result.outputs, labels).items():
+                gradients[id(params[name])] = gradient
+        for param in params.values():
+            param.grad = gradients.get(id(param))
+        norm = gradient_norm(gradients.values())
+        return StepStats(result.losses.mean(), result.outputs, torch.stack(derivatives), norm)
+
+
+def per_sample(numbers: Tensor, values: Tensor) -> Tensor:
+    """Every sample's values, shape (B, ...), times its own number, shape (B,)."""
+    return numbers.to(values.dtype).view(-1, *[1] * (values.dim() - 1)) * values
+
+
+def require_independent_samples(model: nn.Module, trainer: str) -> None:
+    """Refuse a model whose samples interact, for a trainer that uses per-sample directional derivatives.
+
+    Raises:
+        ConfigError: a BatchNorm layer uses the statistics of the batch.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ConfigError(
+                f"trainer {trainer} takes one derivative per sample, which would be biased by BatchNorm "
+                f"({name!r}) in training mode, since samples interact in it: set model.normalization: group"
+            )

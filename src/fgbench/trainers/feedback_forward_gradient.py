@@ -1,0 +1,172 @@
+"""Direct feedback alignment whose feedback matrices learn from forward-mode derivatives."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.errors import ConfigError
+from fgbench.trainers.activity_pass import PassResult, layer_parameters, perturbed_pass
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.exact_output import OutputLayer, loss_gradient
+from fgbench.trainers.options import FeedbackForwardGradientOptions
+from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm
+from fgbench.trainers.tangents import sample_tangents
+
+
+class FeedbackForwardGradient(Trainer):
+    """Send the output error e_i straight to every layer through a matrix F: delta_i = F^T e_i.
+
+    The matrices are running averages of the network's Jacobians: one forward-mode pass perturbs every
+    linear and convolution layer's output by independent +-1 entries u_i and gives the outputs'
+    directional derivatives y_i, so y_i u_i^T estimates the Jacobian of the outputs with respect to that
+    layer's output. Per step F <- F + (1 - momentum) mean_i[(y_i u_i^T - F) masked], the mask being the
+    derivative of a ReLU that takes the layer's output directly; delta_i is masked likewise and gives the
+    weight gradient mean_i delta_i x_i^T. The output layer always has its exact gradient.
+    Parameters of other layers get d v, with v a tangent of theirs in the same pass.
+
+    ``combine: projection`` takes the direction as a guess only: a second pass measures the directional
+    derivative d along it, and the gradient is (d / |v|^2) v in the space of activations, so that a wrong
+    guess is scaled down or turned round.
+
+    Bias: biased; exact only where F is the Jacobian. Variance: that of the running averages. Cost: 2 forward
+    passes (4 with ``projection``) and the products; memory: a matrix of (classes x outputs) per layer.
+
+    Source: Bacho and Chu (2024), "Low-variance Forward Gradients using Direct Feedback Alignment and
+    momentum", arXiv 2212.07282, and their code (github.com/Florian-BACHO/FDFA). Differences: they perturb
+    after the activation function, by normal entries; here it is before a ReLU and only where it passes,
+    by +-1. Their code moves F by Adam on the same error; here it is the plain moving average. They
+    differentiate locally through normalisation; here it is a layer of its own kind (see above).
+
+    Example:
+        >>> model, inputs, labels = nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> loss_fn = nn.CrossEntropyLoss(reduction="none")
+        >>> trainer = FeedbackForwardGradient()
+        >>> stats = trainer.compute_gradients(model, loss_fn, inputs, labels, torch.Generator())
+        >>> model.weight.grad.shape
+        torch.Size([2, 3])
+    """
+
+    Options = FeedbackForwardGradientOptions
+
+    def __init__(self, options: Any = None, **changes: Any) -> None:
+        super().__init__(options, **changes)
+        self.feedback: list[Tensor] = []
+
+    def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
+        """Feedback matrices of zeros (as the authors' code has them), shape (classes, outputs of the layer).
+
+        Raises:
+            ConfigError: the model's last layer is no ``nn.Linear``.
+        """
+        layers, _ = layer_parameters(model, OutputLayer(model).names)
+        devices = [inputs.device] if inputs.device.type == "cuda" else []
+        labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+
+        def loss_fn(outputs: Tensor, labels: Tensor) -> Tensor:
+            return outputs.sum(1)
+
+        def perturb(index: int, output: Tensor) -> Tensor:
+            return torch.zeros_like(output)
+
+        with torch.random.fork_rng(devices), forward_mode_statistics(model, update=False):
+            result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, {})
+        self._zeros(result)
+
+    @torch.no_grad()
+    def compute_gradients(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> StepStats:
+        """Fill ``param.grad`` and move the feedback matrices; see :meth:`Trainer.compute_gradients`.
+
+        Raises:
+            ConfigError: the model is not the one of ``set_up``, or its last layer is no ``nn.Linear``.
+        """
+        output_layer = OutputLayer(model)
+        layers, others = layer_parameters(model, output_layer.names)
+        params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        gradients = {id(param): torch.zeros_like(param) for param in params.values()}
+        tangents = sample_tangents(others, "rademacher", generator) if others else {}
+        replay = DropoutReplay(model, inputs.device)
+
+        def perturb(index: int, output: Tensor) -> Tensor:
+            return sample_tangents({"output": output}, "rademacher", generator)["output"]
+
+        with output_layer, replay:
+            result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
+        if not self.feedback:
+            self._zeros(result)
+        if [row.shape[1] for row in self.feedback] != [
+            to_rows(call.perturbation).shape[1] for call in result.calls
+        ]:
+            raise ConfigError(
+                "feedback-forward-gradient: the feedback matrices were set up for another model"
+            )
+        closed = output_layer.gradients(loss_fn, result.outputs, labels)
+        error = loss_gradient(loss_fn, result.outputs, labels) / len(inputs)
+        deltas = [
+            call.reached(from_rows(error @ matrix, call.perturbation))
+            for matrix, call in zip(self.feedback, result.calls, strict=True)
+        ]
+        self._learn(result)
+        derivatives = result.derivatives
+        scale: Tensor | float = 1.0
+        if self.options.combine == "projection":
+            with replay, forward_mode_statistics(model, update=False):
+                along = perturbed_pass(
+                    model, loss_fn, inputs, labels, layers, lambda index, output: deltas[index], {}
+                )
+            derivatives = along.derivatives.mean()[None]
+            squares = sum((delta.square().sum() for delta in deltas), start=error.new_zeros(()))
+            scale = derivatives / squares.clamp_min(torch.finfo(squares.dtype).tiny)
+        for call, delta in zip(result.calls, deltas, strict=True):
+            for param, gradient in call.gradients(delta * scale):
+                if id(param) in layers:
+                    gradients[id(param)] += gradient
+        for name, tangent in tangents.items():
+            gradients[id(params[name])] = result.derivatives.mean() * tangent
+        for name, gradient in closed.items():
+            gradients[id(params[name])] = gradient
+        for param in params.values():
+            param.grad = gradients[id(param)]
+        return StepStats(result.losses.mean(), result.outputs, derivatives, gradient_norm(gradients.values()))
+
+    def _zeros(self, result: PassResult) -> None:
+        self.feedback = [
+            result.outputs.new_zeros(result.outputs.shape[1], call.perturbation[0].numel())
+            for call in result.calls
+        ]
+
+    def _learn(self, result: PassResult) -> None:
+        """Move every matrix towards this batch's estimate of the Jacobian, where its units are active."""
+        samples = len(result.outputs)
+        for matrix, call in zip(self.feedback, result.calls, strict=True):
+            active = to_rows(call.reached(torch.ones_like(call.perturbation))).mean(0)
+            estimate = result.output_tangents.T @ to_rows(call.reached(call.perturbation)) / samples
+            matrix += (1 - self.options.feedback_momentum) * (estimate - matrix * active)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The feedback matrices, in the order their layers run."""
+        return {"feedback": list(self.feedback)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over feedback matrices."""
+        devices = [matrix.device for matrix in self.feedback] or [each.device for each in state["feedback"]]
+        self.feedback = [
+            matrix.to(device, copy=True) for matrix, device in zip(state["feedback"], devices, strict=True)
+        ]
+
+
+def to_rows(values: Tensor) -> Tensor:
+    """Shape (B, C, ...) as (B, entries), channels last: a view of a channels_last tensor."""
+    return values.movedim(1, -1).flatten(1)
+
+
+def from_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of ``to_rows``, with the shape and dtype of ``like``."""
+    return rows.view(like.movedim(1, -1).shape).movedim(-1, 1).to(like.dtype)

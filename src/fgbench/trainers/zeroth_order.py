@@ -1,0 +1,180 @@
+"""Central differences of the loss along random directions: no derivative rule of any kind is used."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from fgbench.streams import derive_generator
+from fgbench.trainers.activity_pass import INERT
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.options import ZerothOrderOptions
+from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm, sample_losses
+from fgbench.trainers.tangents import sample_tangents
+
+
+class ZerothOrder(Trainer):
+    """Two forward passes at theta + epsilon v and theta - epsilon v give d; the gradient is d v.
+
+    Neither v nor the shifted parameters are ever there for the whole model: a layer's share of v is
+    drawn again from its seed where it is used, and the parameters themselves are never shifted in
+    place (shifting them there and back leaves rounding behind). ``sgd_step`` forms no gradient either.
+
+    Bias: O(epsilon^2). Variance: that of ``forward-gradient`` with the same guess, (P+1)|g|^2 / K for
+    ``normal`` and (P-1)|g|^2 / K otherwise, up to O(epsilon^2). Cost: 2 K forward passes, and drawing v
+    three times. Running statistics move once, at theta + epsilon v_1; loss and outputs are the mean of
+    the last two passes. Both are off by no more than O(epsilon) and O(epsilon^2).
+
+    Source: Malladi et al. (2023), "Fine-Tuning Language Models with Just Forward Passes", algorithm 1,
+    arXiv 2305.17333, which shifts parameters in place; Spall (1992) for the estimate itself.
+
+    Example:
+        >>> model, inputs, labels = nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> loss_fn = nn.CrossEntropyLoss(reduction="none")
+        >>> stats = ZerothOrder().compute_gradients(model, loss_fn, inputs, labels, torch.Generator())
+        >>> model.weight.grad.shape
+        torch.Size([2, 3])
+    """
+
+    Options = ZerothOrderOptions
+
+    def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
+        """Only looks whether this trainer can train the model; see :meth:`Trainer.set_up`."""
+        if self.options.exact_output:
+            OutputLayer(model)
+
+    @torch.no_grad()
+    def compute_gradients(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> StepStats:
+        """Fill ``param.grad`` with the estimate; see :meth:`Trainer.compute_gradients`."""
+
+        def keep(param: Tensor, gradient: Tensor) -> None:
+            param.grad = gradient
+
+        return self._step(model, loss_fn, inputs, labels, generator, keep)
+
+    @torch.no_grad()
+    def sgd_step(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        lr: float,
+    ) -> StepStats:
+        """A plain SGD step of size ``lr``, one parameter at a time; no gradient is kept."""
+
+        def descend(param: Tensor, gradient: Tensor) -> None:
+            param.sub_(gradient, alpha=lr)
+
+        return self._step(model, loss_fn, inputs, labels, generator, descend)
+
+    def _step(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        use: Callable[[Tensor, Tensor], None],
+    ) -> StepStats:
+        """Evaluate, then hand ``use`` one parameter at a time with its gradient."""
+        options = self.options
+        output_layer = OutputLayer(model) if options.exact_output else None
+        exact = output_layer.names if output_layer else set()
+        params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        moved = [param for name, param in params.items() if name not in exact]
+        replay = DropoutReplay(model, inputs.device)
+        directions, derivatives = [], []
+        with output_layer or nullcontext():
+            for k in range(options.tangents):
+                direction = SeededDirection(moved, options.guess, generator)
+                losses, outputs, features = [], [], []
+                for sign in (1.0, -1.0):
+                    first = k == 0 and sign > 0
+                    shift = ShiftedParameters(direction, sign * options.epsilon)
+                    with replay, forward_mode_statistics(model, update=first), shift:
+                        outputs.append(model(inputs))
+                    losses.append(sample_losses(loss_fn, outputs[-1], labels).double().mean())
+                    features += [output_layer.input] if output_layer else []
+                directions.append(direction)
+                derivatives.append((losses[0] - losses[1]) / (2 * options.epsilon))
+        centre = (outputs[0] + outputs[1]) / 2
+        loss = ((losses[0] + losses[1]) / 2).to(outputs[0].dtype)
+        closed = {}
+        if output_layer:
+            closed = output_layer.gradients(loss_fn, centre, labels, (features[0] + features[1]) / 2)
+        norms = []
+        for name, param in params.items():
+            if name in closed:
+                gradient = closed[name]
+            else:
+                gradient = torch.zeros_like(param)
+                for derivative, direction in zip(derivatives, directions, strict=True):
+                    gradient += (derivative / options.tangents).to(param.dtype) * direction.of(param)
+            norms.append(gradient_norm([gradient]))
+            use(param, gradient)
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        return StepStats(loss, centre, torch.stack(derivatives).to(loss.dtype), norm)
+
+
+class SeededDirection:
+    """A tangent for all parameters of which only seeds are kept.
+
+    The seed comes from the generator's state (which then moves on), read on the host: the device is not
+    waited for.
+    """
+
+    def __init__(self, params: list[nn.Parameter], guess: str, generator: torch.Generator) -> None:
+        state = generator.get_state().numpy().tobytes()
+        self.seed = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big") >> 1
+        torch.empty(1, device=generator.device).random_(generator=generator)
+        self.guess = "normal" if guess == "sphere" else guess
+        self.index = {id(param): index for index, param in enumerate(params)}
+        self.scale: Tensor | float = 1.0
+        if guess == "sphere":
+            entries = sum(param.numel() for param in params)
+            self.scale = math.sqrt(entries) / gradient_norm(self.of(param) for param in params)
+
+    def of(self, param: Tensor) -> Tensor:
+        """The parameter's share of the tangent, drawn again."""
+        generator = derive_generator(param.device, self.seed, "tangent", self.index[id(param)])
+        share = sample_tangents({"param": param}, self.guess, generator)["param"]
+        return share if isinstance(self.scale, float) else share * self.scale.to(share.dtype)
+
+
+class ShiftedParameters(TorchFunctionMode):
+    """Within, every function that takes a parameter gets it shifted along the direction."""
+
+    def __init__(self, direction: SeededDirection, step: float) -> None:
+        super().__init__()
+        self.direction = direction
+        self.step = step
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call ``func`` with shifted parameters; attributes are left alone."""
+        if func.__name__ in INERT:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map(self._shifted, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _shifted(self, value: Any) -> Any:
+        if id(value) not in self.direction.index:
+            return value
+        return torch.add(value, self.direction.of(value), alpha=self.step)
