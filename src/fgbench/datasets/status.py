@@ -1,0 +1,75 @@
+"""What ``fgbench data`` shows: which datasets are found where, and fetching the others. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fgbench.datasets.search import DataSearch
+from fgbench.datasets.sources import SOURCES
+from fgbench.errors import ConfigError, DataError
+from fgbench.registry import DATASETS, find
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """One row.
+
+    Attributes:
+        name: as in a config.
+        summary: what it is and how large.
+        found: where its files are; empty where they are not.
+        size_mib: what the files take on the disk; None where there are none.
+        licence: of the images.
+        origin: where ``fetch`` gets it from; empty where there is nothing to fetch.
+    """
+
+    name: str
+    summary: str
+    found: str
+    size_mib: float | None
+    licence: str
+    origin: str
+
+
+def data_status(search: DataSearch) -> list[DatasetStatus]:
+    """One row per dataset, in the order of ``fgbench list datasets``; only looks, reads no images."""
+    return [_status(name, search) for name in DATASETS]
+
+
+def fetch(name: str, search: DataSearch) -> Path:
+    """Where a dataset's files are, downloaded if they are found nowhere.
+
+    Raises:
+        ConfigError: there is no such dataset, or it is not one that is downloaded.
+        DataError: it cannot be downloaded.
+    """
+    find("dataset", name)
+    if name not in SOURCES:
+        raise ConfigError(f"{name} is not downloaded; those that are: {', '.join(SOURCES)}")
+    return SOURCES[name].obtain(search)
+
+
+def _status(name: str, search: DataSearch) -> DatasetStatus:
+    summary = DATASETS[name].summary
+    if name in SOURCES:
+        source = SOURCES[name]
+        path = source.find(search)
+        return DatasetStatus(name, summary, str(path or ""), _size_mib(path), source.licence, source.origin)
+    if name == "fashion-mnist-mini":
+        folder = Path(__file__).parent / "fashion_mnist_mini"
+        return DatasetStatus(name, summary, "shipped with fgbench", _size_mib(folder), "MIT", "")
+    found = "dataset.dir of a config" if name == "imagefolder" else "made up when asked for"
+    return DatasetStatus(
+        name, summary, found, None, "your own" if name == "imagefolder" else "none needed", ""
+    )
+
+
+def _size_mib(path: Path | None) -> float | None:
+    if path is None:
+        return None
+    try:
+        files = path.iterdir() if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files if file.is_file()) / MIB
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
