@@ -2,7 +2,8 @@
 
     apt-get install dataset-fashion-mnist && python scripts/make_fashion_mnist_mini.py
 
-Writes 10,000 training and 2,000 test images, as many of each class, and gives the same files every time.
+Writes 10,000 training and 2,000 test images, as many of each class, in the order of the
+full set; the same files every time.
 """
 
 import gzip
@@ -30,8 +31,8 @@ def write_idx(path: Path, values: Tensor) -> None:
 def main() -> None:
     """Write the four files."""
     data = load_fashion_mnist(DatasetOptions(name="fashion-mnist"), DataSearch())
-    train = choose_balanced(data.train_labels, 10_000, derive_generator("cpu", 0, "mini train"))
-    test = choose_balanced(data.test_labels, 2_000, derive_generator("cpu", 0, "mini test"))
+    train = choose_balanced(data.train_labels, 10_000, derive_generator("cpu", 0, "mini train")).sort().values
+    test = choose_balanced(data.test_labels, 2_000, derive_generator("cpu", 0, "mini test")).sort().values
     parts = (
         data.train_images[train, 0],
         data.train_labels[train],

@@ -4,9 +4,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package ``dataset-fashion-mnist`` puts its files."""
-
 
 @dataclass(frozen=True)
 class DataSearch:
@@ -29,8 +26,8 @@ class DataSearch:
         return _distinct([folder for folder in named if folder is not None])
 
     def folders(self) -> list[Path]:
-        """Every folder to look in, the first one first: the given ones, ``./data``, the cache, Debian's."""
-        return _distinct([*self.given_folders(), Path("data"), *_cache(), DEBIAN_FASHION_MNIST])
+        """Every folder to look in, the first one first: the given ones, ``./data``, ``~/.cache/fgbench``."""
+        return _distinct([*self.given_folders(), Path("data"), *_cache()])
 
     def download_folder(self) -> Path | None:
         """The first folder that can be written, made if need be; ``./data`` only where there is one."""

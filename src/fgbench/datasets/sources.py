@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgbench.datasets.download import download_locked
-from fgbench.datasets.search import DEBIAN_FASHION_MNIST, DataSearch
+from fgbench.datasets.search import DataSearch
 from fgbench.errors import DataError
 
 IDX_FILES = (
@@ -31,6 +31,7 @@ class Source:
         expected: what the files are called, for messages.
         licence: of the images.
         origin: where it is fetched from, for people.
+        package_folder: where a package of the system puts it; looked in last.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     expected: str
     licence: str
     origin: str
+    package_folder: Path | None = None
 
     def find(self, search: DataSearch) -> Path | None:
         """Where the dataset's files are, in the first folder that has them all."""
@@ -51,11 +53,7 @@ class Source:
 
     def folders(self, search: DataSearch) -> list[Path]:
         """Where this dataset is looked for."""
-        return [
-            folder
-            for folder in search.folders()
-            if folder != DEBIAN_FASHION_MNIST or self.name == "fashion-mnist"
-        ]
+        return [*search.folders(), *([self.package_folder] if self.package_folder else [])]
 
     def obtain(self, search: DataSearch) -> Path:
         """Where the dataset's files are, downloaded if need be and allowed.
@@ -133,6 +131,7 @@ SOURCES = {
             _IDX_EXPECTED,
             "MIT",
             "fashion-mnist.s3-website.eu-central-1.amazonaws.com, 31 MB; also Debian's dataset-fashion-mnist",
+            Path("/usr/share/datasets/fashion-mnist"),
         ),
         Source(
             "cifar10",
