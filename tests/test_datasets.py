@@ -298,6 +298,19 @@ def test_files_that_may_not_be_read_or_vanish_give_one_line(tmp_path, monkeypatc
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["\0", "x" * 5000])
+def test_impossible_folder_names_are_folders_where_nothing_is(tmp_path, place):
+    with pytest.raises(DataError, match="mnist not found"):
+        load_data("mnist", DataSearch(Path(place)))
+    with pytest.raises(DataError, match="no folder with train"):
+        load("dataset", "imagefolder")(ImageFolderOptions(dir=place), DataSearch())
+
+
+def test_more_synthetic_images_than_fit_are_refused():
+    with pytest.raises(ValueError, match="lower train, test, classes or shape"):
+        SyntheticOptions(train=10**9)
+
+
 # Downloading
 
 
@@ -605,6 +618,8 @@ def test_folders_that_are_not_as_they_should_be_are_named(folder, tmp_path):
     assert str(tmp_path / "nowhere") in message(tmp_path / "nowhere")
     save_image(folder / "test" / "bird" / "a.png")
     assert "bird" in message(folder)
+    (folder / "train" / "bird").mkdir()
+    assert f"{folder / 'train' / 'bird'} has no images" in message(folder)
     (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "empty" / "test").mkdir()
     assert str(tmp_path / "empty" / "train") in message(tmp_path / "empty")

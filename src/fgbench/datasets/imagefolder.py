@@ -1,5 +1,6 @@
 """A user's own images, in a folder per class."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def _find(given: str, search: DataSearch) -> Path:
     path = Path(given).expanduser()
     places = dict.fromkeys([path.absolute(), *(folder / path for folder in search.folders())])
     for place in places:
-        if (place / "train").is_dir() and (place / "test").is_dir():
+        if os.path.isdir(place / "train") and os.path.isdir(place / "test"):  # noqa: PTH112
             return place
     looked = ", ".join(map(str, places))
     raise DataError(
@@ -80,13 +81,26 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
+def _image_files(folder: Path) -> list[Path]:
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return []  # a class without test images
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    if not files:
+        raise DataError(f"{folder} has no images")
+    return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
 def _read_part(folder: Path, class_names: list[str], options: ImageFolderOptions) -> tuple[Tensor, Tensor]:
     images, labels = [], []
     for label, name in enumerate(class_names):
-        for path in sorted((folder / name).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                images.append(read_image(path, options.size, grey=options.grey))
-                labels.append(label)
-    if not images:
-        raise DataError(f"{folder} has no images in its folders")
+        for path in _image_files(folder / name):
+            images.append(read_image(path, options.size, grey=options.grey))
+            labels.append(label)
     return torch.stack(images), torch.tensor(labels)

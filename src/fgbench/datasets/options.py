@@ -1,12 +1,14 @@
 """Option blocks of the datasets. Imports no torch."""
 
+import math
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from fgbench.options import Options
 
 Side = Annotated[int, Field(ge=1, le=4096)]
+MAX_SYNTHETIC_BYTES = 2**28
 
 
 class DatasetOptions(Options):
@@ -46,6 +48,14 @@ class SyntheticOptions(DatasetOptions):
     """Number of training images."""
     test: PositiveInt = 200
     """Number of test images."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SyntheticOptions":
+        if (self.train + self.test + self.classes) * math.prod(self.shape) > MAX_SYNTHETIC_BYTES:
+            raise ValueError(
+                f"more than {MAX_SYNTHETIC_BYTES} bytes of images: lower train, test, classes or shape"
+            )
+        return self
 
 
 __all__ = ["DatasetOptions", "ImageFolderOptions", "SyntheticOptions"]

@@ -35,7 +35,7 @@ class DataSearch:
         for folder in _distinct([*self.given_folders(), *local, *_cache()]):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-            except OSError:
+            except (OSError, ValueError):  # ValueError: no possible name of a folder
                 continue
             if os.access(folder, os.W_OK | os.X_OK):
                 return folder

@@ -9,6 +9,7 @@ from fgbench.datasets.search import DataSearch
 from fgbench.streams import derive_generator
 
 NOISE = 40.0
+CHUNK = 1024
 
 
 def load_synthetic(options: SyntheticOptions, search: DataSearch) -> ImageData:
@@ -22,8 +23,11 @@ def load_synthetic(options: SyntheticOptions, search: DataSearch) -> ImageData:
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(count) % options.classes
-        noise = NOISE * torch.randn(count, *options.shape, generator=generator)
-        return (patterns[labels] + noise).round_().clamp_(0, 255).to(torch.uint8), labels
+        images = torch.empty(count, *options.shape, dtype=torch.uint8)
+        for part, which in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):  # floats take room
+            noise = NOISE * torch.randn(part.shape, generator=generator)
+            part.copy_(noise.add_(patterns[which]).round_().clamp_(0, 255))
+        return images, labels
 
     class_names = [str(number) for number in range(options.classes)]
     return ImageData(*draw(options.train), *draw(options.test), class_names)
