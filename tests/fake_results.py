@@ -41,7 +41,7 @@ def make_run(
         epochs: rows in metrics.csv; the last one is not finite if ``state`` is ``diverged``.
         planned: epochs in the config.
         state: of status.json.
-        model: its name.
+        model: its name, or its block.
         dataset: its name.
         name: of the config; made from the model, dataset and trainer if not given.
         options: more keys for the trainer's block.
@@ -49,13 +49,15 @@ def make_run(
         cells: more cells for every row of metrics.csv.
         **settings: more keys for the config; blocks are merged.
     """
+    model_block = {"name": model} if isinstance(model, str) else {"name": "fc", **model}
+    model = model_block["name"]
     config = {
         "name": name or f"{model}_{dataset}_{trainer}",
         "seed": seed,
         "epochs": planned or (epochs if state == "finished" else 10),
         "batch_size": 64,
         "dataset": {"name": dataset, "limit": None},
-        "model": {"name": model},
+        "model": model_block,
         "trainer": {"name": trainer, **(options or {})},
         "optimizer": {"name": "adam", "lr": 0.001},
         "clip_gradient_norm": None,

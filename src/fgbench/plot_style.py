@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,43 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # TrueType: publishers refuse the default
     "svg.hashsalt": "fgbench",  # the same runs give the same bytes
 }
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a figure is drawn for.
+
+    Attributes:
+        width: in inches.
+        columns: of panels.
+        titled: whether the figure carries its own title.
+        endings: what it is saved as where the user does not say.
+        settings: of matplotlib, on top of ``STYLE``.
+    """
+
+    width: float
+    columns: int
+    titled: bool
+    endings: tuple[str, ...]
+    settings: dict[Any, Any] = field(default_factory=dict)
+
+
+SHEETS = {
+    "screen": Sheet(7.2, 2, True, ("png", "svg")),
+    "paper": Sheet(
+        *(3.4, 1, False, ("pdf", "svg")),
+        {
+            "font.size": 7,
+            "axes.labelsize": 7,
+            "axes.titlesize": 7.5,
+            "legend.fontsize": 6.5,
+        },
+    ),
+}
+"""``paper`` is as wide as a column of a two-column page, untitled (its caption has the title), and vector."""
 
 FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """What a figure can be saved as, and the metadata that would change from day to day."""
@@ -68,6 +104,11 @@ def series_looks(series: Sequence[Series]) -> list[Look]:
         }
         for each in series
     ]
+
+
+def plain(text: str) -> str:
+    """Text in which matplotlib reads no formula."""
+    return text.replace("$", r"\$")
 
 
 def figure_format(path: Path) -> str:

@@ -1,208 +1,210 @@
-"""Figures from run directories: the study's four panels for every dataset and model. Imports no torch."""
+"""Figures from run directories, one of each kind for every dataset and model. Imports no torch."""
 
 import re
 import textwrap
-from collections.abc import Sequence
-from math import isfinite
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
-import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from fgbench.analysis.records import RunRecord, load_results
+from fgbench import plot_charts as charts
+from fgbench.analysis.records import load_results
 from fgbench.analysis.series import Series, group_series
 from fgbench.errors import ConfigError
-from fgbench.plot_style import STYLE, Look, figure_format, save_figure, series_looks
+from fgbench.plot_panels import FOUR_PANELS, MARKS, Panel, count_runs
+from fgbench.plot_style import SHEETS, STYLE, Sheet, figure_format, plain, save_figure, series_looks
 
-_MARKS: dict[str, dict[str, Any]] = {
-    "diverged": {"marker": "X", "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.5},
-    "not finished": {"marker": "o", "markersize": 4.5, "markerfacecolor": "white"},
+SPREAD = "Lines, bars and points: mean over n seeds. Bands and whiskers: smallest to largest."
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of figure.
+
+    Attributes:
+        title: what it shows.
+        panels: what it is made of.
+        choose: of the series of a dataset and model, those it has something to show of.
+        lacks: what a results folder has not, when nothing can be shown.
+        lines: the series that stand for a line each, where a line is not a series.
+    """
+
+    title: str
+    panels: tuple[Panel, ...]
+    choose: Callable[[Sequence[Series]], list[Series]]
+    lacks: str
+    lines: Callable[[Sequence[Series]], list[Series]] | None = None
+
+
+def _having(*columns: str) -> Callable[[Sequence[Series]], list[Series]]:
+    def choose(series: Sequence[Series]) -> list[Series]:
+        return [
+            each
+            for each in series
+            if each.averaged
+            and all(any(run.metrics[name].notna().any() for run in each.averaged) for name in columns)
+        ]
+
+    return choose
+
+
+def _swept(block: str, key: str) -> Callable[[Sequence[Series]], list[Series]]:
+    def choose(series: Sequence[Series]) -> list[Series]:
+        begun = [each for each in series if each.averaged]
+        return [each for line in charts.swept(begun, block, key).values() for each in line]
+
+    return choose
+
+
+KINDS = {
+    "panels": Kind("Accuracy, memory, loss and time", FOUR_PANELS, _having(), "has finished an epoch yet"),
+    "time": Kind(
+        "Over time",
+        (Panel(charts.draw_loss_over_time), Panel(charts.draw_accuracy_over_time)),
+        _having("epoch_time_s"),
+        "has timed an epoch yet",
+    ),
+    "tradeoff": Kind(
+        "Accuracy against cost",
+        (
+            Panel(charts.draw_time_tradeoff, finish=charts.name_points),
+            Panel(charts.draw_memory_tradeoff, finish=charts.name_points),
+        ),
+        _having("test_accuracy"),
+        "has measured its test accuracy yet",
+    ),
+    "cosine": Kind(
+        "Quality of the gradient",
+        (Panel(charts.draw_cosine), Panel(charts.draw_relative_error)),
+        _having("gradient_cosine"),
+        "compares its gradient with the true one (the key diagnostics.every asks for it)",
+    ),
+    "lr": Kind(
+        "Sensitivity to the learning rate",
+        (Panel(charts.draw_learning_rates),),
+        _swept("optimizer", "lr"),
+        "has a companion that differs in optimizer.lr alone",
+        partial(charts.swept_heads, block="optimizer", key="lr"),
+    ),
+    "depth": Kind(
+        "Scaling with depth",
+        (Panel(charts.draw_time_by_depth), Panel(charts.draw_memory_by_depth)),
+        _swept("model", "layers"),
+        "has a companion that differs in model.layers alone",
+        partial(charts.swept_heads, block="model", key="layers"),
+    ),
 }
+"""Every kind of figure. To add one: its panels' draw functions and a row here."""
 
 
-def plot_results(path: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Draw the four panels (accuracy, memory, training loss, time) for every dataset and model found.
+def plot_results(
+    path: str | Path,
+    out: str | Path | None = None,
+    kinds: Iterable[str] | None = ("panels",),
+    style: str = "screen",
+) -> list[Path]:
+    """Draw figures of every dataset and model found.
 
     Args:
         path: a results folder, or any folder in it.
-        out: the file to write, ending in png, svg or pdf; PNG and SVG without an ending. Several figures get
-            ``-MODEL_DATASET`` before the ending. By default ``path/MODEL_DATASET.png`` and ``.svg``.
+        out: the file, ending in png, svg or pdf; those of the style without an ending. Several get
+            ``-MODEL_DATASET`` and the kind before the ending. By default ``path/MODEL_DATASET.png`` ...
+        kinds: names in ``KINDS``; all that have something to show when None.
+        style: a name in ``SHEETS``.
 
     Returns:
         The files written.
 
     Raises:
-        ConfigError: no runs there, none with an epoch done, or ``out`` has another ending.
+        ConfigError: no runs there, nothing in them to show, or ``out`` has another ending.
         FgbenchError: a file cannot be written.
     """
     ending = figure_format(Path(out)) if out else ""
-    endings = [ending] if ending else ["png", "svg"]
-    groups = {
-        group: begun
-        for group, series in group_series(load_results(path)).items()
-        if (begun := [each for each in series if each.averaged])
-    }
-    if not groups:
-        raise ConfigError(f"no run in {path} has finished an epoch yet: nothing to plot")
+    sheet = SHEETS[style]
+    endings = [ending] if ending else sheet.endings
+    groups = group_series(load_results(path))
+    figures = [
+        (group, kind, chosen)
+        for kind in (KINDS if kinds is None else kinds)
+        for group, series in groups.items()
+        if (chosen := KINDS[kind].choose(series))
+    ]
+    if not figures:
+        lacks = KINDS["panels" if kinds is None else next(iter(kinds))].lacks
+        raise ConfigError(f"no run in {path} {lacks}: nothing to plot")
+    several = len({group for group, _, _ in figures}) > 1
     written = []
-    for (dataset, model), series in groups.items():
+    for (dataset, model), kind, chosen in figures:
         name = re.sub(r"[^\w.-]+", "-", f"{model}_{dataset}")
         base = Path(path, name) if out is None else Path(out).with_suffix("") if ending else Path(out)
-        if out is not None and len(groups) > 1:
-            base = base.with_name(f"{base.name}-{name}")
-        figure = four_panels(f"{model} on {dataset}", series)
+        parts = [base.name, *([name] if out is not None and several else [])]
+        parts += [kind] if kind != "panels" and (out is None or kinds is None) else []
+        figure = compose(KINDS[kind], f"{model} on {dataset}", chosen, sheet)
         for each in endings:
-            written.append(base.with_name(f"{base.name}.{each}"))
+            written.append(base.with_name(f"{'-'.join(parts)}.{each}"))
             save_figure(figure, written[-1])
     return written
 
 
 def four_panels(title: str, series: Sequence[Series]) -> Figure:
     """The study's figure: test accuracy, peak memory, training loss and time per epoch of some series."""
-    looks = series_looks(series)
-    names = [f"{each.label} ({_count(each)})" for each in series]
-    columns = 2 if max(map(len, names)) < 52 else 1
-    names = ["\n".join(textwrap.wrap(name, 100, subsequent_indent="    ")) for name in names]
-    legend_height = 0.17 * (3 + sum(name.count("\n") + 1 for name in names) / columns)
-    with mpl.rc_context(STYLE):
-        height = 2 * max(2.1, 0.8 + 0.27 * len(series)) + 0.3 + legend_height
+    return compose(KINDS["panels"], title, series)
+
+
+def compose(kind: Kind, title: str, series: Sequence[Series], sheet: Sheet = SHEETS["screen"]) -> Figure:
+    """The panels of a kind in one figure, with a legend."""
+    lines = kind.lines(series) if kind.lines else series
+    looks = series_looks(lines)
+    names = [each.label if kind.lines else f"{each.label} ({count_runs(each)})" for each in lines]
+    columns = 2 if max(map(len, names)) < 52 and sheet.columns > 1 else 1
+    letters = round(100 * sheet.width / SHEETS["screen"].width)
+    names = [_wrap(name, letters) for name in names]
+    spread = textwrap.fill(SPREAD, letters)
+    legend_lines = 3 + spread.count("\n") + sum(name.count("\n") + 1 for name in names) / columns
+    across = min(sheet.columns, len(kind.panels))
+    rows = ceil(len(kind.panels) / across)
+    heights = [
+        max(panel.height(len(lines)) for panel in kind.panels[row * across : (row + 1) * across])
+        for row in range(rows)
+    ]
+    with mpl.rc_context({**STYLE, **sheet.settings}):
+        height = sum(heights) + 0.3 + 0.17 * legend_lines
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.03)
-        figure = Figure(figsize=(7.2, height), layout=layout)
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.012, ha="left")
-        (accuracy, memory), (loss, time) = figure.subplots(2, 2)
-        marks = _draw_curves(accuracy, series, looks, "test_accuracy")
-        marks |= _draw_curves(loss, series, looks, "train_loss")
-        sources = _draw_bars(memory, series, looks, "peak_memory_mib", "memory_source")
-        busy = _draw_bars(time, series, looks, "epoch_time_s", "timing_note")
-        accuracy.set(title="a  Test accuracy", ylabel="fraction correct")
-        memory.set(title="b  Peak memory", xlabel=f"MiB ({', '.join(sources)})" if sources else "MiB")
-        loss.set(title="c  Training loss", ylabel="mean over the epoch")
-        note = "\n* some epochs timed while the machine was busy" if busy else ""
-        time.set(title="d  Training time per epoch", xlabel=f"s, median over epochs{note}")
+        figure = Figure(figsize=(sheet.width, height), layout=layout)
+        if sheet.titled:
+            figure.suptitle(plain(title), fontsize=11, fontweight="bold", x=0.012, ha="left")
+        grid = figure.subplots(rows, across, squeeze=False, height_ratios=heights)
+        marks: set[str] = set()
+        for letter, panel, axes in zip("abcdefgh", kind.panels, grid.flat, strict=False):
+            marks |= panel.draw(axes, series, looks)
+            if len(kind.panels) > 1:
+                axes.set_title(f"{letter}  {axes.get_title(loc='left')}")
         handles = [Line2D([], [], **look, label=name) for look, name in zip(looks, names, strict=True)]
         handles += [
-            Line2D([], [], **_MARKS[mark], color="0.3", linestyle="", label=mark) for mark in sorted(marks)
+            Line2D([], [], **MARKS[mark], color="0.3", linestyle="", label=mark) for mark in sorted(marks)
         ]
         legend = figure.legend(
             handles=handles,
             loc="outside lower left",
             ncols=columns,
             handlelength=3,
-            title="Lines and bars: mean over n seeds. Bands and whiskers: smallest to largest.",
+            title=spread,
             alignment="left",
         )
         legend.get_title().set_color("0.35")
+        for panel, axes in zip(kind.panels, grid.flat, strict=False):
+            if panel.finish:
+                panel.finish(axes, series, looks)
     return figure
 
 
-def _draw_curves(axes: Axes, series: Sequence[Series], looks: Sequence[Look], column: str) -> set[str]:
-    """Mean and band of every series over the epochs all its averaged runs have; beyond, run by run and thin.
-
-    Returns:
-        The marks used, for the legend.
-    """
-    ends = []
-    for each, look in zip(series, looks, strict=True):
-        common = each.curve(column).replace([np.inf, -np.inf], np.nan).dropna()
-        low, high = common.min(axis=1), common.max(axis=1)
-        axes.plot(
-            common.index, common.mean(axis=1), **look, marker="o" if len(common) == 1 else "", markersize=4
-        )
-        if len(common.columns) > 1 and len(common) > 1:
-            axes.fill_between(common.index, low, high, color=look["color"], alpha=0.2, lw=0)
-        elif len(common.columns) > 1:
-            axes.vlines(common.index, low, high, color=look["color"], alpha=0.35, lw=4)
-        for run in each.runs:
-            values = _finite(run, column)
-            alone = values.iloc[max(0, len(common) - 1) :] if run in each.averaged else values
-            if len(alone) > 1:
-                axes.plot(alone.index, alone, **look, lw=0.8, alpha=0.8)
-            if run.state != "finished" and len(run.metrics):
-                mark = "diverged" if run.state == "diverged" else "not finished"
-                ends.append((run.last_epoch, values, mark, look["color"]))
-    _limit(axes, [run for each in series for run in each.runs], column)
-    bottom, top = axes.get_ylim()
-    for epoch, values, mark, colour in ends:
-        edge = top if column.endswith("loss") else bottom
-        place = (values.index[-1], min(max(values.iloc[-1], bottom), top)) if len(values) else (epoch, edge)
-        axes.plot(*place, **_MARKS[mark], color=colour, clip_on=False, zorder=5)
-    return {mark for _, _, mark, _ in ends}
-
-
-def _finite(run: RunRecord, column: str) -> "pd.Series[float]":
-    return run.metrics.set_index("epoch")[column].replace([np.inf, -np.inf], np.nan).dropna()
-
-
-def _limit(axes: Axes, runs: Sequence[RunRecord], column: str) -> None:
-    """Limits that a run which diverged cannot spoil; a logarithmic axis where a loss spans decades."""
-    axes.set_xlabel("epoch")
-    last = max(run.last_epoch for run in runs)
-    margin = 0.02 * (last - 1) or 0.5
-    axes.set_xlim(1 - margin, last + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10], min_n_ticks=1))
-    calm = [run for run in runs if run.state != "diverged" and len(run.metrics)] or runs
-    values = np.concatenate([_finite(run, column).to_numpy(dtype=float) for run in calm])
-    if not len(values):
-        return
-    low, high = values.min(), values.max()
-    if column.endswith("loss") and low > 0 and high > 50 * low:
-        axes.set_yscale("log")
-        axes.set_ylim(low / 1.2, high * 1.2)
-    else:
-        margin = 0.06 * (high - low) or 0.05
-        axes.set_ylim(max(0.0, low - margin), high + margin)
-
-
-def _draw_bars(
-    axes: Axes, series: Sequence[Series], looks: Sequence[Look], column: str, notes: str
-) -> list[str]:
-    """A bar for every series, its name above it and its value beside it: a peak of memory, a median of time.
-
-    Returns:
-        The different texts in the text column ``notes``; a timing note is marked with a star.
-    """
-    measure = RunRecord.median if column.endswith("_s") else RunRecord.peak
-    measured = [
-        [value for run in each.averaged if isfinite(value := measure(run, column))] for each in series
-    ]
-    longest = max((value for values in measured for value in values), default=0.0) or 1.0
-    found: dict[str, None] = {}
-    for place, (each, look, values) in enumerate(zip(series, looks, measured, strict=True)):
-        told = list(dict.fromkeys(note for run in each.averaged for note in run.notes(notes)))
-        found |= dict.fromkeys(told)
-        mean, reach = (float(np.mean(values)), max(values)) if values else (0.0, 0.0)
-        text = (f"{mean:#.3g}" if mean < 99.95 else f"{mean:,.0f}") if values else "not measured"
-        star = " *" if told and notes == "timing_note" else ""
-        beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
-        axes.barh(place + 0.16, mean, height=0.42, color=look["color"])
-        if values and reach - min(values) > 0.005 * longest:
-            for colour, width in (("white", 2.2), ("0.15", 1.0)):
-                axes.hlines(place + 0.16, min(values), reach, color=colour, lw=width)
-        axes.annotate(_shorten(each.label), (0, place - 0.26), (2, 0), fontsize=6.5, **beside)
-        axes.annotate(text + star, (reach, place + 0.16), (3, 0), fontsize=7, color="0.2", **beside)
-    spare = max(0.0, (4 - len(series)) / 2)
-    axes.set(xlim=(0, longest * 1.17), ylim=(len(series) - 0.5 + spare, -0.6 - spare), yticks=[])
-    axes.grid(axis="y", visible=False)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    return list(found)
-
-
-def _count(series: Series) -> str:
-    """``n = 3``, and what became of those that did not finish."""
-    left_out = sum(len(run.metrics) > 0 for run in series.runs) - len(series.averaged)
-    diverged = sum(run.state == "diverged" for run in series.averaged)
-    told = [f"n = {len(series.averaged)}"]
-    told += [f"{diverged} diverged"] if diverged else []
-    told += [f"{left_out} more not finished"] if left_out else []
-    return ", ".join(told)
-
-
-def _shorten(label: str, length: int = 58) -> str:
-    return label if len(label) <= length else label[: length - 1].rstrip(" ,") + "…"
+def _wrap(name: str, letters: int) -> str:
+    """A name in lines of some letters; ``n = 3`` stays together."""
+    lines = textwrap.wrap(plain(name).replace("n = ", "n\xa0=\xa0"), letters, subsequent_indent="    ")
+    return "\n".join(lines).replace("\xa0", " ")
