@@ -34,17 +34,26 @@ def _layers(sequence: nn.Sequential) -> Iterator[nn.Module]:
             yield module
 
 
+class GlobalAveragePool(nn.Module):
+    """The mean of each feature map; ``nn.AdaptiveAvgPool2d(1)`` is slow under ``torch.vmap`` and says so."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of shape (B, C, H, W) to (B, C)."""
+        return features.mean((2, 3))
+
+
 def normalize(kind: str, channels: int) -> list[nn.Module]:
     """The layers that normalise ``channels`` feature maps: one, or none at all.
 
     Args:
-        kind: ``batch``; ``group`` (Wu and He, 2018, arXiv 1803.08494), of 32 groups or fewer; ``none``.
+        kind: ``batch``; ``group`` (Wu and He, 2018, arXiv 1803.08494), of 32 groups, or fewer so that
+            each has two maps; ``none``.
         channels: number of feature maps.
     """
     if kind == "batch":
         return [nn.BatchNorm2d(channels)]
     if kind == "group":
-        return [nn.GroupNorm(math.gcd(MAX_GROUPS, channels), channels)]
+        return [nn.GroupNorm(math.gcd(MAX_GROUPS, max(1, channels // 2)), channels)]
     return []
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fgbench.models.layers import Stages, initialize, normalize
+from fgbench.models.layers import GlobalAveragePool, Stages, initialize, normalize
 from fgbench.models.options import ResNetOptions
 
 WIDTHS = (1, 2, 4, 8)
@@ -37,7 +37,7 @@ def build_resnet18(
         for stride in (1 if width == 1 else 2, 1):
             stages.append(BasicBlock(channels, width * options.width, stride, kind))
             channels = width * options.width
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+    head = nn.Sequential(GlobalAveragePool(), nn.Linear(channels, num_classes))
     model = Stages(*stages, head)
     initialize(model)
     if kind == "none":
@@ -71,7 +71,7 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias), *normalize(norm, out_channels)
+                *_project(in_channels, out_channels, stride, bias), *normalize(norm, out_channels)
             )
         self.relu = nn.ReLU(inplace=True)
 
@@ -82,6 +82,17 @@ class BasicBlock(nn.Module):
             residual = layer(residual)
         residual += self.shortcut(features)
         return self.relu(residual)
+
+
+def _project(in_channels: int, out_channels: int, stride: int, bias: bool) -> list[nn.Module]:
+    """A 1x1 convolution of the given stride.
+
+    The backward pass of a strided 1x1 convolution of few channels in channels_last layout writes outside its
+    memory on a CPU (https://github.com/uxlfoundation/oneDNN/issues/6035), so there the stride comes first.
+    """
+    if stride > 1 and in_channels < 16:
+        return [nn.AvgPool2d(1, stride), nn.Conv2d(in_channels, out_channels, 1, bias=bias)]
+    return [nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias)]
 
 
 class FirstHalf(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from fgbench.models.layers import Stages, initialize, normalize
+from fgbench.models.layers import GlobalAveragePool, Stages, initialize, normalize
 from fgbench.models.options import VGGOptions
 
 WIDTHS = (1, 2, 4, 8, 8)
@@ -53,18 +53,16 @@ def _pad(image_shape: tuple[int, int, int]) -> list[nn.Module]:
 def _head(options: VGGOptions, channels: int, num_classes: int) -> list[list[nn.Module]]:
     imagenet = options.stem == "imagenet"
     rate = options.dropout if options.dropout is not None else 0.5 * imagenet
-    dropout: list[nn.Module] = [nn.Dropout(rate)] if rate else []
+
+    def dropout() -> list[nn.Module]:
+        return [nn.Dropout(rate)] if rate else []
+
     if not imagenet:
-        return [[nn.AdaptiveAvgPool2d(1), nn.Flatten(), *dropout, nn.Linear(channels, num_classes)]]
+        return [[GlobalAveragePool(), *dropout(), nn.Linear(channels, num_classes)]]
     hidden = 64 * options.width
+    flat = [nn.AdaptiveAvgPool2d(7), nn.Flatten()]
     return [
-        [
-            nn.AdaptiveAvgPool2d(7),
-            nn.Flatten(),
-            nn.Linear(channels * 7 * 7, hidden),
-            nn.ReLU(inplace=True),
-            *dropout,
-        ],
-        [nn.Linear(hidden, hidden), nn.ReLU(inplace=True), *dropout],
+        [*flat, nn.Linear(channels * 7 * 7, hidden), nn.ReLU(inplace=True), *dropout()],
+        [nn.Linear(hidden, hidden), nn.ReLU(inplace=True), *dropout()],
         [nn.Linear(hidden, num_classes)],
     ]
