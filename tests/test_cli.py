@@ -184,6 +184,72 @@ def test_the_runners_exit_code_is_the_commands(fgbench, monkeypatch, tmp_path):
     assert fgbench("run", write(tmp_path / "a.yaml"))[0] == 4
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("dataset: cifar10\n", "--no-download --data-dir empty", "cifar10"),
+        ("dataset: {name: imagefolder, dir: nowhere}\n", "", "nowhere"),
+        ("dataset: synthetic\n", "--results a.yaml", "a.yaml is a file, not a folder"),
+        ("dataset: synthetic\n", "--device cuda:99", "cuda"),
+    ],
+)
+def test_a_run_that_cannot_be_made_ends_with_one_line_and_writes_nothing(
+    fgbench, monkeypatch, tmp_path, text, flags, message
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "a.yaml", text + "model: fc\ntrainer: backprop\n")
+    code, out, err = fgbench("run", path, *flags.split())
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("fgbench: ")
+    assert message in err
+    assert [each.name for each in tmp_path.iterdir()] == ["a.yaml"]
+
+
+# ---- data and check
+
+
+def test_data_shows_every_dataset_and_the_folders_looked_in(fgbench, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    code, out, _ = fgbench("data", "--data-dir", tmp_path / "mine")
+    assert code == 0
+    assert all(f"{name}\n    " in out for name in TABLES["dataset"])
+    assert "shipped with fgbench" in out
+    assert "`fgbench data fetch cifar10`" in out
+    folders = out.partition("looked in:\n")[2].split()
+    assert folders[0] == str(tmp_path / "mine")
+    assert str(tmp_path / "home" / ".cache" / "fgbench") in folders
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_fetch_refuses_what_cannot_be_downloaded(fgbench):
+    for name in ("synthetic", "no-such"):
+        code, _, err = fgbench("data", "fetch", name)
+        assert (code, len(err.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_check_prints_its_report_and_fails_when_something_is_off(fgbench, monkeypatch, tmp_path, ok):
+    calls = []
+
+    def check(config, search, draws):
+        calls.append((config, search.download, draws))
+        return "report", ok
+
+    monkeypatch.setitem(sys.modules, "fgbench.check", types.SimpleNamespace(check=check))
+    path = write(tmp_path / "a.yaml")
+    assert fgbench("check", path, "-o", "epochs=2", "--draws", 8, "--no-download") == (
+        int(not ok),
+        "report\n",
+        "",
+    )
+    assert calls == [(load_config(path, ["epochs=2"]), False, 8)]
+    assert fgbench("check") == (int(not ok), "report\n", "")
+    assert calls[1][0] is None
+    assert fgbench("check", "-o", "epochs=2")[0] == 2
+
+
 # ---- config
 
 

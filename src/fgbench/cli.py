@@ -1,6 +1,7 @@
 """The command ``fgbench``: parse, call, print, exit code. Commands import what they need when they run."""
 
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from fgbench.commands.common import (
     ConfigFiles,
     DataDir,
     NoDownload,
+    OptionalConfig,
     Overrides,
     load_all,
     parse_seeds,
@@ -45,6 +47,9 @@ def _root(
     ] = False,
 ) -> None:
     """Options that belong to no command."""
+    warnings.filterwarnings(
+        "ignore", "`torch.jit.script` is deprecated", FutureWarning
+    )  # torch's own use of it
 
 
 @app.command()
@@ -101,6 +106,25 @@ def run(
     raise typer.Exit(code)
 
 
+class FigureKind(StrEnum):
+    """What ``fgbench plot`` can draw."""
+
+    panels = "panels"
+    time = "time"
+    tradeoff = "tradeoff"
+    cosine = "cosine"
+    lr = "lr"
+    depth = "depth"
+    all = "all"
+
+
+class FigureStyle(StrEnum):
+    """What a figure is drawn for."""
+
+    screen = "screen"
+    paper = "paper"
+
+
 @app.command(short_help="Draw the runs of a folder as figures.")
 def plot(
     results: Annotated[
@@ -112,15 +136,20 @@ def plot(
             help="Figure to write: .png, .svg or .pdf; PNG and SVG without an ending.", show_default=False
         ),
     ] = None,
+    kind: Annotated[FigureKind, typer.Option(help="Which figure.")] = FigureKind.panels,
+    style: Annotated[
+        FigureStyle, typer.Option(help="paper: one column wide, untitled, PDF and SVG.")
+    ] = FigureStyle.screen,
 ) -> None:
     """Draw accuracy, memory, training loss and time per epoch of the runs in a folder.
 
     One figure per dataset and model, one colour per trainer, one curve per configuration: the mean over its
-    seeds with a band. Unfinished runs are drawn as far as they have come.
+    seeds with a band. Unfinished runs are drawn as far as they have come. --kind draws other figures.
     """
     from fgbench.plotting import plot_results
 
-    for path in plot_results(results, out):
+    kinds = None if kind is FigureKind.all else [kind]
+    for path in plot_results(results, out, kinds, style):
         typer.echo(path)
 
 
@@ -151,6 +180,37 @@ def list_(
         return
     kind = what.removesuffix("s")
     typer.echo(catalog.describe_component(kind, name) if name else catalog.describe_table(kind))
+
+
+@app.command(short_help="Check a config's gradients, or the installation.")
+def check(
+    config: OptionalConfig = None,
+    override: Overrides = [],  # noqa: B006
+    draws: Annotated[int, typer.Option(min=2, help="How many gradients of the trainer to average.")] = 64,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+) -> None:
+    """Compare a config's derivatives and its trainer's gradients with the truth.
+
+    On the config's own model and a batch of its data: the directional derivative by forward mode, reverse
+    mode and central differences, and the mean, error and cosine of the trainer's gradients with their
+    standard errors beside the expected values. Exit code 1 where they differ. It can find a mistake; it
+    cannot prove that there is none.
+
+    Without a config: an installation check with versions, devices, data and one step of every trainer.
+    """
+    from fgbench.config import load_config
+
+    if config is None and override:
+        raise ConfigError("-o changes a config, and none is given")
+    loaded = None if config is None else load_config(config, override)
+    from fgbench.check import check as check_config
+    from fgbench.datasets.search import DataSearch
+
+    config_dir = loaded.data_dir if loaded else None
+    report, ok = check_config(loaded, DataSearch(data_dir, config_dir, not no_download), draws)
+    typer.echo(report)
+    raise typer.Exit(0 if ok else 1)
 
 
 app.add_typer(config_app, name="config")

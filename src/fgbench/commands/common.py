@@ -48,6 +48,9 @@ ConfigFiles = Annotated[
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A config file (YAML).", show_default=False)
 ]
+OptionalConfig = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG", help="A config file (YAML).", show_default=False)
+]
 Overrides = Annotated[
     list[str],
     typer.Option(
