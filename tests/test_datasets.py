@@ -27,7 +27,7 @@ from fgbench.datasets.mini import FOLDER as MINI_FOLDER
 from fgbench.datasets.options import DatasetOptions, ImageFolderOptions, SyntheticOptions
 from fgbench.datasets.search import DataSearch
 from fgbench.datasets.sources import CIFAR10_FILES, IDX_FILES, SOURCES
-from fgbench.datasets.status import data_status, fetch
+from fgbench.datasets.status import data_status, fetch, looked_in
 from fgbench.errors import ConfigError, DataError
 from fgbench.registry import load
 
@@ -644,6 +644,14 @@ def test_status_says_what_is_found_where(tmp_path):
         "imagefolder",
         "synthetic",
     ]
+
+
+def test_every_folder_looked_in_is_listed_in_order(tmp_path, monkeypatch):
+    source = replace(SOURCES["fashion-mnist"], package_folder=tmp_path / "debian")
+    monkeypatch.setitem(SOURCES, "fashion-mnist", source)
+    folders = looked_in(DataSearch(tmp_path / "d"))
+    cache = tmp_path / "home" / ".cache" / "fgbench"
+    assert folders == [tmp_path / "d", tmp_path / "work" / "data", cache, tmp_path / "debian"]
 
 
 def test_only_known_sets_can_be_fetched():

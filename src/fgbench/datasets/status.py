@@ -37,6 +37,11 @@ def data_status(search: DataSearch) -> list[DatasetStatus]:
     return [_status(name, search) for name in DATASETS]
 
 
+def looked_in(search: DataSearch) -> list[Path]:
+    """Every folder that is looked in, the first one first, those of the system's packages included."""
+    return list(dict.fromkeys(folder for source in SOURCES.values() for folder in source.folders(search)))
+
+
 def fetch(name: str, search: DataSearch) -> Path:
     """Where a dataset's files are, downloaded if they are found nowhere.
 
