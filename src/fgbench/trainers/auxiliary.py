@@ -1,0 +1,118 @@
+"""Auxiliary networks: small classifiers that give a block of a model a loss of its own."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from fgbench.trainers.blocks import Block, Value
+
+Losses = Callable[[Tensor], Tensor]
+"""Outputs, shape (B, classes), to one loss per sample, shape (B,)."""
+LAYERS = 3
+"""Hidden layers of ``mlp`` and ``cnn``, besides the ``cnn``'s first."""
+POOLED = 2
+"""Height and width that feature maps are pooled to."""
+
+
+class Auxiliary(nn.Sequential):
+    """A classifier on a block's outputs; of outputs in several parts it sees the sum."""
+
+    def forward(self, value: Value) -> Tensor:
+        """Outputs of shape (B, classes)."""
+        return super().forward(value if isinstance(value, Tensor) else sum(value))
+
+
+def build_auxiliary(
+    kind: str, shape: torch.Size, hidden: int, num_classes: int, *, batch_norm: bool
+) -> Auxiliary:
+    """A classifier of one of three kinds.
+
+    ``linear``: normalise, average-pool to 2x2, linear. ``mlp``: average-pool to 2x2, three hidden layers,
+    linear. ``cnn``: a 1x1 convolution, three 3x3 convolutions of stride 2, average-pool to at most 2x2,
+    linear. Hidden layers have no bias and are normalised before their ReLU.
+
+    Args:
+        kind: ``cnn``, ``mlp`` or ``linear``.
+        shape: of one sample of the block's outputs: (C, H, W), or (F,), which counts as (F, 1, 1).
+        hidden: channels or units of the hidden layers.
+        num_classes: number of outputs.
+        batch_norm: normalise over the batch, as in the source, without running statistics, since an auxiliary
+            network never runs in evaluation mode; otherwise within a sample (``nn.GroupNorm``, one group).
+
+    Source: Fournier et al. (2023), arXiv 2306.06968, and the authors' code.
+    """
+    channels, height, width = shape if len(shape) == 3 else (shape.numel(), 1, 1)
+    layers: list[nn.Module] = [] if len(shape) == 3 else [nn.Unflatten(1, (channels, 1, 1))]
+
+    def normalize(features: int) -> nn.Module:
+        if batch_norm:
+            return nn.BatchNorm2d(features, track_running_stats=False)
+        return nn.GroupNorm(1, features)
+
+    def convolve(inputs: int, kernel: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, hidden, kernel, stride, kernel // 2, bias=False)
+        return [convolution, normalize(hidden), nn.ReLU()]
+
+    if kind == "cnn":
+        layers += convolve(channels, 1, 1)
+        for _ in range(LAYERS):
+            layers += convolve(hidden, 3, 2)
+            height, width = -(-height // 2), -(-width // 2)
+        channels = hidden
+    elif kind == "linear":
+        layers.append(normalize(channels))
+    rows, columns = min(POOLED, height), min(POOLED, width)
+    layers += [_average_pool((height, width), (rows, columns)), nn.Flatten()]
+    features = channels * rows * columns
+    if kind == "mlp":
+        for _ in range(LAYERS):
+            layers += [nn.Linear(features, hidden, bias=False), nn.Unflatten(1, (hidden, 1, 1))]
+            layers += [normalize(hidden), nn.ReLU(), nn.Flatten()]
+            features = hidden
+    return Auxiliary(*layers, nn.Linear(features, num_classes))
+
+
+def draw_weights(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw new uniform weights (He et al., 2015, arXiv 1502.01852) for linear and convolution layers."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _average_pool(size: tuple[int, int], pooled: tuple[int, int]) -> nn.AvgPool2d:
+    """The windows of ``nn.AdaptiveAvgPool2d`` up to 2x2, with a derivative that is deterministic on CUDA."""
+    stride = (size[0] // pooled[0], size[1] // pooled[1])
+    kernel = (size[0] - (pooled[0] - 1) * stride[0], size[1] - (pooled[1] - 1) * stride[1])
+    return nn.AvgPool2d(kernel, stride)
+
+
+def local_gradient(
+    block: Block, auxiliary: nn.Module, value: Value, losses: Losses
+) -> tuple[Value, dict[str, Tensor]]:
+    """The block's outputs, and the gradient of its auxiliary loss; fills the network's ``.grad``."""
+    with torch.enable_grad():
+        outputs = block(value)
+        gradient = _differentiate(losses(auxiliary(outputs)).mean(), block.params.values(), auxiliary)
+    return tree_map(Tensor.detach, outputs), dict(zip(block.params, gradient, strict=True))
+
+
+def auxiliary_gradient(auxiliary: nn.Module, outputs: Value, losses: Losses) -> Value:
+    """The gradient of the auxiliary loss with respect to a block's outputs; fills the network's ``.grad``."""
+    with torch.enable_grad():
+        outputs = tree_map(lambda each: each.detach().requires_grad_(), outputs)
+        leaves, structure = tree_flatten(outputs)
+        return tree_unflatten(_differentiate(losses(auxiliary(outputs)).mean(), leaves, auxiliary), structure)
+
+
+def _differentiate(loss: Tensor, wanted: Iterable[Tensor], auxiliary: nn.Module) -> list[Tensor]:
+    """The gradient of ``loss``; the auxiliary network's own part goes to its parameters' ``.grad``."""
+    wanted = list(wanted)
+    own: list[Tensor] = [param for param in auxiliary.parameters() if param.requires_grad]
+    gradients = list(torch.autograd.grad(loss, wanted + own, materialize_grads=True))
+    for param, gradient in zip(own, gradients[len(wanted) :], strict=True):
+        param.grad = gradient
+    return gradients[: len(wanted)]

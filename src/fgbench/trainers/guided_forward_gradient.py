@@ -1,0 +1,296 @@
+"""Forward gradients along guesses that auxiliary losses make, block by block."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from fgbench.errors import ConfigError
+from fgbench.trainers.auxiliary import (
+    Losses,
+    auxiliary_gradient,
+    build_auxiliary,
+    draw_weights,
+    local_gradient,
+)
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.blocks import Block, Value, cut_model, output_shapes, stack_tangents
+from fgbench.trainers.options import GuidedForwardGradientOptions
+from fgbench.trainers.passes import gradient_norm, sample_losses
+from fgbench.trainers.tangents import sample_tangents
+
+
+class GuidedForwardGradient(Trainer):
+    """The gradient of each block, projected on a guess.
+
+    The model is cut into L blocks. Every block but the last makes a guess g of its part of the gradient t,
+    and the estimate is the projection of t on it, which only needs the directional derivative along the
+    guess:
+
+        g_hat = (<t, g> / |g|^2) g = d u,   u = g / |g|,   d = <t, u>.
+
+    The last block gets its true gradient. Options:
+
+    * ``guess``: ``local``, the gradient of a small auxiliary network's loss on the block's outputs, which is
+      trained beside the model; ``ntk``, of one that is drawn anew each step; ``fixed-ntk``, of one that
+      stays as it was drawn; ``normal`` or ``rademacher``, chance.
+    * ``target``, whose derivative d is: ``global``, the loss of the model; ``local``, the auxiliary loss
+      itself. Local target and a guess from the same auxiliary loss make g_hat = t: local learning, without
+      forward mode.
+    * ``space``: ``weights``, one d per block; ``activations``, t and g are gradients with respect to a
+      block's outputs and there is one d per sample; the weight gradient is the block's own vector-Jacobian
+      product with g_hat.
+    * ``granularity``, in the space of weights: project a ``block``'s weights together or each ``tensor`` by
+      itself.
+
+    The global derivatives come from one walk over the blocks in forward mode: each block pushes the tangents
+    of those before it on and adds its own. At most L tangents are alive (``tensor``: one per parameter
+    tensor), ``chunk`` of them in a vectorised pass. Guesses do need the backward engine, for one block and
+    its auxiliary network at a time and from detached inputs: no graph is ever deeper than that.
+
+    Bias: biased towards the guess; never longer than t. Variance: none beyond the batch's with auxiliary
+    guesses. Cost, in forward passes of the model: (L - 1) / 2 for the tangents of earlier blocks, two for
+    each block's own, one for the outputs they belong to, and a forward and backward pass of each block with
+    its auxiliary network (about 3).
+
+    Source: Fournier et al. (2023), arXiv 2306.06968. Differences from the
+    authors' published code (github.com/streethagore/ForwardLocalGradient):
+
+    * They compute t with a backward pass through the model and multiply; here d is taken by forward mode.
+    * In the space of weights they project each parameter tensor by itself (``granularity: tensor``), for
+      every sample (``weight``) or for the batch (``avg-weight``); here for the batch, by default each block
+      as one.
+    * Along random guesses some of their estimators leave out the division by |g|^2; here all are projections.
+    * Their model of 16 blocks has no shortcuts; here the shortcut is carried past a cut inside a basic
+      block, and the auxiliary network sees the sum of both paths.
+    * Their last block normalises its features once more before the classifier; here it is the model's own
+      head.
+    * Their auxiliary networks normalise over the batch; here those of a model without BatchNorm within a
+      sample.
+    * Under ``space: activations`` training-mode BatchNorm makes samples interact, so that one derivative per
+      sample is no longer one sample's; here it is refused.
+
+    Example:
+        >>> model = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.Linear(4, 2))
+        >>> inputs, labels = torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> trainer = GuidedForwardGradient(auxiliary="linear")
+        >>> trainer.set_up(model, inputs, 2, torch.Generator().manual_seed(0))
+        >>> loss_fn = nn.CrossEntropyLoss(reduction="none")
+        >>> stats = trainer.compute_gradients(model, loss_fn, inputs, labels, torch.Generator())
+        >>> stats.directional_derivatives.shape
+        torch.Size([1])
+    """
+
+    Options = GuidedForwardGradientOptions
+
+    def __init__(self, options: Any = None, **changes: Any) -> None:
+        super().__init__(options, **changes)
+        self.auxiliaries = nn.ModuleList()
+        self._random = self.options.guess in ("normal", "rademacher")
+        local = self.options.target == "local"
+        self._local_learning = local and not self._random
+        self._has_auxiliaries = local or not self._random
+        self._trains_auxiliaries = self.options.guess == "local" or (local and self._random)
+
+    def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
+        """Build the auxiliary networks; see :meth:`Trainer.set_up`."""
+        self._check(model)
+        hidden = cut_model(model, self.options.blocks)[:-1]
+        if not self._has_auxiliaries:
+            return
+        batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+        kind, units = self.options.auxiliary, self.options.hidden
+        self.auxiliaries = nn.ModuleList(
+            build_auxiliary(kind, shape, units, num_classes, batch_norm=batch_norm)
+            for shape in output_shapes(hidden, inputs)
+        )
+        draw_weights(self.auxiliaries, generator)
+        example = next(model.parameters())
+        self.auxiliaries.to(example.device, example.dtype).to(memory_format=torch.channels_last)
+        self.auxiliaries.requires_grad_(self._trains_auxiliaries)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The auxiliary networks' parameters, where these learn."""
+        return [param for param in self.auxiliaries.parameters() if param.requires_grad]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The auxiliary networks."""
+        return self.auxiliaries.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave."""
+        self.auxiliaries.load_state_dict(state)
+
+    def compute_gradients(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> StepStats:
+        """Fill ``param.grad``, the auxiliary networks' too; see :meth:`Trainer.compute_gradients`."""
+        self._check(model)
+        parts = cut_model(model, self.options.blocks)
+        if self._has_auxiliaries and len(self.auxiliaries) != len(parts) - 1:
+            raise ConfigError("guided-forward-gradient: call set_up with this model before the first step")
+        if self.options.guess == "ntk":
+            draw_weights(self.auxiliaries, generator)
+        blocks = [Block(part, inputs.device, self.options.chunk) for part in parts]
+
+        def losses(outputs: Tensor) -> Tensor:
+            return sample_losses(loss_fn, outputs, labels)
+
+        if self._local_learning:
+            step = self._learn_locally
+        else:
+            step = self._project_weights if self.options.space == "weights" else self._project_activations
+        loss, outputs, derivatives = step(blocks, inputs, losses, generator)
+        norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
+        return StepStats(loss, outputs, derivatives, norm)
+
+    def _learn_locally(
+        self, blocks: list[Block], value: Value, losses: Losses, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each block takes the gradient of its auxiliary loss."""
+        *hidden, last = blocks
+        for block, auxiliary in zip(hidden, self.auxiliaries, strict=True):
+            value, gradient = local_gradient(block, auxiliary, value, losses)
+            block.fill(gradient)
+        loss, outputs = _last_gradient(last, value, losses)
+        return loss, outputs, loss.new_empty(0)
+
+    def _project_weights(
+        self, blocks: list[Block], value: Value, losses: Losses, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Guesses of the weights' gradients; d has shape (directions of all blocks,)."""
+        *hidden, last = blocks
+        stack: Value = None
+        directions: list[tuple[Block, dict[str, Tensor]]] = []
+        derivatives: list[Tensor] = []
+        for index, block in enumerate(hidden):
+            outputs, guess = self._guess_weights(index, block, value, losses, generator)
+            whole = self.options.granularity == "block"
+            units = [_unit(part) for part in ([guess] if whole else [{name: guess[name]} for name in guess])]
+            directions += [(block, unit) for unit in units]
+            if self.options.target == "local":
+                head = self._auxiliary_loss(index, losses)
+                derivatives += [block.push_weights(value, unit, head) for unit in units]
+            else:
+                earlier = [] if stack is None else [block.push(value, stack)[1]]
+                stack = stack_tangents(earlier + [block.push_weights(value, unit) for unit in units])
+            value = outputs
+        loss, outputs = _last_gradient(last, value, losses)
+        if stack is not None:
+            derivatives = [last.push(value, stack, lambda y: losses(y).mean())[1]]
+        d = torch.cat(derivatives) if derivatives else loss.new_empty(0)
+        for (block, unit), derivative in zip(directions, d, strict=True):
+            block.fill({name: derivative * entries for name, entries in unit.items()})
+        return loss, outputs, d
+
+    def _project_activations(
+        self, blocks: list[Block], value: Value, losses: Losses, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Guesses of the gradients with respect to blocks' outputs, per sample; d has shape (L - 1, B)."""
+        *hidden, last = blocks
+        stack: Value = None
+        values: list[Value] = []
+        units: list[Value] = []
+        derivatives: list[Tensor] = []
+        for index, block in enumerate(hidden):
+            values.append(value)
+            if stack is None:
+                with torch.no_grad():
+                    value = block(value)
+            else:
+                value, stack = block.push(value, stack)
+            unit = _unit_per_sample(self._guess_outputs(index, value, losses, generator))
+            units.append(unit)
+            if self.options.target == "local":
+                with torch.no_grad():
+                    derivatives.append(jvp(self._auxiliary_losses(index, losses), (value,), (unit,))[1])
+            else:
+                own = tree_map(lambda each: each.unsqueeze(0), unit)
+                stack = own if stack is None else stack_tangents([stack, own])
+        loss, outputs = _last_gradient(last, value, losses)
+        if stack is not None:
+            derivatives = list(last.push(value, stack, losses)[1])
+        for block, inputs, unit, derivative in zip(hidden, values, units, derivatives, strict=True):
+            cotangent = tree_map(lambda each, d=derivative: _per_sample(d / len(d), each) * each, unit)
+            block.fill(block.weight_gradient(inputs, cotangent))
+        d = torch.stack(derivatives) if hidden else loss.new_empty(0)
+        return loss, outputs, d
+
+    def _auxiliary_losses(self, index: int, losses: Losses) -> Callable[[Value], Tensor]:
+        return lambda value: losses(self.auxiliaries[index](value))
+
+    def _auxiliary_loss(self, index: int, losses: Losses) -> Callable[[Value], Tensor]:
+        return lambda value: losses(self.auxiliaries[index](value)).mean()
+
+    def _guess_weights(
+        self, index: int, block: Block, value: Value, losses: Losses, generator: torch.Generator
+    ) -> tuple[Value, dict[str, Tensor]]:
+        """The block's outputs, and a guess of its weights' gradients."""
+        if not self._random:
+            return local_gradient(block, self.auxiliaries[index], value, losses)
+        with torch.no_grad():
+            outputs = block(value)
+        if self._trains_auxiliaries:
+            auxiliary_gradient(self.auxiliaries[index], outputs, losses)
+        params = {name: param.detach() for name, param in block.params.items()}
+        return outputs, sample_tangents(params, self.options.guess, generator)
+
+    def _guess_outputs(self, index: int, outputs: Value, losses: Losses, generator: torch.Generator) -> Value:
+        """A guess of the gradient with respect to a block's outputs."""
+        if not self._random or self._trains_auxiliaries:
+            gradient = auxiliary_gradient(self.auxiliaries[index], outputs, losses)
+        if not self._random:
+            return gradient
+        leaves, structure = tree_flatten(outputs)
+        named = {str(number): leaf for number, leaf in enumerate(leaves)}
+        return tree_unflatten(list(sample_tangents(named, self.options.guess, generator).values()), structure)
+
+    def _check(self, model: nn.Module) -> None:
+        if self.options.space == "weights" or self._local_learning:
+            return
+        if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+            raise ConfigError(
+                "guided-forward-gradient with space: activations takes one derivative per sample, and "
+                "BatchNorm in training mode makes samples interact: use model.normalization: group (or none)"
+            )
+
+
+def _last_gradient(last: Block, value: Value, losses: Losses) -> tuple[Tensor, Tensor]:
+    """Give the last block its true gradient; returns the mean loss and the model's outputs."""
+    with torch.enable_grad():
+        outputs = last(value)
+        loss = losses(outputs).mean()
+        gradient = torch.autograd.grad(loss, list(last.params.values()), materialize_grads=True)
+    last.fill(dict(zip(last.params, gradient, strict=True)))
+    return loss.detach(), outputs.detach()
+
+
+def _unit(direction: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The direction at length 1, all tensors together; a direction of length 0 stays 0."""
+    scale = _inverse(gradient_norm(direction.values()))
+    return {name: entries * scale for name, entries in direction.items()}
+
+
+def _unit_per_sample(direction: Value) -> Value:
+    """The direction with every sample at length 1, all tensors together."""
+    norms = [torch.linalg.vector_norm(each.flatten(1), dim=1) for each in tree_leaves(direction)]
+    scale = _inverse(torch.linalg.vector_norm(torch.stack(norms), dim=0))
+    return tree_map(lambda each: _per_sample(scale, each) * each, direction)
+
+
+def _inverse(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
+
+
+def _per_sample(factor: Tensor, like: Tensor) -> Tensor:
+    """Shape (B,) to (B, 1, ...), to be multiplied with ``like``."""
+    return factor.view(-1, *[1] * (like.dim() - 1))
