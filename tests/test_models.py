@@ -200,7 +200,7 @@ def test_every_normalization_fits_a_batch(name, normalization):
     torch.manual_seed(0)
     inputs, labels = torch.randn(8, 1, 16, 16), torch.arange(8) % 4
     model = build(name, (1, 16, 16), classes=4, width=8, normalization=normalization)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     losses = []
     for _ in range(36):
         optimizer.zero_grad()
