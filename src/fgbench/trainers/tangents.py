@@ -1,14 +1,119 @@
 """Random directions: where a forward gradient's tangents come from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import jvp, vmap
+
+from fgbench.trainers.base import LossFunction
+from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.passes import gradient_norm, mean_loss, trainable_parameters
 
 ALIGNMENT = 16  # entries; each parameter's tangent starts on a cache line
 NORMAL_CHUNK = 2**17  # entries one generator draws; fixed, so the bits do not depend on the number of threads
+
+
+class Pass(NamedTuple):
+    """What one pass along several tangents gives.
+
+    Attributes:
+        loss: mean loss of the batch, shape ().
+        outputs: of the model, shape (B, classes).
+        features: input of the output layer, where asked for, else empty.
+        derivatives: the directional derivative along each tangent, shape (K,).
+    """
+
+    loss: Tensor
+    outputs: Tensor
+    features: Tensor
+    derivatives: Tensor
+
+
+def along_all(along: Callable[[Any], Pass], drawn: Any) -> Pass:
+    """One pass along all tangents together, given the pass along one; the values are computed once."""
+    out_dims: Any = (None, None, None, 0)
+    return Pass(*vmap(lambda one: tuple(along(one)), out_dims=out_dims, randomness="same")(drawn))
+
+
+class FullTangents:
+    """Tangents with an entry of their own for every parameter.
+
+    ``drawn`` is what ``sample`` gives: a tensor per parameter with the tangents as first dimension.
+    """
+
+    def __init__(self, model: nn.Module, guess: str, exclude: Collection[str] = ()) -> None:
+        self.guess = guess
+        self.params = {
+            name: param for name, param in trainable_parameters(model).items() if name not in exclude
+        }
+        self.num_entries = sum(param.numel() for param in self.params.values())
+
+    def sample(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        """``count`` tangents; asking in portions gives the same ones."""
+        return sample_tangents(self.params, self.guess, generator, count)
+
+    def rows(self, drawn: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+        """Some of the tangents."""
+        return {name: tangent[start:stop] for name, tangent in drawn.items()}
+
+    def derivatives(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        drawn: dict[str, Tensor],
+        output: OutputLayer | None = None,
+    ) -> Pass:
+        """One pass along all tangents together."""
+        mean = mean_loss(model, loss_fn, inputs, labels)
+
+        def function(params: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            loss, outputs = mean(params)
+            return loss, (outputs, outputs.new_empty(0) if output is None else output.input)
+
+        def along(tangent: dict[str, Tensor]) -> Pass:
+            result: Any = jvp(function, (self.params,), (tangent,), has_aux=True)
+            loss, derivative, (outputs, features) = result
+            return Pass(loss, outputs, features, derivative)
+
+        if all(len(tangent) == 1 for tangent in drawn.values()):  # vmap costs time at every operation
+            result = along({name: tangent[0] for name, tangent in drawn.items()})
+            return result._replace(derivatives=result.derivatives[None])
+        return along_all(along, drawn)
+
+    def weighted_sum(self, drawn: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+        """sum_k weights_k v_k for each parameter."""
+        return {name: _weighted(tangent, weights) for name, tangent in drawn.items()}
+
+    def add_to_parameters(self, drawn: dict[str, Tensor], weights: Tensor) -> None:
+        """Add sum_k weights_k v_k to the parameters in place."""
+        for name, tangents in drawn.items():
+            for tangent, weight in zip(tangents, weights.to(tangents.dtype), strict=True):
+                self.params[name].addcmul_(tangent, weight)
+
+    def norm(self, drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
+        """Euclidean norm of sum_k weights_k v_k, shape (), for a single tangent."""
+        return gradient_norm(tangent[0] for tangent in drawn.values()) * weights[0].abs()
+
+    def products(self, drawn: dict[str, Tensor]) -> Tensor:
+        """<v_j, v_k> of all pairs, shape (K, K), float64."""
+        rows = [tangent.reshape(len(tangent), -1) for tangent in drawn.values()]
+        return torch.stack([(row @ row.T).double() for row in rows]).sum(0)
+
+
+def _weighted(tangents: Tensor, weights: Tensor) -> Tensor:
+    """sum_k weights_k v_k in the memory format of each v_k."""
+    if len(tangents) == 1:
+        return tangents[0] * weights.to(tangents.dtype)
+    total = torch.zeros_like(tangents[0])
+    for tangent, weight in zip(tangents, weights.to(tangents.dtype), strict=True):
+        total.addcmul_(tangent, weight)
+    return total
 
 
 def sample_tangents(
