@@ -1,0 +1,124 @@
+"""Charts beyond the four panels: what they show, what they need, and how they are written."""
+
+import numpy as np
+import pytest
+
+from fake_results import make_run
+from fgbench.analysis.records import load_results
+from fgbench.analysis.series import group_series
+from fgbench.cli import FigureKind, FigureStyle
+from fgbench.errors import ConfigError
+from fgbench.plot_style import SHEETS, trainer_hue
+from fgbench.plotting import KINDS, compose, plot_results
+
+
+def draw(results, kind, style="screen"):
+    [series] = group_series(load_results(results)).values()
+    return compose(KINDS[kind], "title", KINDS[kind].choose(series), SHEETS[style])
+
+
+def test_the_command_line_offers_every_kind_and_style():
+    assert {kind.value for kind in FigureKind} == {*KINDS, "all"}
+    assert {style.value for style in FigureStyle} == set(SHEETS)
+
+
+def test_loss_over_time_ends_at_the_time_spent_training(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path, seed=seed, cells={"elapsed_s": 1e6})
+    loss = draw(tmp_path, "time").axes[0]
+    times = [record.metrics["epoch_time_s"].sum() for record in load_results(tmp_path)]
+    assert loss.lines[0].get_xdata()[-1] == pytest.approx(np.mean(times))
+    assert loss.get_xlabel() == "training time, s"
+
+
+def test_long_trainings_are_told_in_minutes_or_hours(tmp_path):
+    make_run(tmp_path, cells={"epoch_time_s": 3600.0})
+    assert draw(tmp_path, "time").axes[0].get_xlabel() == "training time, h"
+    assert draw(tmp_path, "tradeoff").axes[0].lines[0].get_xdata()[0] == pytest.approx(5.0)
+
+
+def test_a_point_has_its_seeds_mean_and_whiskers_from_smallest_to_largest(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path, seed=seed)
+    accuracy = [record.final("test_accuracy") for record in load_results(tmp_path)]
+    time, memory = draw(tmp_path, "tradeoff").axes
+    [bars] = time.containers
+    assert bars.lines[0].get_ydata()[0] == pytest.approx(np.mean(accuracy))
+    whisker = bars.lines[2][1].get_segments()[0][:, 1]
+    assert whisker == pytest.approx([min(accuracy), max(accuracy)])
+    assert memory.containers[0].lines[0].get_xdata()[0] == pytest.approx(62.0)
+
+
+def test_a_diverged_seed_is_marked_and_no_point_is_drawn_for_the_survivors(tmp_path):
+    make_run(tmp_path, seed=0, planned=5)
+    make_run(tmp_path, seed=1, planned=5, epochs=3, state="diverged")
+    figure = draw(tmp_path, "tradeoff")
+    assert not figure.axes[0].containers
+    assert "diverged" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_points_are_named_where_there_is_room(tmp_path):
+    for trainer in ("backprop", "forward-gradient", "zeroth-order"):
+        make_run(tmp_path, trainer)
+    names = {text.get_text() for text in draw(tmp_path, "tradeoff").axes[1].texts}
+    assert names == {"backprop", "forward-gradient", "zeroth-order"}
+
+
+def test_a_negative_cosine_is_inside_the_axes(tmp_path):
+    make_run(tmp_path, "forward-gradient", cells={"gradient_cosine": -0.2, "gradient_relative_error": 2.0})
+    low, high = draw(tmp_path, "cosine").axes[0].get_ylim()
+    assert low < -0.2 < high
+
+
+@pytest.mark.parametrize(("kind", "key"), [("lr", "optimizer.lr"), ("depth", "model.layers")])
+def test_what_was_swept_is_one_line_per_trainer(tmp_path, kind, key):
+    block, name = key.split(".")
+    for trainer in ("backprop", "forward-gradient"):
+        for value in (4, 1, 2):
+            for seed in range(2):
+                make_run(tmp_path, trainer, seed=seed, **{block: {name: value}})
+    make_run(tmp_path, "zeroth-order", **{block: {name: 1}})
+    figure = draw(tmp_path, kind)
+    lines = figure.axes[0].lines
+    assert [list(line.get_xdata()) for line in lines] == [[1, 2, 4]] * 2
+    assert [line.get_color().upper() for line in lines] == [
+        trainer_hue("backprop"),
+        trainer_hue("forward-gradient"),
+    ]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["backprop", "forward-gradient"]
+
+
+def test_a_learning_rate_that_diverged_is_marked(tmp_path):
+    for lr in (1e-4, 1e-3):
+        make_run(tmp_path, optimizer={"lr": lr}, planned=5)
+    make_run(tmp_path, optimizer={"lr": 1.0}, planned=5, epochs=2, state="diverged")
+    curve, cross = draw(tmp_path, "lr").axes[0].lines
+    assert (list(curve.get_xdata()), list(cross.get_xdata())) == ([1e-4, 1e-3], [1.0])
+
+
+def test_all_draws_what_there_is_something_to_show_of(tmp_path):
+    make_run(tmp_path)
+    written = plot_results(tmp_path, tmp_path / "fig.svg", None)
+    assert [path.name for path in written] == ["fig.svg", "fig-time.svg", "fig-tradeoff.svg"]
+
+
+@pytest.mark.parametrize(("kind", "told"), [("cosine", "diagnostics.every"), ("lr", "optimizer.lr")])
+def test_a_kind_without_data_says_what_is_missing(tmp_path, kind, told):
+    make_run(tmp_path)
+    with pytest.raises(ConfigError, match=told):
+        plot_results(tmp_path, None, [kind])
+
+
+def test_paper_style_is_vector_a_column_wide_and_untitled(tmp_path):
+    make_run(tmp_path)
+    assert [path.suffix for path in plot_results(tmp_path, None, ["tradeoff"], "paper")] == [".pdf", ".svg"]
+    figure = draw(tmp_path, "panels", "paper")
+    assert figure.get_figwidth() == 3.4
+    assert figure.get_suptitle() == ""
+
+
+def test_dollars_in_names_are_not_read_as_formulas(tmp_path):
+    make_run(tmp_path, "lab.rules:$\\frac$")
+    plot_results(tmp_path, tmp_path / "fig.svg", None)
+    assert r"lab.rules:$\frac$" in (tmp_path / "fig.svg").read_text()
