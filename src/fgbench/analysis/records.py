@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ IDENTITY = ("name", "seed", "saving", "diagnostics", "data_dir", "results_dir")
 _FOLDER = re.compile(r"s\d+-([0-9a-f]{8})$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunRecord:
     """One run directory, read.
 
@@ -59,6 +61,11 @@ class RunRecord:
         """Epochs done, 0 where there is none."""
         return int(self.metrics["epoch"].iloc[-1]) if len(self.metrics) else 0
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config by dotted key, such as ``optimizer.lr``, without what is in ``IDENTITY``."""
+        return dict(_flatten({key: value for key, value in self.config.items() if key not in IDENTITY}))
+
     def component(self, kind: str) -> str:
         """Name of the run's ``dataset``, ``model`` or ``trainer``."""
         return str(self.config[kind]["name"])
@@ -78,6 +85,14 @@ class RunRecord:
     def notes(self, column: str) -> list[str]:
         """The different texts in a text column, in order of appearance."""
         return list(dict.fromkeys(self.metrics[column].dropna()))
+
+
+def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def load_results(path: str | Path) -> list[RunRecord]:

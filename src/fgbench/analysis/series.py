@@ -1,23 +1,23 @@
 """Runs grouped into series: one configuration, averaged over its seeds. Imports no torch."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from fgbench.analysis.records import IDENTITY, RunRecord
+from fgbench.analysis.records import RunRecord
 from fgbench.registry import TRAINERS
 
 ENDED = ("finished", "diverged")
 """States of runs that have nothing more to say."""
 
-_UNLABELLED = (*IDENTITY, "dataset.name", "dataset.dir", "model.name", "trainer.name")
+_UNLABELLED = ("dataset.name", "dataset.dir", "model.name", "trainer.name")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Series:
     """The runs of one configuration, one per seed, by ascending seed.
 
@@ -73,16 +73,16 @@ def _progress(record: RunRecord) -> tuple[bool, int, str]:
 
 def _labelled(groups: list[tuple[RunRecord, ...]]) -> list[Series]:
     """A label for every configuration: no two alike, nothing in them that all share."""
-    settings = [dict(_flatten(runs[0].config)) for runs in groups]
+    settings = [
+        {key: value for key, value in runs[0].settings.items() if key not in _UNLABELLED} for runs in groups
+    ]
     trainers = [runs[0].component("trainer") for runs in groups]
-    differing = _differing(
-        [{k: v for k, v in each.items() if not k.startswith("trainer.")} for each in settings]
-    )
+    common = differing([{k: v for k, v in each.items() if not k.startswith("trainer.")} for each in settings])
     labelled = []
     for runs, trainer, setting in zip(groups, trainers, settings, strict=True):
         same_trainer = [each for each, name in zip(settings, trainers, strict=True) if name == trainer]
-        keys = [key for key in _differing(same_trainer) if key.startswith("trainer.")] + differing
-        words = [word for key in keys if (word := _word(key, setting.get(key), keys))]
+        keys = [key for key in differing(same_trainer) if key.startswith("trainer.")] + common
+        words = [word for key in keys if (word := setting_word(key, setting.get(key), keys))]
         labelled.append(
             (_order(trainer, [setting.get(key) for key in keys]), ", ".join([trainer, *words]), runs)
         )
@@ -98,24 +98,14 @@ def _labelled(groups: list[tuple[RunRecord, ...]]) -> list[Series]:
     return series
 
 
-def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in block.items():
-        if prefix + key in _UNLABELLED:
-            continue
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _differing(settings: list[dict[str, Any]]) -> list[str]:
+def differing(settings: list[dict[str, Any]]) -> list[str]:
     """The keys with more than one value."""
     keys = dict.fromkeys(key for each in settings for key in each)
     return [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
 
 
-def _word(key: str, value: Any, keys: list[str]) -> str:
-    """``tangents=4``; a switch by its name alone, and nothing for what is off."""
+def setting_word(key: str, value: Any, keys: Sequence[str] = ()) -> str:
+    """How a label tells a setting: ``tangents=4``; a switch by its name alone, what is off not at all."""
     if value is None or value is False:
         return ""
     name = _short(key)

@@ -1,0 +1,209 @@
+"""Every series against a baseline, paired by seed, at equal epochs, time and memory. Imports no torch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fgbench.analysis.measures import MEASURES, Measure, epochs_within, has_diverged, read, training_time
+from fgbench.analysis.pairing import Pair, Task, make_tasks, nearest, plainest
+from fgbench.analysis.records import RunRecord
+from fgbench.analysis.series import Series
+from fgbench.analysis.statistics import Paired, adjust_holm, summarise_differences
+from fgbench.errors import ConfigError
+
+Budget = Literal["epochs", "time", "memory"]
+
+MEMORY_TOLERANCE = 1.01
+"""A series fits a memory budget that it exceeds by no more than this factor."""
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure of a series and its baseline at one budget.
+
+    Attributes:
+        limit: the budget: epochs, seconds of training, or MiB.
+        epochs: at which each pair of runs was read, the series' first.
+        values: of each pair of runs; NaN for a run that has diverged or has none.
+        paired: of the differences, series - baseline; None where not every pair has both values.
+        p_adjusted: Holm's, over all comparisons made together.
+        obstacle: why there is no difference to tell; empty where there is one.
+    """
+
+    pair: Pair
+    measure: Measure
+    budget: Budget
+    limit: float
+    epochs: tuple[tuple[int, int], ...]
+    values: tuple[tuple[float, float], ...]
+    paired: Paired | None = None
+    p_adjusted: float | None = None
+    obstacle: str = ""
+
+    @property
+    def wins(self) -> tuple[int, int]:
+        """Seeds in which the series, and in which the baseline, was better; a diverged run loses."""
+        wins = losses = 0
+        for (run, other), epochs, (value, reference) in zip(
+            self.pair.runs, self.epochs, self.values, strict=True
+        ):
+            lost, won = (has_diverged(each, epoch) for each, epoch in zip((run, other), epochs, strict=True))
+            if self.measure.learns and lost != won:
+                wins, losses = wins + won, losses + lost
+            else:
+                gain = self.measure.gain(value - reference)
+                wins, losses = wins + (gain > 0), losses + (gain < 0)
+        return wins, losses
+
+    @property
+    def conclusion(self) -> str:
+        """What may be said: better, worse, or why nothing may be."""
+        if self.obstacle or self.paired is None:
+            return self.obstacle
+        if self.paired.n == 1:
+            return "no claim from 1 seed"
+        if self.paired.mean == 0:
+            return "no difference"
+        if self.p_adjusted is not None and self.p_adjusted < ALPHA:
+            return "better" if self.measure.gain(self.paired.mean) > 0 else "worse"
+        needed = self.paired.seeds_needed
+        if needed is None or needed <= self.paired.n:
+            return "not shown once adjusted"
+        return f"not shown ({needed} seeds would)"
+
+
+def compare(
+    records: Iterable[RunRecord], columns: Sequence[str] = ("test_accuracy",), baseline: str = "backprop"
+) -> list[Comparison]:
+    """Every series against the baseline series nearest to it in its other settings.
+
+    Args:
+        records: the runs.
+        columns: of metrics.csv, among ``MEASURES``. Those that tell how well a network has learnt are also
+            compared at equal time and equal memory.
+        baseline: a trainer, or the label of one series.
+
+    Returns:
+        By task, column, series and budget. p values are adjusted over all of them; a comparison at equal
+        memory repeats the one at equal epochs and counts no second time.
+
+    Raises:
+        ConfigError: a column that cannot be compared, or no such baseline.
+    """
+    measures = [find_measure(column) for column in columns]
+    pairs = pair_all(make_tasks(records), baseline)
+    comparisons = [
+        compare_pair(pair, measure, budget)
+        for task in pairs
+        for measure in measures
+        for pair in task
+        for budget in (("epochs", "time", "memory") if measure.learns else ("epochs",))
+    ]
+    adjusted = adjust_holm([p_value(each) for each in comparisons])
+    for index, each in enumerate(comparisons):  # the one at equal memory follows two after equal epochs
+        source = index - 2 if each.budget == "memory" else index
+        comparisons[index] = replace(each, p_adjusted=adjusted[source] if each.paired else None)
+    return comparisons
+
+
+def p_value(comparison: Comparison) -> float | None:
+    """The p value of a comparison that counts as a test of its own."""
+    if comparison.paired is None or comparison.budget == "memory":
+        return None
+    return comparison.paired.p_value
+
+
+def find_measure(column: str) -> Measure:
+    """The measure of a column.
+
+    Raises:
+        ConfigError: it cannot be compared; lists those that can.
+    """
+    if column not in MEASURES:
+        raise ConfigError(f"--metric {column[:60]}: expected one of {', '.join(MEASURES)}")
+    return MEASURES[column]
+
+
+def pair_all(tasks: Sequence[Task], baseline: str = "backprop") -> list[list[Pair]]:
+    """For every task, each series with its baseline; none where the task has no baseline.
+
+    Raises:
+        ConfigError: no task has one; lists the series there are.
+    """
+    paired = []
+    for task in tasks:
+        candidates = [each for each in task.series if each.label == baseline]
+        candidates = candidates or plainest(each for each in task.series if each.trainer == baseline)
+        others = [each for each in task.series if each not in candidates]
+        paired.append(
+            [Pair(task.title, each, found) for each in others if (found := nearest(each, candidates))]
+        )
+    if not any(paired) and not any(each.trainer == baseline for task in tasks for each in task.series):
+        labels = dict.fromkeys(each.label for task in tasks for each in task.series)
+        raise ConfigError(f"--baseline {baseline[:60]}: no such series; there are {'; '.join(labels)}")
+    return paired
+
+
+def compare_pair(pair: Pair, measure: Measure, budget: Budget = "epochs") -> Comparison:
+    """One comparison, its p value not adjusted.
+
+    At equal epochs, both runs of a seed are read at the last epoch all of them have; at equal time, at the
+    last epoch each has finished within the training time of the shortest; at equal memory, as at equal
+    epochs, if the series' peak memory fits the baseline's. A run that diverged does not shorten the budget.
+    """
+    epoch = float(common_epoch(pair))
+    limit, epochs = epoch, tuple((int(epoch), int(epoch)) for _ in pair.runs)
+    obstacle = "" if pair.runs else "no seed in common"
+    if budget == "time" and pair.runs:
+        limit = min(float(training_time(run)[-1]) for run in _lasting(pair) or _all_runs(pair))
+        epochs = tuple((epochs_within(run, limit), epochs_within(other, limit)) for run, other in pair.runs)
+    if budget == "memory" and pair.runs:
+        limit, needed = peak_memory(pair.baseline), peak_memory(pair.series)
+        if math.isnan(limit) or math.isnan(needed):
+            obstacle = "memory not measured"
+        elif needed > limit * MEMORY_TOLERANCE:
+            obstacle = f"does not fit: needs {needed:.1f} MiB"
+    values = tuple(
+        (read(run, measure, first), read(other, measure, second))
+        for (run, other), (first, second) in zip(pair.runs, epochs, strict=True)
+    )
+    obstacle = obstacle or _obstacle(pair, measure, epochs, values)
+    paired = None if obstacle else summarise_differences([value - other for value, other in values])
+    return Comparison(pair, measure, budget, limit, epochs, values, paired, obstacle=obstacle)
+
+
+def _obstacle(
+    pair: Pair, measure: Measure, epochs: Sequence[tuple[int, int]], values: Sequence[tuple[float, float]]
+) -> str:
+    """Why the differences have no mean. Those that diverged are never left out of one."""
+    diverged = [
+        sum(has_diverged(both[side], epoch[side]) for both, epoch in zip(pair.runs, epochs, strict=True))
+        for side in (0, 1)
+    ]
+    if measure.learns and any(diverged):
+        return f"diverged: {diverged[0]} of {len(values)}; baseline {diverged[1]}"
+    if not all(math.isfinite(value) for both in values for value in both):
+        return "no epoch in time" if any(0 in each for each in epochs) else "not measured"
+    return ""
+
+
+def common_epoch(pair: Pair) -> int:
+    """The last epoch that all paired runs have; one that diverged has no more to come and does not count."""
+    return min((run.last_epoch for run in _lasting(pair) or _all_runs(pair)), default=0)
+
+
+def peak_memory(series: Series) -> float:
+    """The largest peak memory of its runs, MiB; NaN where none was measured."""
+    peaks = [run.peak("peak_memory_mib") for run in series.averaged]
+    return max((peak for peak in peaks if not math.isnan(peak)), default=math.nan)
+
+
+def _all_runs(pair: Pair) -> list[RunRecord]:
+    return [run for both in pair.runs for run in both]
+
+
+def _lasting(pair: Pair) -> list[RunRecord]:
+    return [run for run in _all_runs(pair) if run.state != "diverged"]

@@ -1,0 +1,228 @@
+"""Comparisons as tables. Imports no torch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from statistics import fmean
+
+from fgbench.analysis.compare import Comparison, common_epoch, compare, compare_pair, p_value
+from fgbench.analysis.formats import Format
+from fgbench.analysis.measures import MEASURES, Measure, disturbed_epochs
+from fgbench.analysis.pairing import Pair
+from fgbench.analysis.records import RunRecord
+from fgbench.analysis.rendering import Table, render
+from fgbench.analysis.speed import TimeTo, geometric_mean, time_to_accuracy, time_to_same_loss
+from fgbench.analysis.statistics import BOOTSTRAP_FROM
+
+ONE_SEED = (
+    "One seed says nothing about the next. At 80 % power a paired t-test finds a difference of 3.3 standard "
+    "deviations over seeds with 3 of them, of 1.7 with 5, of 1.0 with 10."
+)
+FLAT_HEAD = (
+    *("task", "metric", "budget", "limit", "trainer", "baseline", "seeds", "n", "mean", "baseline_mean"),
+    *("difference", "t_low", "t_high", "bootstrap_low", "bootstrap_high", "p", "p_holm", "d_z"),
+    *("d_z_corrected", "wins", "losses", "seeds_needed", "conclusion", "other_settings", "environments"),
+)
+
+
+def compare_report(
+    records: Iterable[RunRecord],
+    columns: Sequence[str],
+    baseline: str = "backprop",
+    form: Format | str = Format.text,
+    accuracy: float | None = None,
+) -> str:
+    """What ``fgbench compare`` prints.
+
+    Args:
+        records: the runs.
+        columns: of metrics.csv, those to compare.
+        baseline: a trainer, or the label of one series.
+        form: how to write it; CSV is one row for every comparison, in full precision.
+        accuracy: the validation accuracy the time to which is told.
+
+    Raises:
+        ConfigError: as ``compare``.
+    """
+    comparisons = compare(records, columns, baseline)
+    if Format(form) is Format.csv:
+        return render([Table("", FLAT_HEAD, [_flat_row(each) for each in comparisons])], form)
+    tables = []
+    for _, same_task in groupby(comparisons, key=lambda each: each.pair.task):
+        group = list(same_task)
+        for measure, same_measure in groupby(group, key=lambda each: each.measure):
+            columns_of = list(same_measure)
+            tables.append(measure_table([each for each in columns_of if each.budget == "epochs"]))
+            if measure.learns:
+                tables.append(budget_table(columns_of))
+        tables.append(cost_table(list(dict.fromkeys(each.pair for each in group)), accuracy))
+    lines = summary_lines(comparisons)
+    if Format(form) is Format.latex:
+        lines = [f"% {line}" for line in lines]
+    return "\n\n".join([*filter(None, [render(tables, form)]), "\n".join(lines)])
+
+
+def measure_table(comparisons: Sequence[Comparison]) -> Table:
+    """One measure of one task at equal epochs, a row for each series."""
+    head = [
+        "trainer",
+        "seeds",
+        "mean",
+        "baseline",
+        "difference [95 %]",
+        "d_z",
+        "wins",
+        "p (Holm)",
+        "conclusion",
+    ]
+    rows = [
+        [
+            *(each.pair.series.label, str(len(each.values)), *_means(each), difference_text(each)),
+            *(_effect_text(each), f"{each.wins[0]}/{len(each.values)}", _p_text(each), each.conclusion),
+        ]
+        for each in comparisons
+    ]
+    first = comparisons[0]
+    return Table(f"{first.pair.task}: {first.measure.title}, at equal epochs", head, rows)
+
+
+def budget_table(comparisons: Sequence[Comparison]) -> Table:
+    """One measure of one task at equal epochs, equal training time and equal memory, side by side."""
+    rows = [
+        [pair.series.label, *map(_budget_text, budgets)]
+        for pair, budgets in groupby(comparisons, key=lambda each: each.pair)
+    ]
+    first = comparisons[0]
+    title = f"{first.pair.task}: {first.measure.title}, difference to {first.pair.baseline.trainer} (95 %)"
+    return Table(title, ["trainer", "equal epochs", "equal training time", "equal memory"], rows)
+
+
+def cost_table(pairs: Sequence[Pair], accuracy: float | None = None) -> Table:
+    """Time and memory of the series of one task as multiples of their baseline's; descriptive, not tested."""
+    head = [
+        "trainer",
+        "time/epoch",
+        "peak memory",
+        "time to same val. loss (T_f/T_b)",
+        "time to val. accuracy",
+    ]
+    rows = [
+        [
+            pair.series.label,
+            _ratio_text(pair, MEASURES["epoch_time_s"]),
+            _ratio_text(pair, MEASURES["peak_memory_mib"]),
+            _time_to_text(time_to_same_loss(pair)),
+            _time_to_text(reached := time_to_accuracy(pair, accuracy))
+            + (f" to {reached.targets[0]:.2f}" if reached else ""),
+        ]
+        for pair in pairs
+    ]
+    notes = ["Geometric means over seeds; times are of training alone, read at the ends of epochs."]
+    notes += [conditions(pair) for pair in pairs]
+    return Table(f"{pairs[0].task}: cost, × {pairs[0].baseline.trainer}", head, rows, notes)
+
+
+def summary_lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """How many comparisons there were, and what that means for the intervals."""
+    tests = sum(p_value(each) is not None for each in comparisons)
+    lines = [
+        f"{tests} tests were made. p values are adjusted for that (Holm); the intervals are not."
+        + (
+            f" From {BOOTSTRAP_FROM} seeds on, the CSV form has BCa bootstrap intervals."
+            if any(each.paired and each.paired.bootstrap for each in comparisons)
+            else ""
+        )
+    ]
+    if any(len(each.pair.runs) == 1 for each in comparisons):
+        lines.append(ONE_SEED)
+    if not comparisons:
+        lines = ["Nothing to compare: no task has both the baseline and another series."]
+    return lines
+
+
+def difference_text(comparison: Comparison) -> str:
+    """The mean difference and its interval; why there is none, if there is none."""
+    paired, form = comparison.paired, comparison.measure.form
+    if paired is None:
+        return "-"
+    interval = (
+        "" if paired.interval is None else f" [{paired.interval[0]:+{form}}, {paired.interval[1]:+{form}}]"
+    )
+    return f"{paired.mean:+{form}}{interval}"
+
+
+def _means(comparison: Comparison) -> list[str]:
+    """The mean of each side over the paired seeds; none of those that survived alone."""
+    if not comparison.values:
+        return ["-", "-"]
+    means = [fmean(side) for side in zip(*comparison.values, strict=True)]
+    return ["-" if math.isnan(mean) else f"{mean:{comparison.measure.form}}" for mean in means]
+
+
+def _effect_text(comparison: Comparison) -> str:
+    effect = comparison.paired and comparison.paired.effect_size
+    return "-" if effect is None else f"{effect:+.1f}"
+
+
+def _p_text(comparison: Comparison) -> str:
+    p = comparison.p_adjusted
+    return "-" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def _budget_text(comparison: Comparison) -> str:
+    limit = f"{comparison.limit:.4g}"
+    unit = {"epochs": f"epoch {limit}", "time": f"{limit} s", "memory": f"{comparison.limit:.1f} MiB"}
+    paired, form = comparison.paired, comparison.measure.form
+    if paired is None:
+        return comparison.conclusion
+    spread = "" if paired.interval is None else f" ± {paired.interval[1] - paired.mean:{form}}"
+    return f"{paired.mean:+{form}}{spread} {comparison.conclusion} ({unit[comparison.budget]})"
+
+
+def conditions(pair: Pair) -> str:
+    """What a series was held against, and what else differed."""
+    planned = max((run.config.get("epochs", 0) for both in pair.runs for run in both), default=0)
+    epoch = common_epoch(pair)
+    told = [f"{pair.series.label} against {pair.baseline.label}"]
+    told.append(f"epoch {epoch}" + (f" of {planned}" if planned > epoch else ""))
+    told.append(f"seeds {', '.join(map(str, pair.seeds)) or 'none'}")
+    if other := pair.other_settings:
+        told.append(f"also different: {', '.join(other)}")
+    if environments := pair.environments:
+        told.append(f"ENVIRONMENTS DIFFER: {', '.join(environments)}")
+    if disturbed := sum(disturbed_epochs(run, epoch) for both in pair.runs for run in both):
+        told.append(f"{disturbed} epochs timed while other work kept the machine busy")
+    return "; ".join(told)
+
+
+def _ratio_text(pair: Pair, measure: Measure) -> str:
+    values = compare_pair(pair, measure).values
+    ratio = geometric_mean([mine / other if other else math.nan for mine, other in values])
+    return "-" if math.isnan(ratio) else f"{ratio:.2f}×"
+
+
+def _time_to_text(reached: TimeTo | None) -> str:
+    if reached is None:
+        return "-"
+    arrived = [sum(map(math.isfinite, side)) for side in zip(*reached.seconds, strict=True)]
+    n = len(reached.seconds)
+    if arrived != [n, n]:
+        return f"reached by {arrived[0]} of {n}; baseline {arrived[1]} of {n}"
+    mine, other = (fmean(side) for side in zip(*reached.seconds, strict=True))
+    return f"{reached.ratio:.2f}× ({mine:.3g} s / {other:.3g} s)"
+
+
+def _flat_row(comparison: Comparison) -> list[str]:
+    pair, paired = comparison.pair, comparison.paired
+    means = [fmean(side) for side in zip(*comparison.values, strict=True)] or [math.nan, math.nan]
+    interval = (paired and paired.interval) or (None, None)
+    bootstrap = (paired and paired.bootstrap) or (None, None)
+    cells = [
+        *(pair.task, comparison.measure.column, comparison.budget, comparison.limit),
+        *(pair.series.label, pair.baseline.label, " ".join(map(str, pair.seeds)), len(pair.runs), *means),
+        *(paired and paired.mean, *interval, *bootstrap, paired and paired.p_value, comparison.p_adjusted),
+        *(paired and paired.effect_size, paired and paired.corrected_effect_size, *comparison.wins),
+        *(paired and paired.seeds_needed, comparison.conclusion, "; ".join(pair.other_settings)),
+        "; ".join(pair.environments),
+    ]
+    return ["" if cell is None or cell != cell else str(cell) for cell in cells]

@@ -1,0 +1,183 @@
+"""Which series may be compared with which, and what else differs between them. Imports no torch."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from fgbench.analysis.measures import MEASURES, best
+from fgbench.analysis.records import RunRecord
+from fgbench.analysis.series import Series, differing, group_series, setting_word
+from fgbench.registry import TRAINERS, options_model
+
+TUNABLE = ("optimizer.", "schedule.", "clip_gradient_norm")
+"""Settings that may differ between two trainers in one experiment: each has its own best ones."""
+
+PLACES = ("device", "dataset.dir")
+"""Settings that name places; what kind of device it was is asked of the environment."""
+
+ENVIRONMENT = ("torch", "cpu", "threads", "device", "gpu", "cuda", "allocations_kept", "deterministic")
+"""Keys of env.json of which a difference is told."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The series of one model on one dataset, trained in different ways.
+
+    Attributes:
+        title: such as ``cnn on fashion-mnist``; tells the options in which tasks of these names differ.
+        series: by trainer in the registry's order.
+    """
+
+    title: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A series and the one it is held against.
+
+    Attributes:
+        runs: their runs of the same seeds, by ascending seed, those of ``series`` first.
+    """
+
+    task: str
+    series: Series
+    baseline: Series
+
+    @cached_property
+    def runs(self) -> tuple[tuple[RunRecord, RunRecord], ...]:
+        """Runs of the same seed: the series' and the baseline's."""
+        others = {run.seed: run for run in self.baseline.averaged}
+        return tuple((run, others[run.seed]) for run in self.series.averaged if run.seed in others)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds both have."""
+        return tuple(run.seed for run, _ in self.runs)
+
+    @property
+    def other_settings(self) -> list[str]:
+        """What differs besides the trainer, such as ``optimizer.lr 0.0001 / 0.001``."""
+        mine, other = settings(self.series), settings(self.baseline)
+        return [f"{key} {mine.get(key)} / {other.get(key)}" for key in setting_differences(mine, other)]
+
+    @property
+    def environments(self) -> list[str]:
+        """What differs between the machines and libraries of the paired runs, such as ``torch 2.6 / 2.7``."""
+        envs = [_environment(run) for both in self.runs for run in both]
+        told = []
+        for key in ENVIRONMENT:
+            values = dict.fromkeys(str(env[key]) for env in envs if env.get(key) is not None)
+            if len(values) > 1:
+                told.append(f"{key} {' / '.join(values)}")
+        return told
+
+
+def make_tasks(records: Iterable[RunRecord]) -> list[Task]:
+    """The records by what is learnt: dataset and model with all their options."""
+    by_task: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_task.setdefault(repr(_task_settings(record)), []).append(record)
+    groups = list(by_task.values())
+    tasks = []
+    for group in groups:
+        names = [f"{kind}.name" for kind in ("dataset", "model")]
+        alike = [
+            _task_settings(other[0])
+            for other in groups
+            if all(other[0].settings[name] == group[0].settings[name] for name in names)
+        ]
+        words = [setting_word(key, group[0].settings.get(key)) for key in differing(alike)]
+        title = f"{group[0].component('model')} on {group[0].component('dataset')}"
+        for series in group_series(group).values():
+            tasks.append(Task(", ".join([title, *filter(None, words)]), tuple(series)))
+    return sorted(tasks, key=lambda task: task.title)
+
+
+def _task_settings(run: RunRecord) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in sorted(run.settings.items())
+        if key.startswith(("dataset.", "model.")) and key not in PLACES and not _is_off(value)
+    }
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False
+
+
+def settings(series: Series) -> dict[str, Any]:
+    """What is set besides the trainer and what is off, and the kind of device it ran on."""
+    run = series.runs[0]
+    kept = {
+        key: value
+        for key, value in run.settings.items()
+        if not key.startswith("trainer.") and key not in PLACES and not _is_off(value)
+    }
+    device = _environment(run)["device"]
+    return kept | ({"device type": device} if device else {})
+
+
+def _environment(run: RunRecord) -> dict[str, Any]:
+    """Its env.json, with the kind of device alone: cuda:0 and cuda:1 of one GPU model are alike."""
+    device = str(run.env.get("device") or run.env.get("device_type") or "").partition(":")[0]
+    return run.env | {"device": device or None}
+
+
+def setting_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """The keys in which two results of ``settings`` differ."""
+    return [key for key in {**first, **second} if first.get(key) != second.get(key)]
+
+
+def trainer_options(series: Series) -> dict[str, Any]:
+    """The trainer's block by dotted key; what an older version did not know is at its default."""
+    name, known = series.trainer, series.runs[0].settings
+    defaults = {}
+    if name in TRAINERS:  # a user's own is not imported only to look at results
+        defaults = {f"trainer.{key}": field.default for key, field in _fields(name).items()}
+    return defaults | {key: value for key, value in known.items() if key.startswith("trainer.")}
+
+
+def _fields(trainer: str) -> dict[str, Any]:
+    return options_model("trainer", trainer).model_fields
+
+
+def plainest(candidates: Iterable[Series]) -> list[Series]:
+    """Of series of one trainer, those whose trainer's options are nearest their defaults."""
+    all_ = list(candidates)
+    fewest = min(map(_deviations, all_), default=0)
+    return [each for each in all_ if _deviations(each) == fewest]
+
+
+def nearest(series: Series, candidates: Iterable[Series]) -> Series | None:
+    """The candidate to hold a series against, or None.
+
+    The fewest settings besides the trainer's differ; among those its validation accuracy is the best, which
+    gives the series the strongest opponent.
+    """
+    mine = settings(series)
+
+    def distance(candidate: Series) -> tuple[int, float]:
+        return len(setting_differences(mine, settings(candidate))), -_mean_accuracy(candidate)
+
+    return min((each for each in candidates if each is not series), key=distance, default=None)
+
+
+def _deviations(series: Series) -> int:
+    """How many of the trainer's options are not at their default."""
+    if series.trainer not in TRAINERS:
+        return 0
+    options = trainer_options(series)
+    return sum(
+        options[f"trainer.{key}"] != field.default
+        for key, field in _fields(series.trainer).items()
+        if key != "name"
+    )
+
+
+def _mean_accuracy(series: Series) -> float:
+    """Mean over seeds of the best validation accuracy; 0 where there is none."""
+    values = [best(run, MEASURES["val_accuracy"]) for run in series.averaged]
+    return fmean(0.0 if value != value else value for value in values) if values else 0.0
