@@ -24,7 +24,7 @@ def heavy_imports(arguments, cwd, also=()):
     return done.stderr.rpartition("imported:")[2].split(), done
 
 
-@pytest.mark.parametrize("arguments", ["--help", "run --help", "plot --help", "--version"])
+@pytest.mark.parametrize("arguments", ["--help", "run --help", "plot --help", "compare --help", "--version"])
 def test_help_imports_no_library_but_typers(tmp_path, arguments):
     heavy, done = heavy_imports(arguments, tmp_path, LIGHT)
     assert done.returncode == 0
@@ -42,6 +42,9 @@ def test_help_imports_no_library_but_typers(tmp_path, arguments):
         "config validate a.yaml",
         "config schema",
         "plot results",
+        "compare results",
+        "claims results",
+        "status results",
         "run a.yaml --seeds x",
     ],
 )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fgbench.commands import answers
 from fgbench.commands.common import (
     SETTINGS,
     ConfigFiles,
@@ -213,6 +214,9 @@ def check(
     raise typer.Exit(0 if ok else 1)
 
 
+app.command(short_help="Show how far the runs of a folder are.")(answers.status)
+app.command(short_help="Compare trainers, paired by seed.")(answers.compare)
+app.command(short_help="Hold published claims against one's runs.")(answers.claims)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 

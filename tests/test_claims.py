@@ -1,0 +1,334 @@
+"""``fgbench claims``: the rules, on made-up runs with known answers."""
+
+import csv
+import inspect
+import io
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from fake_records import make_record
+from fake_results import make_run
+from fgbench.analysis.claims import audit, claims_report, load_claims
+from fgbench.analysis.rules import RULES
+from fgbench.analysis.verdicts import Kind, Outcome, conclude
+from fgbench.cli import app
+
+CLAIMS = {claim.id: claim for claim in load_claims()}
+NOISE = (0.0, 0.0008, -0.0004, 0.0004)
+
+
+def verdict(claim, records):
+    [audited] = audit(records, [CLAIMS[claim]])
+    return str(audited.finding.verdict)
+
+
+def numbers(claim, records):
+    [audited] = audit(records, [CLAIMS[claim]])
+    return "\n".join(outcome.text for outcome in audited.finding.outcomes)
+
+
+def both(forward, backprop, seeds=3, forward_options=(), **given):
+    """Runs of forward gradient and backprop; each figure gets a little noise, other for every seed."""
+    records = []
+    for trainer, columns, options in (
+        ("forward-gradient", forward, dict(forward_options)),
+        ("backprop", backprop, {}),
+    ):
+        for seed in range(seeds):
+            wobble = 1 + NOISE[seed] * (1 if trainer == "backprop" else -1)
+            noisy = {name: _scale(value, wobble) for name, value in columns.items()}
+            records.append(make_record(trainer, seed, trainer_options=options, **noisy, **given))
+    return records
+
+
+def _scale(value, factor):
+    return [each * factor for each in value] if isinstance(value, list) else value * factor
+
+
+# claim, column, what the forward gradient has, what backprop has: supported, and refuted the other way round
+ONE_SIDED = [
+    ("study-higher-test-accuracy", "test_accuracy", 0.91, 0.90),
+    ("study-lower-training-loss", "train_loss", 0.3, 0.5),
+    ("study-lower-batch-time", "batch_time_ms", 5.0, 9.0),
+    ("study-more-samples", "samples_per_s", 9000.0, 5000.0),
+    ("study-lower-memory", "peak_memory_mib", 40.0, 60.0),
+    ("baydin-cheaper-gradient", "batch_time_ms", 5.0, 9.0),
+]
+
+
+@pytest.mark.parametrize(("claim", "column", "better", "worse"), ONE_SIDED)
+def test_a_one_sided_claim_is_decided_by_the_side_of_the_interval(claim, column, better, worse):
+    assert verdict(claim, both({column: better}, {column: worse})) == "supported"
+    assert verdict(claim, both({column: worse}, {column: better})) == "refuted"
+
+
+@pytest.mark.parametrize(("claim", "column", "better", "worse"), ONE_SIDED)
+def test_no_difference_refutes_a_claim_that_there_is_one(claim, column, better, worse):
+    assert verdict(claim, both({column: worse}, {column: worse})) == "refuted"
+
+
+@pytest.mark.parametrize(("claim", "column", "better", "worse"), ONE_SIDED)
+def test_contradictory_results_are_mixed(claim, column, better, worse):
+    records = both({column: better}, {column: worse}, model="fc")
+    records += both({column: worse}, {column: better}, model="cnn")
+    assert verdict(claim, records) == "mixed"
+
+
+@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim != "study-learning-rate"])
+def test_without_runs_or_with_two_seeds_there_is_not_enough_data(claim):
+    columns = {"test_accuracy": 0.5, "train_accuracy": 0.5, "train_loss": 1.0, "val_loss": 1.0}
+    columns |= {"batch_time_ms": 1.0, "samples_per_s": 1.0, "peak_memory_mib": 1.0}
+    assert verdict(claim, [make_record("backprop")]) == "not enough data"
+    assert verdict(claim, both(columns, columns, seeds=2)) == "not enough data"
+
+
+def test_a_difference_lost_in_noise_is_not_enough_data_and_tells_the_seeds_needed():
+    accuracies = {"forward-gradient": (0.80, 0.95, 0.88), "backprop": (0.90, 0.85, 0.86)}
+    records = [
+        make_record(trainer, seed, test_accuracy=value)
+        for trainer, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    assert verdict("study-higher-test-accuracy", records) == "not enough data"
+    assert "seeds needed" in numbers("study-higher-test-accuracy", records)
+
+
+def test_seeds_that_are_not_in_common_do_not_count():
+    records = [make_record("forward-gradient", seed, test_accuracy=0.5) for seed in (0, 1, 2)]
+    records += [make_record("backprop", seed, test_accuracy=0.9) for seed in (2, 3, 4)]
+    assert verdict("study-higher-test-accuracy", records) == "not enough data"
+
+
+def test_lower_error_needs_both_training_and_test():
+    low, high = {"train_accuracy": 0.7, "test_accuracy": 0.7}, {"train_accuracy": 0.9, "test_accuracy": 0.9}
+    assert verdict("study-lower-error", both(low, high)) == "supported"
+    assert verdict("study-lower-error", both(high, low)) == "refuted"
+    assert verdict("study-lower-error", both(low | {"test_accuracy": 0.95}, high)) == "mixed"
+    unmeasured = both({"test_accuracy": 0.7}, {"test_accuracy": 0.9})
+    assert verdict("study-lower-error", unmeasured) == "not enough data"
+
+
+def test_higher_accuracy_by_far_is_not_marginally_higher():
+    assert (
+        verdict("study-higher-test-accuracy", both({"test_accuracy": 0.9}, {"test_accuracy": 0.6})) == "mixed"
+    )
+
+
+def test_a_lower_loss_at_the_end_alone_is_not_consistently_lower():
+    crossing = both({"train_loss": [0.9, 0.8, 0.3]}, {"train_loss": [0.8, 0.6, 0.5]})
+    assert verdict("study-lower-training-loss", crossing) == "mixed"
+    assert "so in 33% of epochs" in numbers("study-lower-training-loss", crossing)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"), [(1.0, "supported"), (1.08, "supported"), (1.3, "refuted"), (0.7, "refuted")]
+)
+def test_similar_means_within_ten_percent(ratio, expected):
+    records = both({"epoch_time_s": 2.0 * ratio}, {"epoch_time_s": 2.0})
+    assert verdict("study-similar-time", records) == expected
+
+
+def test_similar_is_open_where_the_interval_crosses_the_margin():
+    records = [make_record("backprop", seed, epoch_time_s=1.0) for seed in range(3)]
+    records += [make_record("forward-gradient", s, epoch_time_s=t) for s, t in enumerate((1.02, 1.1, 1.2))]
+    assert verdict("study-similar-time", records) == "not enough data"
+
+
+def test_times_of_different_machines_decide_nothing():
+    fast = both({"batch_time_ms": 5.0}, {"batch_time_ms": 9.0})
+    records = [
+        replace(run, env=run.env | {"cpu": "another"}) if run.component("trainer") == "backprop" else run
+        for run in fast
+    ]
+    assert verdict("study-lower-batch-time", records) == "not enough data"
+    assert "different environments: cpu" in numbers("study-lower-batch-time", records)
+
+
+def test_times_taken_beside_other_work_decide_nothing():
+    records = both({"batch_time_ms": 5.0, "val_loss": 0.4}, {"batch_time_ms": 9.0, "val_loss": 0.5})
+    for run in records:
+        run.metrics["timing_note"] = "other processes kept 1.0 of 2 CPU cores busy"
+    assert verdict("study-lower-batch-time", records) == "not enough data"
+    assert verdict("baydin-faster-training", records) == "not enough data"
+
+
+@pytest.mark.parametrize(
+    ("diverged", "expected"),
+    [
+        ({"forward-gradient": 3}, "supported"),
+        ({"backprop": 3}, "refuted"),
+        ({"forward-gradient": 1}, "mixed"),
+    ],
+)
+def test_diverged_runs_count_as_lost_and_are_never_left_out(diverged, expected):
+    """The forward runs that survive are the better ones here: a mean over them alone would refute."""
+    records = [
+        make_record(
+            trainer,
+            seed,
+            test_accuracy=0.9 if trainer == "forward-gradient" else 0.8 + seed / 100,
+            train_accuracy=0.9 if trainer == "forward-gradient" else 0.8 + seed / 100,
+            state="diverged" if seed < diverged.get(trainer, 0) else "finished",
+        )
+        for trainer in ("forward-gradient", "backprop")
+        for seed in range(3)
+    ]
+    assert verdict("study-lower-error", records) == expected
+    assert "diverged" in numbers("study-lower-error", records)
+
+
+@pytest.mark.parametrize(("lead", "expected"), [(0.3, "supported"), (0.1, "refuted"), (0.2, "refuted")])
+def test_the_lead_on_the_cnn_is_compared_with_the_lead_on_other_models(lead, expected):
+    records = both({"test_accuracy": 0.7}, {"test_accuracy": 0.9}, model="fc")
+    records += both({"test_accuracy": 0.9 - lead}, {"test_accuracy": 0.9}, model="cnn")
+    assert verdict("study-larger-for-cnn", records) == expected
+
+
+def test_leads_are_not_compared_across_different_experiments():
+    records = both({"test_accuracy": 0.7}, {"test_accuracy": 0.9}, model="fc")
+    records += both({"test_accuracy": 0.5}, {"test_accuracy": 0.9}, model="cnn", dataset__limit=1000)
+    assert verdict("study-larger-for-cnn", records) == "not enough data"
+    records = both({"test_accuracy": 0.7}, {"test_accuracy": 0.9}, dataset="mnist")
+    records += both({"test_accuracy": 0.5}, {"test_accuracy": 0.9}, dataset="cifar10")
+    assert verdict("study-larger-for-cifar10", records) == "supported"
+
+
+def test_diverged_runs_leave_the_difference_of_leads_open():
+    records = both({"test_accuracy": 0.7}, {"test_accuracy": 0.9}, model="fc")
+    records += both({"test_accuracy": 0.5}, {"test_accuracy": 0.9}, model="cnn", state="diverged")
+    assert verdict("study-larger-for-cnn", records) == "not enough data"
+
+
+def test_the_learning_rate_is_not_the_trainers():
+    records = both({}, {})
+    assert verdict("study-learning-rate", []) == verdict("study-learning-rate", records) == "not testable"
+    assert "equal learning rates in 3 of 3" in numbers("study-learning-rate", records)
+
+
+def test_faster_in_some_cases_needs_one_case():
+    slower = both({"val_loss": [0.9, 0.8, 0.7]}, {"val_loss": [0.65, 0.5, 0.4]}, model="fc")
+    faster = both({"val_loss": [0.4, 0.3, 0.2]}, {"val_loss": [0.7, 0.6, 0.41]}, model="cnn")
+    assert verdict("baydin-faster-training", slower) == "refuted"
+    assert verdict("baydin-faster-training", slower + faster) == "supported"
+
+
+def activity(accuracy, **given):
+    return [
+        make_record("activity-forward-gradient", seed, test_accuracy=accuracy + NOISE[seed], **given)
+        for seed in range(3)
+    ]
+
+
+def test_activity_perturbation_is_held_against_the_best_weight_perturbation_at_its_own_learning_rate():
+    weights = both({"test_accuracy": 0.7, "val_accuracy": 0.7}, {"test_accuracy": 0.9}, optimizer__lr=1e-4)
+    claim = "ren-activity-beats-weights"
+    assert verdict(claim, weights + activity(0.8, optimizer__lr=3e-4)) == "supported"
+    assert "optimizer.lr 0.0003 / 0.0001" in numbers(claim, weights + activity(0.8, optimizer__lr=3e-4))
+    assert verdict(claim, weights + activity(0.6, optimizer__lr=3e-4)) == "refuted"
+    assert verdict(claim, weights + activity(0.8, batch_size=128)) == "not enough data"
+
+
+@pytest.mark.parametrize(("local", "expected"), [(0.8, "supported"), (0.4, "refuted")])
+def test_local_guesses_are_held_against_random_ones(local, expected):
+    records = [
+        make_record(
+            "guided-forward-gradient",
+            seed,
+            test_accuracy=accuracy + NOISE[seed] * index,
+            trainer_options={"guess": guess},
+        )
+        for index, (guess, accuracy) in enumerate((("local", local), ("normal", 0.6)))
+        for seed in range(3)
+    ]
+    assert verdict("fournier-local-beats-random", records) == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "accuracy", "expected"),
+    [
+        (40.0, 0.9, "supported"),
+        (40.0, 0.5, "refuted"),
+        (90.0, 0.9, "refuted"),
+        (None, 0.9, "not enough data"),
+    ],
+)
+def test_recomputation_must_fit_the_forward_gradients_memory_and_be_better(memory, accuracy, expected):
+    records = both({"test_accuracy": 0.7, "peak_memory_mib": 80.0}, {"test_accuracy": 0.9})
+    for run in records:
+        run.metrics["peak_memory_mib"] = 80.0
+    records += [
+        make_record(
+            "backprop",
+            seed,
+            test_accuracy=accuracy + NOISE[seed],
+            peak_memory_mib=memory,
+            trainer_options={"recompute": True},
+        )
+        for seed in range(3)
+    ]
+    assert verdict("recompute-beats-forward", records) == expected
+
+
+def test_the_studys_claims_are_tested_only_on_its_own_setting():
+    tuned = both({"test_accuracy": 0.91}, {"test_accuracy": 0.9}, optimizer__lr=0.1)
+    variant = both({"test_accuracy": 0.91}, {"test_accuracy": 0.9}, forward_options={"tangents": 4})
+    assert verdict("study-higher-test-accuracy", tuned) == "not enough data"
+    assert verdict("study-higher-test-accuracy", variant) == "not enough data"
+
+
+def outcomes(*kinds):
+    return [Outcome(kind, "") for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "some", "expected"),
+    [
+        ([], False, "not enough data"),
+        ([Kind.too_few, Kind.aside], False, "not enough data"),
+        ([Kind.unclear, Kind.too_few], False, "not enough data"),
+        ([Kind.for_, Kind.too_few], False, "supported"),
+        ([Kind.against, Kind.unclear], False, "refuted"),
+        ([Kind.for_, Kind.unclear], False, "mixed"),
+        ([Kind.for_, Kind.against], False, "mixed"),
+        ([Kind.both], False, "mixed"),
+        ([Kind.for_, Kind.against], True, "supported"),
+        ([Kind.against, Kind.against], True, "refuted"),
+        ([Kind.against, Kind.unclear], True, "not enough data"),
+        ([Kind.against, Kind.both], True, "mixed"),
+    ],
+)
+def test_verdicts_of_several_cases(kinds, some, expected):
+    assert conclude(outcomes(*kinds), some).verdict == expected
+
+
+def test_every_claim_has_a_rule_that_takes_its_options_and_tells_how_it_decides():
+    assert len(CLAIMS) == len(load_claims())
+    for claim in CLAIMS.values():
+        inspect.signature(RULES[claim.rule]).bind([], **claim.options)
+        assert len(claim.rule_text) > 30
+        assert claim.series != claim.baseline
+    assert {claim.rule for claim in CLAIMS.values()} == set(RULES)
+
+
+def test_the_report_tells_verdict_numbers_seeds_and_rule():
+    report = claims_report(both({"peak_memory_mib": 80.0}, {"peak_memory_mib": 60.0}))
+    block = next(block for block in report.split("\n\n") if "study-lower-memory" in block)
+    assert block.startswith("REFUTED")
+    assert "1.33" in block
+    assert "seeds 0, 1, 2" in block
+    assert "paired-t interval" in block
+    assert report.splitlines()[-1].startswith(f"{len(CLAIMS)} claims: ")
+
+
+def test_the_command_writes_every_claim_as_a_row(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path, seed=seed)
+        make_run(tmp_path, "forward-gradient", seed=seed)
+    done = CliRunner().invoke(app, ["claims", str(tmp_path), "--format", "csv"])
+    assert done.exit_code == 0
+    rows = {row["claim"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
+    assert set(rows) == set(CLAIMS)
+    assert rows["study-lower-memory"]["verdict"] == "refuted"
+    assert rows["study-larger-for-cnn"]["verdict"] == "not enough data"

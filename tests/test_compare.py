@@ -1,0 +1,265 @@
+"""``fgbench compare``: what is held against what, at which budget, and what may be said."""
+
+import csv
+import io
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from fake_records import make_record, make_seeds
+from fake_results import make_run
+from fgbench.analysis.compare import compare, compare_pair, find_measure, pair_all
+from fgbench.analysis.compare_tables import compare_report
+from fgbench.analysis.pairing import make_tasks
+from fgbench.analysis.speed import time_to_accuracy, time_to_same_loss
+from fgbench.cli import app
+from fgbench.errors import ConfigError
+
+BACKPROP = [0.90, 0.92, 0.91]
+FORWARD = [0.70, 0.73, 0.71]
+
+
+def at(records, budget="epochs", column="test_accuracy", **given):
+    [found] = [each for each in compare(records, [column], **given) if each.budget == budget]
+    return found
+
+
+def only_pair(records):
+    [[pair]] = pair_all(make_tasks(records))
+    return pair
+
+
+def test_differences_are_paired_by_seed():
+    records = make_seeds("backprop", BACKPROP) + list(reversed(make_seeds("forward-gradient", FORWARD)))
+    found = at(records)
+    assert found.paired.mean == pytest.approx((-0.20 - 0.19 - 0.20) / 3)
+    assert found.wins == (0, 3)
+    assert found.conclusion == "worse"
+
+
+def test_only_seeds_that_both_have_are_compared():
+    records = [*make_seeds("backprop", BACKPROP), make_record("forward-gradient", 1, test_accuracy=0.5)]
+    found = at(records)
+    assert found.pair.seeds == (1,)
+    assert found.values == ((0.5, 0.92),)
+
+
+def test_one_seed_claims_nothing_and_says_how_many_would():
+    records = make_seeds("backprop", [0.9]) + make_seeds("forward-gradient", [0.1])
+    assert at(records).conclusion == "no claim from 1 seed"
+    report = compare_report(records, ["test_accuracy"])
+    assert "3.3 standard deviations over seeds with 3" in report
+    assert "worse" not in report
+
+
+def test_a_difference_lost_in_noise_tells_the_seeds_that_would_show_it():
+    found = at(make_seeds("backprop", [0.90, 0.90, 0.90]) + make_seeds("forward-gradient", [0.7, 0.95, 0.8]))
+    assert found.conclusion == f"not shown ({found.paired.seeds_needed} seeds would)"
+    assert found.paired.seeds_needed > 3
+
+
+def test_p_values_are_adjusted_over_all_comparisons_and_their_number_is_told():
+    records = make_seeds("backprop", BACKPROP)
+    records += make_seeds("forward-gradient", FORWARD) + make_seeds("zeroth-order", [0.5, 0.52, 0.5])
+    comparisons = compare(records, ["test_accuracy"])
+    raw = sorted(each.paired.p_value for each in comparisons if each.budget != "memory" and each.paired)
+    assert len(raw) == 4
+    smallest = min(each.p_adjusted for each in comparisons if each.p_adjusted is not None)
+    assert smallest == pytest.approx(4 * raw[0])
+    assert "4 tests were made" in compare_report(records, ["test_accuracy"])
+
+
+def test_a_lower_loss_is_better():
+    records = [make_record("backprop", seed, train_loss=0.5 + seed / 100) for seed in range(3)]
+    records += [make_record("forward-gradient", seed, train_loss=0.3 + seed / 99) for seed in range(3)]
+    found = at(records, column="train_loss")
+    assert found.conclusion == "better"
+    assert found.wins == (3, 0)
+
+
+def test_runs_of_different_length_are_read_at_the_last_common_epoch():
+    records = [make_record("backprop", seed, test_accuracy=[0.5, 0.6, 0.9]) for seed in range(3)]
+    records += [make_record("forward-gradient", seed, test_accuracy=[0.5, 0.6]) for seed in range(3)]
+    found = at(records)
+    assert found.limit == 2
+    assert found.paired.mean == 0
+    assert "epochs 2 / 3" in compare_report(records, ["test_accuracy"])
+
+
+def test_at_equal_time_each_is_read_at_the_last_epoch_it_has_finished():
+    fast = [
+        make_record("forward-gradient", s, test_accuracy=[0.3, 0.4, 0.5], epoch_time_s=1.0) for s in range(3)
+    ]
+    slow = [make_record("backprop", s, test_accuracy=[0.2, 0.8, 0.9], epoch_time_s=1.6) for s in range(3)]
+    found = at(fast + slow, "time")
+    assert found.limit == 3.0
+    assert found.epochs == ((3, 1),) * 3
+    assert found.values == ((0.5, 0.2),) * 3
+
+
+def test_at_equal_time_a_first_epoch_that_takes_too_long_has_no_value():
+    fast = [make_record("forward-gradient", s, test_accuracy=0.5, epoch_time_s=1.0) for s in range(3)]
+    slow = [make_record("backprop", s, test_accuracy=0.9, epoch_time_s=5.0) for s in range(3)]
+    found = at(fast + slow, "time")
+    assert found.paired is None
+    assert found.conclusion == "no epoch in time"
+
+
+def test_at_equal_memory_only_what_fits_is_compared():
+    records = make_seeds("backprop", BACKPROP, peak_memory_mib=60.0)
+    records += make_seeds("backprop", BACKPROP, peak_memory_mib=40.0, trainer_options={"recompute": True})
+    records += make_seeds("forward-gradient", FORWARD, peak_memory_mib=86.0)
+    recompute, forward = (each for each in compare(records) if each.budget == "memory")
+    assert recompute.pair.series.label == "backprop, recompute"
+    assert recompute.paired.mean == 0
+    assert forward.paired is None
+    assert "86.0 MiB" in forward.conclusion
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_no_mean_is_taken_over_the_runs_that_survived(lost):
+    records = make_seeds("backprop", BACKPROP)
+    records += [
+        make_record("forward-gradient", s, test_accuracy=0.99, state="diverged" if s < lost else "finished")
+        for s in range(3)
+    ]
+    found = at(records)
+    assert found.paired is None
+    assert found.conclusion == f"diverged: {lost} of 3; baseline 0"
+    assert found.wins == (3 - lost, lost)
+
+
+def test_a_run_that_diverged_early_does_not_shorten_the_comparison():
+    records = [make_record("backprop", s, test_accuracy=[0.1, 0.2, 0.3]) for s in range(2)]
+    records += [make_record("forward-gradient", 0, test_accuracy=[0.1], state="diverged")]
+    records += [make_record("forward-gradient", 1, test_accuracy=[0.1, 0.2, 0.4], epochs=3)]
+    [[first, second]] = pair_all(make_tasks(records))  # two series: their planned epochs differ
+    assert compare_pair(first, find_measure("test_accuracy")).limit == 3
+    assert compare_pair(second, find_measure("test_accuracy")).limit == 3
+
+
+def test_different_data_or_models_are_never_compared():
+    records = make_seeds("backprop", BACKPROP, dataset__limit=1000) + make_seeds("forward-gradient", FORWARD)
+    assert compare(records) == []
+    assert "Nothing to compare" in compare_report(records, ["test_accuracy"])
+    titles = [task.title for task in make_tasks(records)]
+    assert titles == ["fc on fashion-mnist", "fc on fashion-mnist, limit=1000"]
+
+
+def test_the_baseline_is_the_plain_variant_with_the_nearest_settings():
+    records = make_seeds("backprop", BACKPROP, optimizer__lr=0.1)
+    records += make_seeds("backprop", BACKPROP, optimizer__lr=0.01)
+    records += make_seeds("backprop", BACKPROP, optimizer__lr=0.001, trainer_options={"recompute": True})
+    records += make_seeds("forward-gradient", FORWARD, optimizer__lr=0.01)
+    found = {each.pair.series.label: each.pair for each in compare(records)}
+    assert found["forward-gradient, lr=0.01"].baseline.label == "backprop, lr=0.01"
+    assert found["forward-gradient, lr=0.01"].other_settings == []
+    assert "optimizer.lr 0.001 / 0.01" in found["backprop, recompute, lr=0.001"].other_settings
+
+
+def test_among_equally_near_baselines_the_strongest_is_taken():
+    records = make_seeds("backprop", BACKPROP, optimizer__lr=0.1, val_accuracy=0.5)
+    records += make_seeds("backprop", BACKPROP, optimizer__lr=0.01, val_accuracy=0.9)
+    records += make_seeds("forward-gradient", FORWARD, optimizer__lr=0.001)
+    assert {each.pair.baseline.label for each in compare(records)} == {"backprop, lr=0.01"}
+
+
+def test_any_series_can_be_the_baseline_by_its_label():
+    records = make_seeds("backprop", BACKPROP)
+    records += make_seeds("forward-gradient", FORWARD, trainer_options={"tangents": 1})
+    records += make_seeds("forward-gradient", FORWARD, trainer_options={"tangents": 4})
+    found = compare(records, baseline="forward-gradient, tangents=4")
+    assert {each.pair.series.label for each in found} == {"backprop", "forward-gradient, tangents=1"}
+
+
+def test_an_unknown_baseline_or_metric_names_what_there_is():
+    records = make_seeds("backprop", BACKPROP)
+    with pytest.raises(ConfigError, match="backdrop: no such series; there are backprop"):
+        compare(records, baseline="backdrop")
+    with pytest.raises(ConfigError, match="accuracy: expected one of test_accuracy"):
+        compare(records, ["accuracy"])
+
+
+def test_environments_that_differ_are_named():
+    records = make_seeds("backprop", BACKPROP)
+    records += make_seeds("forward-gradient", FORWARD, env={"torch": "2.6.0", "threads": 8})
+    report = compare_report(records, ["test_accuracy"])
+    assert "ENVIRONMENTS DIFFER: torch 2.6.0 / 2.7.0, threads 8 / 2" in report
+
+
+def test_two_gpus_of_one_model_are_the_same_environment():
+    records = make_seeds("backprop", BACKPROP, env={"device": "cuda:0"})
+    records += make_seeds("forward-gradient", FORWARD, env={"device": "cuda:1"})
+    assert only_pair(records).environments == []
+
+
+def test_times_are_medians_of_warm_epochs_that_nothing_disturbed():
+    busy = [None, None, "other processes", None]
+    records = [
+        make_record("backprop", epoch_time_s=[9.0, 2.0, 50.0, 4.0], timing_note=busy),
+        make_record("forward-gradient", epoch_time_s=[9.0, 2.0, 2.0, 2.0]),
+    ]
+    assert at(records, column="epoch_time_s").values == ((2.0, 3.0),)
+    assert "1 epochs timed while other work" in compare_report(records, ["epoch_time_s"])
+
+
+def test_time_to_the_same_loss_is_to_the_lowest_that_both_reach():
+    records = [
+        make_record("backprop", val_loss=[0.6, 0.4, 0.3], epoch_time_s=1.0),
+        make_record("forward-gradient", val_loss=[0.9, 0.6, 0.7], epoch_time_s=2.0),
+    ]
+    reached = time_to_same_loss(only_pair(records))
+    assert reached.targets == (0.6,)
+    assert reached.seconds == ((4.0, 1.0),)
+    assert reached.ratio == 4.0
+
+
+def test_time_to_accuracy_is_to_one_that_all_reach_or_to_the_one_asked_for():
+    records = [
+        make_record("backprop", val_accuracy=[0.5, 0.82, 0.9], epoch_time_s=1.0),
+        make_record("forward-gradient", val_accuracy=[0.5, 0.6, 0.83], epoch_time_s=1.0),
+    ]
+    pair = only_pair(records)
+    assert time_to_accuracy(pair).targets == pytest.approx((0.8,))
+    assert time_to_accuracy(pair).seconds == ((3.0, 2.0),)
+    assert time_to_accuracy(pair, 0.9).seconds == ((math.inf, 3.0),)
+    assert "reached by 0 of 1; baseline 1 of 1 to 0.90" in compare_report(
+        records, ["val_accuracy"], accuracy=0.9
+    )
+    assert time_to_accuracy(only_pair([make_record("backprop"), make_record("zeroth-order")])) is None
+
+
+def test_csv_has_one_full_row_for_every_comparison():
+    records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD)
+    rows = list(csv.DictReader(io.StringIO(compare_report(records, ["test_accuracy"], form="csv"))))
+    assert [row["budget"] for row in rows] == ["epochs", "time", "memory"]
+    assert float(rows[0]["difference"]) == pytest.approx(-0.59 / 3)
+    assert rows[0]["seeds"] == "0 1 2"
+    assert float(rows[0]["t_low"]) < float(rows[0]["difference"]) < float(rows[0]["t_high"])
+
+
+def test_markdown_and_latex_escape_what_they_would_misread():
+    records = make_seeds("backprop", BACKPROP)
+    records += make_seeds("my_pkg.a|b:C&D", FORWARD)
+    assert r"my\_pkg.a\|b:C&D" in compare_report(records, ["test_accuracy"], form="markdown")
+    latex = compare_report(records, ["test_accuracy"], form="latex")
+    assert r"my\_pkg.a|b:C\&D" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+
+
+def test_the_command_reads_a_folder_and_writes_a_file(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / "results", seed=seed)
+        make_run(tmp_path / "results", "forward-gradient", seed=seed)
+    out = tmp_path / "compare.md"
+    arguments = ["compare", str(tmp_path / "results"), "--format", "markdown", "--out", str(out)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert "| forward-gradient | 3 |" in out.read_text()
+
+
+def test_the_command_refuses_what_it_does_not_know(tmp_path):
+    make_run(tmp_path)
+    assert CliRunner().invoke(app, ["compare", str(tmp_path), "--metric", "x"]).exit_code == 2
+    assert CliRunner().invoke(app, ["compare", str(tmp_path), "--baseline", "x"]).exit_code == 2
+    assert CliRunner().invoke(app, ["compare", str(tmp_path / "none")]).exit_code == 2
