@@ -54,24 +54,12 @@ class FeedbackForwardGradient(Trainer):
         self.feedback: list[Tensor] = []
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
-        """Feedback matrices of zeros (as the authors' code has them), shape (classes, outputs of the layer).
+        """Only looks whether this trainer can train the model; the matrices are made by the first step.
 
         Raises:
             ConfigError: the model's last layer is no ``nn.Linear``.
         """
-        layers, _ = layer_parameters(model, OutputLayer(model).names)
-        devices = [inputs.device] if inputs.device.type == "cuda" else []
-        labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-
-        def loss_fn(outputs: Tensor, labels: Tensor) -> Tensor:
-            return outputs.sum(1)
-
-        def perturb(index: int, output: Tensor) -> Tensor:
-            return torch.zeros_like(output)
-
-        with torch.random.fork_rng(devices), forward_mode_statistics(model, update=False):
-            result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, {})
-        self._zeros(result)
+        OutputLayer(model)
 
     @torch.no_grad()
     def compute_gradients(
@@ -85,7 +73,7 @@ class FeedbackForwardGradient(Trainer):
         """Fill ``param.grad`` and move the feedback matrices; see :meth:`Trainer.compute_gradients`.
 
         Raises:
-            ConfigError: the model is not the one of ``set_up``, or its last layer is no ``nn.Linear``.
+            ConfigError: the model is not the one it began with, or its last layer is no ``nn.Linear``.
         """
         output_layer = OutputLayer(model)
         layers, others = layer_parameters(model, output_layer.names)
@@ -99,14 +87,7 @@ class FeedbackForwardGradient(Trainer):
 
         with output_layer, replay:
             result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
-        if not self.feedback:
-            self._zeros(result)
-        if [row.shape[1] for row in self.feedback] != [
-            to_rows(call.perturbation).shape[1] for call in result.calls
-        ]:
-            raise ConfigError(
-                "feedback-forward-gradient: the feedback matrices were set up for another model"
-            )
+        self._match(result)
         closed = output_layer.gradients(loss_fn, result.outputs, labels)
         error = loss_gradient(loss_fn, result.outputs, labels) / len(inputs)
         deltas = [
@@ -136,11 +117,15 @@ class FeedbackForwardGradient(Trainer):
             param.grad = gradients[id(param)]
         return StepStats(result.losses.mean(), result.outputs, derivatives, gradient_norm(gradients.values()))
 
-    def _zeros(self, result: PassResult) -> None:
-        self.feedback = [
-            result.outputs.new_zeros(result.outputs.shape[1], call.perturbation[0].numel())
-            for call in result.calls
-        ]
+    def _match(self, result: PassResult) -> None:
+        """Make matrices of zeros, as the authors' code does, or move those there are to the device."""
+        classes = result.outputs.shape[1]
+        shapes = [(classes, call.perturbation[0].numel()) for call in result.calls]
+        if not self.feedback:
+            self.feedback = [result.outputs.new_zeros(shape) for shape in shapes]
+        if [tuple(matrix.shape) for matrix in self.feedback] != shapes:
+            raise ConfigError("feedback-forward-gradient: its feedback matrices belong to another model")
+        self.feedback = [matrix.to(result.outputs.device) for matrix in self.feedback]
 
     def _learn(self, result: PassResult) -> None:
         """Move every matrix towards this batch's estimate of the Jacobian, where its units are active."""
@@ -156,10 +141,7 @@ class FeedbackForwardGradient(Trainer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over feedback matrices."""
-        devices = [matrix.device for matrix in self.feedback] or [each.device for each in state["feedback"]]
-        self.feedback = [
-            matrix.to(device, copy=True) for matrix, device in zip(state["feedback"], devices, strict=True)
-        ]
+        self.feedback = [matrix.clone() for matrix in state["feedback"]]
 
 
 def to_rows(values: Tensor) -> Tensor:

@@ -1,0 +1,281 @@
+"""What every trainer promises, checked for every row of the registry; a new trainer is a row there."""
+
+import copy
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from fgbench.errors import ConfigError
+from fgbench.models.build import build_model
+from fgbench.registry import TRAINERS, load, options_model
+from fgbench.trainers import tangents
+from fgbench.trainers.backprop import Backprop
+
+LOSS = nn.CrossEntropyLoss(reduction="none")
+SHAPE, CLASSES, BATCH = (1, 8, 8), 3, 6
+MODELS = {
+    "fc": {"name": "fc", "hidden": 8, "dropout": 0.3},
+    "cnn": {"name": "cnn", "width": 2, "hidden": 8},
+    "vgg16": {"name": "vgg16", "width": 2},
+    "vgg16-group": {"name": "vgg16", "width": 2, "normalization": "group"},
+    "resnet18": {"name": "resnet18", "width": 2},
+    "resnet18-group": {"name": "resnet18", "width": 2, "normalization": "group"},
+}
+VARIANTS = [
+    ("backprop", {"recompute": True}),
+    ("forward-gradient", {"tangents": 3, "chunk": 2, "guess": "sphere"}),
+    ("forward-gradient", {"guess": "rademacher", "structure": "rank1", "tangents": 2}),
+    ("forward-gradient", {"combine": "projection", "tangents": 2}),
+    ("activity-forward-gradient", {"tangents": 2, "mask": False}),
+    ("activity-forward-gradient", {"guess": "normal"}),
+    ("guided-forward-gradient", {"space": "activations"}),
+    ("guided-forward-gradient", {"guess": "ntk", "target": "local"}),
+    ("guided-forward-gradient", {"guess": "rademacher", "granularity": "tensor"}),
+    ("feedback-forward-gradient", {"combine": "projection"}),
+    ("zeroth-order", {"guess": "sphere", "tangents": 2}),
+]
+DEFAULTS = [(name, {}) for name in TRAINERS]
+CASES = [(name, {}, model) for name in TRAINERS for model in MODELS]
+CASES += [(name, options, model) for name, options in VARIANTS for model in ("fc", "cnn", "resnet18")]
+REVERSE_MODE = {"backprop", "guided-forward-gradient"}
+"""Trainers that need the backward engine, be it for one block."""
+
+
+@cache
+def built(model):
+    options = dict(MODELS[model])
+    return build_model(options_model("model", options["name"])(**options), SHAPE, CLASSES, 0, "cpu")
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(BATCH, *SHAPE, generator=generator).contiguous(memory_format=torch.channels_last)
+    return inputs, torch.arange(BATCH) % CLASSES
+
+
+def ready(name, options, model):
+    """A fresh copy of a model with a trainer set up for it, or a skip where the trainer refuses."""
+    model = copy.deepcopy(built(model)).train() if isinstance(model, str) else model
+    trainer = load("trainer", name)(**options)
+    try:
+        trainer.set_up(model, batch()[0], CLASSES, torch.Generator().manual_seed(1))
+    except ConfigError as refusal:
+        interacting = any(isinstance(module, _BatchNorm) for module in model.modules())
+        if not interacting or "model.normalization: group" not in str(refusal):
+            raise
+        pytest.skip(str(refusal))
+    return trainer, model
+
+
+def step(trainer, model, *, seed=2, loss_fn=LOSS):
+    """One gradient, from given global and own generators."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return trainer.compute_gradients(model, loss_fn, *batch(), torch.Generator().manual_seed(seed))
+
+
+def gradients(model):
+    return {name: param.grad for name, param in model.named_parameters()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(("name", "options", "model"), CASES)
+def test_a_trainer_fills_gradients_and_changes_nothing_else(name, options, model):
+    trainer, model = ready(name, options, model)
+    reference = copy.deepcopy(model)
+    step(Backprop(), reference)
+    parameters = {key: value.clone() for key, value in model.named_parameters()}
+    modes = [module.training for module in model.modules()]
+    twin_trainer, twin = copy.deepcopy((trainer, model))
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    stats = step(trainer, model)
+
+    for key, param in model.named_parameters():
+        assert param.grad.shape == param.shape, key
+        assert (param.grad.dtype, param.grad.device) == (param.dtype, param.device), key
+        assert param.grad.isfinite().all(), key
+        assert not param.grad.requires_grad, key
+        assert param.requires_grad, key
+    assert same(parameters, dict(model.named_parameters()))
+    assert modes == [module.training for module in model.modules()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert model.state_dict().keys() == reference.state_dict().keys()
+    tolerance = 0.05 if name == "zeroth-order" else 1e-5  # that one evaluates beside the parameters
+    for (key, moved), expected in zip(model.named_buffers(), reference.buffers(), strict=True):
+        assert moved.dtype == expected.dtype
+        assert torch.allclose(moved.float(), expected.float(), atol=tolerance, rtol=tolerance), key
+
+    true_loss = step(Backprop(), reference).loss
+    assert stats.loss.shape == ()
+    assert stats.outputs.shape == (BATCH, CLASSES)
+    assert not stats.loss.requires_grad
+    assert not stats.outputs.requires_grad
+    assert torch.allclose(stats.loss, true_loss, rtol=1e-2 if name == "zeroth-order" else 1e-4)
+    norm = torch.cat([param.grad.flatten() for param in model.parameters()]).norm()
+    assert torch.allclose(stats.grad_norm, norm, rtol=1e-4)
+
+    step(twin_trainer, twin)
+    assert same(gradients(model), gradients(twin)), "the same generator must give the same bits"
+
+
+@pytest.mark.parametrize(("name", "options"), DEFAULTS + VARIANTS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda params: torch.optim.SGD(params, 1e-3),
+        lambda params: torch.optim.SGD(params, 1e-3, momentum=0.9),
+        lambda params: torch.optim.Adam(params, 1e-3),
+    ],
+    ids=["sgd", "momentum", "adam"],
+)
+def test_a_trainer_works_with_any_optimizer(name, options, optimizer):
+    trainer, model = ready(name, options, "fc")
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizer = optimizer([*model.parameters(), *trainer.parameters()])
+    for seed in range(3):
+        step(trainer, model, seed=seed)
+        optimizer.step()
+    assert not any(torch.equal(before[key], value) for key, value in model.named_parameters())
+    assert all(value.isfinite().all() for value in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "options"), DEFAULTS + VARIANTS)
+def test_a_trainer_goes_on_from_its_state(name, options):
+    trainer, model = ready(name, options, "fc")
+    for seed in range(2):
+        step(trainer, model, seed=seed)
+    state = copy.deepcopy(trainer.state_dict())
+    other, twin = ready(name, options, "fc")
+    other.load_state_dict(state)
+    step(trainer, model)
+    step(other, twin)
+    assert same(gradients(model), gradients(twin))
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_scalar_loss_is_an_error_that_names_the_remedy(name):
+    trainer, model = ready(name, {}, "fc")
+    with pytest.raises(ConfigError, match=r'reduction="none"'):
+        step(trainer, model, loss_fn=nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_frozen_parameters_get_no_gradient(name):
+    model = copy.deepcopy(built("cnn"))
+    frozen = next(iter(model.parameters())).requires_grad_(False)
+    trainer, model = ready(name, {}, model)
+    step(trainer, model)
+    assert frozen.grad is None
+    assert all(param.grad is not None for param in model.parameters() if param.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [case for case in DEFAULTS + VARIANTS if hasattr(load("trainer", case[0]), "sgd_step")],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_an_sgd_step_is_a_step_along_the_gradient(name, options, dtype, tolerance):
+    trainer, model = ready(name, options, copy.deepcopy(built("cnn")))
+    model.to(dtype)
+    inputs, labels = batch()
+    other_trainer, other = copy.deepcopy((trainer, model))
+    trainer.compute_gradients(model, LOSS, inputs.to(dtype), labels, torch.Generator().manual_seed(2))
+    torch.optim.SGD(model.parameters(), 1e-3).step()
+    other_trainer.sgd_step(other, LOSS, inputs.to(dtype), labels, torch.Generator().manual_seed(2), 1e-3)
+    for left, right in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+FORWARD = [name for name in TRAINERS if "exact_output" in options_model("trainer", name).model_fields]
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("model", ["fc", "cnn"])
+def test_exact_output_is_the_true_gradient_of_the_output_layer(name, model):
+    trainer, model = ready(name, {"exact_output": True}, model)
+    reference = copy.deepcopy(model)
+    step(trainer, model)
+    step(Backprop(), reference)
+    last = list(gradients(model))[-2:]
+    for key in last:
+        expected = gradients(reference)[key]
+        tolerance = 1e-3 if name == "zeroth-order" else 1e-5
+        assert torch.allclose(gradients(model)[key], expected, atol=tolerance * expected.abs().max()), key
+    assert not same(gradients(model), gradients(reference))
+
+
+@pytest.mark.parametrize("name", [name for name in FORWARD if name not in REVERSE_MODE])
+def test_exact_output_needs_a_linear_output_layer(name):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES), nn.Tanh())
+    trainer = load("trainer", name)(exact_output=True)
+    with pytest.raises(ConfigError):  # noqa: PT012
+        trainer.set_up(model, batch()[0], CLASSES, torch.Generator().manual_seed(1))
+        step(trainer, model)
+
+
+class FakeCudaGenerator(torch.Generator):
+    """A CPU generator that says it is on the GPU it was asked for."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls)
+
+    def __init__(self, device="cpu"):
+        on_gpu = torch.device(device).type == "cuda"
+        self.claimed = torch.device("cuda:0" if on_gpu else "cpu")
+
+    def get_state(self):
+        with unset_fake_temporarily():
+            state = super().get_state().numpy()
+        return SimpleNamespace(numpy=lambda: state)
+
+    @property
+    def device(self):
+        return self.claimed
+
+    def manual_seed(self, seed):
+        super().manual_seed(seed)
+        return self
+
+
+class SameDevice(TorchFunctionMode):
+    """Fails where a generator fills a tensor of another device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if kwargs.get("generator") is not None:
+            assert kwargs["generator"].device == result.device, func
+        return result
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINERS if name not in REVERSE_MODE])
+@pytest.mark.parametrize("options", [{}, {"exact_output": True}], ids=str)
+def test_all_of_a_step_is_on_the_device_of_the_model(name, options, monkeypatch):
+    monkeypatch.setattr(torch, "Generator", FakeCudaGenerator)
+    tangents._sign_table.cache_clear()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+            model = nn.Sequential(
+                nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES)
+            )
+            inputs, labels = torch.randn(BATCH, *SHAPE), torch.zeros(BATCH, dtype=torch.int64)
+            trainer = load("trainer", name)(**options)
+            trainer.set_up(model, inputs, CLASSES, FakeCudaGenerator("cpu"))
+            with SameDevice():
+                stats = trainer.compute_gradients(model, LOSS, inputs, labels, FakeCudaGenerator("cuda"))
+            assert all(param.grad.device == param.device for param in model.parameters())
+            assert {stats.loss.device.type, stats.outputs.device.type, stats.grad_norm.device.type} == {
+                "cuda"
+            }
+    finally:
+        tangents._sign_table.cache_clear()
