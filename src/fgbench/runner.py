@@ -1,11 +1,10 @@
 """One run: build, train epoch by epoch, write the run directory, resume."""
 
-import math
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,18 +12,16 @@ from fgbench import measure
 from fgbench.analysis.records import load_results
 from fgbench.analysis.tables import summary_table
 from fgbench.building import build_training
-from fgbench.check import gradient_quality
 from fgbench.config import Config, config_hash, run_folder, to_yaml
 from fgbench.datasets.base import Splits, load_splits
 from fgbench.datasets.search import DataSearch
-from fgbench.errors import FgbenchError
-from fgbench.progress import EpochProgress
+from fgbench.epochs import EpochLoop
+from fgbench.errors import ConfigError, FgbenchError
 from fgbench.results import Cell, RunDirectory, run_path
-from fgbench.saving import load_state, save_state, state_files
+from fgbench.saving import StateError, first_line, load_state, state_files
 from fgbench.signals import Interrupted, StopRequest
-from fgbench.streams import derive_generator
 from fgbench.summary import summarise
-from fgbench.training import Training, evaluate, start_next_epoch, train_epoch
+from fgbench.training import Training
 
 ENDED = {"finished": 0, "diverged": 4}
 """States of runs that have nothing more to do, and the command's exit code for each."""
@@ -50,8 +47,9 @@ class Plan:
 
     @property
     def ended(self) -> bool:
-        """Whether the run directory says that it has finished or diverged."""
-        return self.directory.status()["state"] in ENDED
+        """Whether the run has finished or diverged, with all its rows there."""
+        status = self.directory.status()
+        return status["state"] in ENDED and len(self.directory.read_metrics()) == status.get("epoch")
 
     def load_splits(self) -> Splits:
         """The run's images, on its device."""
@@ -73,7 +71,8 @@ def run_configs(
         configs: one per run.
         data_dir: a folder to look for datasets in first.
         download: whether to fetch a dataset that is not found.
-        force: repeat runs that have ended, and take over run directories that another host holds.
+        force: repeat runs that have ended, and take over run directories that another host holds; an
+            unfinished run still goes on from its last saved state.
         resume: go on from the last saved state of a run that has not ended.
         dry_run: stop after the checks.
 
@@ -118,12 +117,18 @@ def plan_run(config: Config, search: DataSearch, *, force: bool = False) -> Plan
     """Check that a run can be made, without writing anything.
 
     Raises:
-        ConfigError: the device, the data or the output place are not there, or the parts do not go together.
+        ConfigError: the device, the data or the output place are not there, the parts do not go together, or
+            do not fit into memory.
     """
     plan = Plan(config, measure.resolve_device(config.device), search)
     plan.directory.check_place()
     if force or not plan.ended:
-        build_training(config, plan.device, plan.load_splits())
+        try:
+            build_training(config, plan.device, plan.load_splits())
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise ConfigError(_explain(error, config)) from error
     return plan
 
 
@@ -132,14 +137,20 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
 
     Raises:
         FgbenchError: the run directory is in use or cannot be written, memory ran out, or no state file is
-        usable. Interrupted: a signal asked to stop; the state is saved.
+            usable.
+        Interrupted: a signal asked to stop; the state is saved.
     """
     directory = plan.directory.create()
     with directory.lock(force=force):
+        if plan.ended:
+            if not force:  # by another process, since the plan was made
+                return str(directory.status()["state"])
+            resume = False
         try:
-            return _run_locked(plan, directory, resume=resume and not force)
+            return _run_locked(plan, directory, resume=resume)
         except Interrupted as interruption:
-            directory.write_status("interrupted", reason=interruption.reason)
+            if not plan.ended:
+                directory.write_status("interrupted", reason=interruption.reason)
             raise
         except Exception as error:
             reason = _explain(error, plan.config)
@@ -147,180 +158,98 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
                 directory.write_status("failed", reason=reason)
             except FgbenchError as second:
                 print(f"fgbench: {second}", file=sys.stderr)
-            if isinstance(error, FgbenchError | OSError | MemoryError) or reason.startswith("out of memory"):
+            if (
+                isinstance(error, FgbenchError | OSError)
+                or _is_out_of_memory(error)
+                or _is_nondeterministic(error)
+            ):
                 raise FgbenchError(f"{directory.path}: {reason}") from error
             raise
 
 
 def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> str:
     config = plan.config
+    directory.write_status("running", epoch=0, epochs=config.epochs)
     measure.prepare(plan.device, config.threads, keep=config.allocator, deterministic=config.deterministic)
-    splits = plan.load_splits()
-    training = build_training(config, plan.device, splits)
-    saved, warnings = load_state(directory.path, plan.identity) if resume else (None, [])
-    for warning in warnings:
-        print(f"fgbench: {warning}", file=sys.stderr)
-    directory.write_status("running", epoch=training.epoch, epochs=config.epochs)
-    if saved is None:
+    training = build_training(config, plan.device, plan.load_splits())
+    rows: list[dict[str, Cell]] = []
+    if resume:
+        rows = _go_on(plan, directory, training)
+    else:
         for path in state_files(directory.path):
             path.unlink()
-    else:
-        training.load_state_dict(saved["training"])
-        print(f"goes on after epoch {training.epoch}, batch {training.batch} of the next")
-    directory.truncate_metrics(training.epoch)
+    directory.write_metrics(rows)
     directory.write_config(to_yaml(config))
-    directory.write_env(measure.environment(plan.device))
+    directory.write_env(_describe_environments(directory, plan.device, resumed=training.step > 0))
+    directory.write_status("running", epoch=training.epoch, epochs=config.epochs)
     with StopRequest() as stop:
-        state = _Loop(plan, directory, training, stop, saved["elapsed_s"] if saved else 0.0).train()
-    directory.write_summary(summarise(directory.read_metrics()))
-    directory.write_status(state, epoch=training.epoch, epochs=config.epochs)
+        state = EpochLoop(config, plan.identity, directory, training, rows, stop).train()
+        directory.write_summary(summarise(rows))
+        directory.write_status(state, epoch=training.epoch, epochs=config.epochs)
+    if stop.requested:  # too late for this run, in time for those after it
+        raise Interrupted(stop.number, directory.path)
     return state
 
 
-class _Loop:
-    """The loop over a run's epochs, and what it needs at hand."""
-
-    def __init__(
-        self, plan: Plan, directory: RunDirectory, training: Training, stop: StopRequest, elapsed_s: float
-    ) -> None:
-        self.plan, self.config, self.directory = plan, plan.config, directory
-        self.training, self.stop, self.elapsed_s = training, stop, elapsed_s
-        self.cpu_memory_mib = _cpu_step_memory(plan, training.splits) if plan.device.type == "cpu" else None
-
-    def train(self) -> str:
-        """Train to the end; returns ``finished`` or ``diverged``."""
-        training, saving = self.training, self.config.saving
-        diverged = False
-        while training.epoch < self.config.epochs and not diverged:
-            row = self.train_epoch()
-            self.directory.append_metrics(row)
-            start_next_epoch(training)
-            diverged = not math.isfinite(float(row["train_loss"] or 0.0))
-            ended = diverged or training.epoch == self.config.epochs
-            if ended or self.stop.requested or training.epoch % saving.every == 0:
-                self.save()
-            if self.stop.requested and not ended:
-                raise Interrupted(self.stop.number, self.directory.path)
-            self.directory.write_status("running", epoch=training.epoch, epochs=self.config.epochs)
-        return "diverged" if diverged else "finished"
-
-    def train_epoch(self) -> dict[str, Cell]:
-        """Train and evaluate one epoch, or the rest of it; returns its row."""
-        training, every = self.training, self.config.saving.every_steps
-        start = time.perf_counter() - training.epoch_time_s
-        learning_rate = float(training.schedule.get_last_lr()[0])
-
-        def after_step() -> bool:
-            self.directory.beat()
-            progress.update()
-            if every and training.step % every == 0:
-                nonlocal start
-                measure.synchronize(training.device)
-                training.epoch_time_s = time.perf_counter() - start
-                self.save()
-                start = time.perf_counter() - training.epoch_time_s
-            return self.stop.requested
-
-        with (
-            EpochProgress(training, self.config.epochs) as progress,
-            measure.PeakMemory(training.device) as peak,
-            measure.OtherLoad() as load,
-        ):
-            whole = train_epoch(training, after_step)
-            measure.synchronize(training.device)
-        training.epoch_time_s = time.perf_counter() - start
-        if not whole:
-            self.save()
-            raise Interrupted(self.stop.number, self.directory.path)
-        on_gpu = peak.mib is not None
-        row = _training_columns(training, learning_rate) | {
-            "peak_memory_mib": peak.mib - training.splits.mib if on_gpu else self.cpu_memory_mib,
-            "memory_source": "cuda-allocator" if on_gpu else "cpu-profiler",
-            "nvml_memory_mib": measure.nvml_process_memory_mib() if on_gpu else None,
-            "timing_note": load.reason,
-        }
-        start = time.perf_counter()
-        row |= _evaluation_columns(training)
-        row["eval_time_s"] = time.perf_counter() - start
-        self.elapsed_s += training.epoch_time_s + row["eval_time_s"]
-        row["elapsed_s"] = self.elapsed_s
-        if self.config.diagnostics.every and (training.epoch + 1) % self.config.diagnostics.every == 0:
-            row |= _diagnostic_columns(training)
-        progress.report(row)
-        return row
-
-    def save(self) -> None:
-        """Write a state file to go on from."""
-        state = {
-            "run": self.plan.identity,
-            "training": self.training.state_dict(),
-            "elapsed_s": self.elapsed_s,
-        }
-        save_state(self.directory.path, state, self.config.saving.keep)
+def _go_on(plan: Plan, directory: RunDirectory, training: Training) -> list[dict[str, Cell]]:
+    """Put ``training`` where the newest usable state file left it; returns the rows up to there."""
+    saved, warnings = load_state(directory.path, plan.identity)
+    for warning in warnings:
+        print(f"fgbench: {warning}", file=sys.stderr)
+    if saved is None:
+        return []
+    try:
+        training.load_state_dict(saved["training"])
+        rows: list[dict[str, Cell]] = saved["rows"]
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise StateError(
+            f"the state file does not fit this model and trainer ({first_line(error)}): perhaps another "
+            "version of fgbench wrote it; --no-resume starts this run anew"
+        ) from error
+    print(f"goes on after epoch {training.epoch}, batch {training.batch} of the next")
+    return rows
 
 
-def _training_columns(training: Training, learning_rate: float) -> dict[str, Cell]:
-    loss, accuracy, grad_norm = training.train_means()
-    seconds, images = training.epoch_time_s, training.images_seen
-    return {
-        "epoch": training.epoch + 1,
-        "train_loss": loss,
-        "train_accuracy": accuracy,
-        "lr": learning_rate,
-        "epoch_time_s": seconds,
-        "batch_time_ms": 1000 * seconds / training.batch,
-        "samples_per_s": images / seconds,
-        "grad_norm": grad_norm,
-    }
+def _describe_environments(directory: RunDirectory, device: torch.device, *, resumed: bool) -> dict[str, Any]:
+    """What env.json holds: where the run is made now and, if that has changed, where it was before."""
+    now, before = measure.environment(device), directory.read_env()
+    if not resumed or not before:
+        return now
+    earlier = before.pop("earlier", [])
+    changed = [key for key in now if key != "command" and now[key] != before.get(key)]
+    if changed:
+        earlier = [*earlier, before]
+        print(
+            f"fgbench: {', '.join(changed)} changed since this run began (env.json keeps both); "
+            "bit for bit holds only for one environment",
+            file=sys.stderr,
+        )
+    return {**now, "earlier": earlier} if earlier else now
 
 
-def _evaluation_columns(training: Training) -> dict[str, Cell]:
-    columns: dict[str, Cell] = {}
-    for part, split in (("val", training.splits.validation), ("test", training.splits.test)):
-        if len(split):
-            columns[f"{part}_loss"], columns[f"{part}_accuracy"] = evaluate(
-                training.model, training.loss_fn, split
-            )
-    return columns
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _diagnostic_columns(training: Training) -> dict[str, Cell]:
-    """Cosine and relative error of the trainer's gradient against the true one, on a batch of training
-    images.
-    """
-    count = min(training.batch_size, len(training.splits.train))
-    inputs, labels = training.splits.train.batch(torch.arange(count, device=training.device), None)
-    generator = derive_generator(training.device, training.seed, "diagnostics", training.epoch)
-    cosine, error = gradient_quality(
-        training.trainer, training.model, training.loss_fn, inputs, labels, generator
-    )
-    return {"gradient_cosine": cosine, "gradient_relative_error": error}
-
-
-def _cpu_step_memory(plan: Plan, splits: Splits) -> float:
-    """Peak memory of one step on the CPU, MiB, of a second copy of everything: the run itself is not
-    disturbed.
-    """
-    training = build_training(plan.config, plan.device, splits)
-
-    def step() -> None:
-        training.batch = 0
-        train_epoch(training, after_step=lambda: True)
-
-    step()  # the optimizer makes its state
-    return measure.step_memory(step, measure.resident_bytes(training.model, training.optimizer))
+def _is_nondeterministic(error: Exception) -> bool:
+    return "does not have a deterministic implementation" in str(error)
 
 
 def _explain(error: Exception, config: Config) -> str:
     """One line for the user: what went wrong and what to lower or mend."""
-    text = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        chunk = ", trainer.chunk" if hasattr(config.trainer, "chunk") else ""
+    text = first_line(error)
+    if isinstance(error, FgbenchError):
+        return str(error)
+    if _is_out_of_memory(error):
+        knobs = [name for name in ("chunk", "tangents") if hasattr(config.trainer, name)]
+        lower = " or ".join(["batch_size", *(f"trainer.{name}" for name in knobs)])
         return (
-            f"out of memory with batch_size {config.batch_size} and model {config.model.name}: "
-            f"lower batch_size{chunk} or take a smaller model ({text[:120]})"
+            f"out of memory with batch_size {config.batch_size}, model {config.model.name} and trainer "
+            f"{config.trainer.name}: lower {lower}, or take a smaller model ({text})"
         )
-    return text if isinstance(error, FgbenchError) else f"{type(error).__name__}: {text}"
+    if _is_nondeterministic(error):
+        return f"deterministic: true is more than PyTorch can give here ({text}); set it to false"
+    return f"{type(error).__name__}: {text}"
 
 
 def _describe(plan: Plan) -> str:

@@ -23,8 +23,9 @@ class Training:
     Attributes:
         epoch: epochs completed.
         batch: batches of the epoch under way that are done.
-        sums: on the device, over those batches: loss, correct answers (both per sample), gradient norm (per
-        batch). epoch_time_s: seconds spent on those batches.
+        sums: over those batches, on the device: losses and correct answers of samples, gradient norms.
+        epoch_time_s: seconds spent on those batches.
+        epoch_lr: learning rate of the epoch's first step.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Training:
     epoch: int = 0
     batch: int = 0
     epoch_time_s: float = 0.0
+    epoch_lr: float = 0.0
     sums: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class Training:
             "epoch": self.epoch,
             "batch": self.batch,
             "epoch_time_s": self.epoch_time_s,
+            "epoch_lr": self.epoch_lr,
             "sums": self.sums,
         }
 
@@ -83,7 +86,8 @@ class Training:
         """Take over what ``state_dict`` gave."""
         for part in ("model", "optimizer", "schedule", "trainer"):
             getattr(self, part).load_state_dict(state[part])
-        self.epoch, self.batch, self.epoch_time_s = state["epoch"], state["batch"], state["epoch_time_s"]
+        for place in ("epoch", "batch", "epoch_time_s", "epoch_lr"):
+            setattr(self, place, state[place])
         self.sums = state["sums"].to(self.device)
 
 
@@ -109,6 +113,8 @@ def train_epoch(training: Training, after_step: Callable[[], bool] | None = None
     order = torch.randperm(len(train), generator=shuffle).to(device)
     augmentation = torch.Generator(device)
     training.model.train()
+    if training.batch == 0:
+        training.epoch_lr = float(training.schedule.get_last_lr()[0])
     step = _choose_step(training)
     with seeded_dropout(device) as seed_dropout:
         while training.batch < training.batches_per_epoch:

@@ -1,0 +1,209 @@
+"""Properties of runs: what they write, and that nothing is lost."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from fgbench.config import Config
+from fgbench.errors import ConfigError
+from fgbench.progress import EpochProgress
+from fgbench.registry import TRAINERS
+from fgbench.results import METRICS, RunDirectory
+from fgbench.runner import run_configs
+from fgbench.signals import Interrupted
+
+MEASURED = {
+    "epoch_time_s",
+    "eval_time_s",
+    "batch_time_ms",
+    "samples_per_s",
+    "peak_memory_mib",
+    "memory_source",
+    "elapsed_s",
+    "timing_note",
+}
+
+
+def make_config(results: Path, **changes) -> Config:
+    settings = {
+        "name": "tiny",
+        "dataset": {
+            "name": "synthetic",
+            "shape": [1, 8, 8],
+            "classes": 3,
+            "train": 60,
+            "test": 12,
+            "augment": True,
+        },
+        "model": {"name": "fc", "hidden": 6},
+        "trainer": {"name": "backprop"},
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
+        "schedule": {"name": "cosine"},
+        "batch_size": 8,
+        "epochs": 3,
+        "results_dir": str(results),
+    } | changes
+    return Config.model_validate(settings)
+
+
+def only_run(results: Path) -> RunDirectory:
+    (folder,) = {path.parent for path in results.rglob("status.json")}
+    return RunDirectory(folder)
+
+
+def reproducible_rows(results: Path) -> list[dict]:
+    return [
+        {key: value for key, value in row.items() if key not in MEASURED}
+        for row in only_run(results).read_metrics()
+    ]
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal after so many steps of the run."""
+    update = EpochProgress.update
+
+    def update_and_kill(self: EpochProgress) -> None:
+        update(self)
+        if self.training.step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(EpochProgress, "update", update_and_kill)
+
+
+def test_a_run_directory_tells_everything(tmp_path: Path) -> None:
+    assert run_configs([make_config(tmp_path)]) == 0
+    run = only_run(tmp_path)
+    rows = run.read_metrics()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert tuple(rows[0]) == METRICS
+    for row in rows:
+        assert 0 <= row["test_accuracy"] <= 1
+        assert row["memory_source"] == "cpu-profiler"
+        assert row["peak_memory_mib"] > 0
+        assert row["nvml_memory_mib"] is None
+        assert row["samples_per_s"] == pytest.approx(48 / row["epoch_time_s"])
+    assert rows[0]["lr"] == pytest.approx(0.01)
+    assert run.status()["state"] == "finished"
+    summary = run.read_summary()
+    assert summary["final"]["test_accuracy"] == rows[-1]["test_accuracy"]
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    assert summary["best_validation"]["val_accuracy"] == best["val_accuracy"]
+    assert {"torch", "cpu", "threads", "git_commit"} <= set(run.read_env())
+    assert (run.path / "config.yaml").exists()
+
+
+def test_a_finished_run_is_skipped_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_configs([make_config(tmp_path)])
+    before = (only_run(tmp_path).path / "metrics.csv").read_bytes()
+    assert run_configs([make_config(tmp_path)]) == 0
+    assert "skipped" in capsys.readouterr().out
+    assert (only_run(tmp_path).path / "metrics.csv").read_bytes() == before
+    first = reproducible_rows(tmp_path)
+    assert run_configs([make_config(tmp_path)], force=True) == 0
+    assert (only_run(tmp_path).path / "metrics.csv").read_bytes() != before
+    assert reproducible_rows(tmp_path) == first
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"trainer": {"name": trainer}, "model": {"name": "fc", "hidden": 6, "dropout": 0.2}}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_configs([make_config(whole, **changes)])
+    interrupt_at(9, monkeypatch)
+    with pytest.raises(Interrupted) as interruption:
+        run_configs([make_config(cut, **changes)])
+    assert interruption.value.exit_code == 143
+    assert only_run(cut).status()["state"] == "interrupted"
+    monkeypatch.undo()
+    assert run_configs([make_config(cut, **changes)]) == 0
+    assert reproducible_rows(cut) == reproducible_rows(whole)
+
+
+def test_states_saved_within_an_epoch_change_nothing(tmp_path: Path) -> None:
+    run_configs([make_config(tmp_path / "a")])
+    run_configs([make_config(tmp_path / "b", saving={"every_steps": 2, "keep": 3})])
+    assert reproducible_rows(tmp_path / "a") == reproducible_rows(tmp_path / "b")
+
+
+def test_ctrl_c_stops_at_the_next_step_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(2, monkeypatch, signal.SIGINT)
+    with pytest.raises(Interrupted) as interruption:
+        run_configs([make_config(tmp_path)])
+    assert interruption.value.exit_code == 130
+    assert (only_run(tmp_path).path / "state.pt").exists()
+
+
+def test_a_diverged_run_keeps_its_row_and_exits_with_4(tmp_path: Path) -> None:
+    config = make_config(tmp_path, optimizer={"name": "sgd", "lr": 1e30}, schedule={"name": "constant"})
+    assert run_configs([config]) == 4
+    run = only_run(tmp_path)
+    assert run.status()["state"] == "diverged"
+    assert not math.isfinite(run.read_metrics()[-1]["train_loss"])
+
+
+def test_seeds_have_runs_of_their_own_and_settings_have_hashes_of_their_own(tmp_path: Path) -> None:
+    configs = [make_config(tmp_path, seed=seed, epochs=epochs) for seed in (0, 1) for epochs in (1, 2)]
+    assert run_configs(configs) == 0
+    names = sorted(path.parent.name for path in tmp_path.rglob("metrics.csv"))
+    assert [name[:3] for name in names] == ["s0-", "s0-", "s1-", "s1-"]
+    assert {name[3:] for name in names[:2]} == {name[3:] for name in names[2:]}
+
+
+def test_results_in_the_way_of_a_file_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(ConfigError, match="is a file"):
+        run_configs([make_config(tmp_path / "fine", seed=1), make_config(tmp_path / "results")])
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "results"]
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_configs([make_config(tmp_path / "results")], dry_run=True) == 0
+    assert "backprop" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_running_out_of_memory_says_what_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 99 bytes")
+
+    monkeypatch.setattr("fgbench.epochs.train_epoch", exhausted)
+    assert run_configs([make_config(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "batch_size 8" in message
+    assert only_run(tmp_path).status()["state"] == "failed"
+    assert "lower batch_size" in only_run(tmp_path).status()["reason"]
+
+
+def test_diagnostics_fill_their_columns_and_do_not_disturb_the_run(tmp_path: Path) -> None:
+    run_configs([make_config(tmp_path / "with", diagnostics={"every": 2})])
+    run_configs([make_config(tmp_path / "without")])
+    diagnosed, plain = reproducible_rows(tmp_path / "with"), reproducible_rows(tmp_path / "without")
+    assert [row["gradient_cosine"] is None for row in diagnosed] == [True, False, True]
+    assert diagnosed[1]["gradient_cosine"] == pytest.approx(1.0, abs=1e-5)
+    for mine, other in zip(diagnosed, plain, strict=True):
+        assert mine["train_loss"] == other["train_loss"]
+
+
+def test_metrics_after_the_saved_state_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path / "cut", saving={"every": 2})
+    interrupt_at(2 * 6 + 1, monkeypatch)
+    with pytest.raises(Interrupted):
+        run_configs([config])
+    monkeypatch.undo()
+    run = only_run(tmp_path / "cut")
+    assert len(run.read_metrics()) == 2
+    run.append_metrics({"epoch": 3, "train_loss": 99.0})
+    with (run.path / "metrics.csv").open("a") as file:
+        file.write("4,0.1")
+    run_configs([config])
+    run_configs([make_config(tmp_path / "whole")])
+    assert reproducible_rows(tmp_path / "cut") == reproducible_rows(tmp_path / "whole")
+    assert json.loads((run.path / "summary.json").read_text())["epochs"] == 3

@@ -1,0 +1,155 @@
+"""Properties of the one loop over batches."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fgbench.building import build_training
+from fgbench.config import Config
+from fgbench.datasets.base import load_splits
+from fgbench.datasets.search import DataSearch
+from fgbench.training import Training, evaluate, start_next_epoch, train_epoch
+
+SYNTHETIC = {"name": "synthetic", "shape": [1, 6, 6], "classes": 3, "train": 50, "test": 12}
+
+
+def make_training(**changes) -> Training:
+    settings = {
+        "dataset": SYNTHETIC,
+        "model": {"name": "fc", "hidden": 5},
+        "trainer": "backprop",
+        "batch_size": 8,
+        "epochs": 2,
+    } | changes
+    for kind in ("dataset", "model", "trainer"):
+        if isinstance(settings[kind], str):
+            settings[kind] = {"name": settings[kind]}
+    config = Config.model_validate(settings)
+    device = torch.device("cpu")
+    splits = load_splits(config.dataset, config.seed, device, DataSearch(None, None, False))
+    return build_training(config, device, splits)
+
+
+def parameters(training: Training) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(training.model.parameters()).detach().clone()
+
+
+def test_trainers_of_one_seed_share_weights_split_and_batch_order() -> None:
+    seen = {}
+    for trainer in ("backprop", "forward-gradient", "zeroth-order"):
+        training = make_training(trainer=trainer)
+        batches = []
+        take = training.splits.train.batch
+        object.__setattr__(
+            training.splits.train, "batch", lambda indices, g, take=take, kept=batches: kept.append(indices) or take(indices, g)
+        )
+        weights = parameters(training)
+        train_epoch(training)
+        seen[trainer] = weights, torch.stack(batches), training.splits.validation.labels
+    for trainer in ("forward-gradient", "zeroth-order"):
+        for mine, backprops in zip(seen[trainer], seen["backprop"], strict=True):
+            assert torch.equal(mine, backprops)
+
+
+def test_an_epoch_uses_each_image_at_most_once_and_epochs_differ_in_order() -> None:
+    training = make_training()
+    assert training.batches_per_epoch == 40 // 8
+    orders = []
+    for _ in range(2):
+        batches = []
+        take = training.splits.train.batch
+        object.__setattr__(
+            training.splits.train, "batch", lambda indices, g, take=take, kept=batches: kept.append(indices) or take(indices, g)
+        )
+        assert train_epoch(training)
+        object.__setattr__(training.splits.train, "batch", take)
+        start_next_epoch(training)
+        orders.append(torch.cat(batches))
+        assert len(orders[-1].unique()) == 40
+    assert not torch.equal(*orders)
+
+
+def test_backprop_learns_separable_images() -> None:
+    training = make_training(optimizer={"name": "adam", "lr": 0.01}, epochs=20)
+    before, _ = evaluate(training.model, training.loss_fn, training.splits.test)
+    for _ in range(20):
+        train_epoch(training)
+        loss, accuracy, grad_norm = training.train_means()
+        start_next_epoch(training)
+    after, accuracy = evaluate(training.model, training.loss_fn, training.splits.test)
+    assert after < before / 2
+    assert accuracy > 0.9
+    assert grad_norm > 0
+
+
+def test_means_are_over_the_batches_before_each_update() -> None:
+    training = make_training(optimizer={"name": "sgd", "lr": 1e-30})
+    expected, _ = evaluate(training.model, training.loss_fn, training.splits.train)
+    train_epoch(training)
+    loss, accuracy, _ = training.train_means()
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert accuracy == pytest.approx(evaluate(training.model, training.loss_fn, training.splits.train)[1])
+
+
+@pytest.mark.parametrize("trainer", ["backprop", "forward-gradient"])
+def test_going_on_from_the_middle_of_an_epoch_changes_no_bit(trainer: str) -> None:
+    changes = {
+        "trainer": trainer,
+        "model": {"name": "fc", "hidden": 5, "dropout": 0.5},
+        "dataset": SYNTHETIC | {"augment": True},
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
+        "schedule": {"name": "one-cycle"},
+    }
+    whole = make_training(**changes)
+    train_epoch(whole)
+    stopped = make_training(**changes)
+    assert not train_epoch(stopped, after_step=lambda: stopped.batch == 2)
+    state = copy.deepcopy(stopped.state_dict())
+    resumed = make_training(**changes)
+    resumed.load_state_dict(state)
+    assert train_epoch(resumed)
+    assert torch.equal(parameters(resumed), parameters(whole))
+    assert torch.equal(resumed.sums, whole.sums)
+
+
+def test_plain_sgd_takes_the_trainers_own_step_and_momentum_does_not() -> None:
+    calls = []
+
+    def watched(**changes) -> None:
+        training = make_training(trainer={"name": "forward-gradient", "guess": "rademacher"}, **changes)
+        own = training.trainer.sgd_step
+        training.trainer.sgd_step = lambda *args: calls.append(1) or own(*args)
+        train_epoch(training)
+
+    watched(optimizer={"name": "sgd", "lr": 0.01})
+    assert len(calls) == 5
+    watched(optimizer={"name": "sgd", "lr": 0.01, "momentum": 0.5})
+    watched(optimizer={"name": "sgd", "lr": 0.01}, clip_gradient_norm=1.0)
+    assert len(calls) == 5
+
+
+def test_clipping_bounds_the_step() -> None:
+    training = make_training(optimizer={"name": "sgd", "lr": 1.0}, clip_gradient_norm=0.001)
+    before = parameters(training)
+    train_epoch(training, after_step=lambda: True)
+    assert (parameters(training) - before).norm() == pytest.approx(0.001, rel=1e-3)
+
+
+def test_the_loop_leaves_the_global_generator_alone() -> None:
+    training = make_training(model={"name": "fc", "hidden": 5, "dropout": 0.5})
+    state = torch.get_rng_state()
+    train_epoch(training)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_evaluation_changes_nothing() -> None:
+    training = make_training(
+        model={"name": "resnet18", "width": 2}, dataset=SYNTHETIC | {"shape": [1, 8, 8]}
+    )
+    before = copy.deepcopy(training.model.state_dict())
+    evaluate(training.model, training.loss_fn, training.splits.test)
+    assert training.model.training
+    for name, value in training.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
