@@ -86,28 +86,15 @@ def test_reading_stops_at_a_damaged_line(run, damage):
     assert [row["epoch"] for row in run.read_metrics()] == [1]
 
 
-def test_rows_after_the_saved_epoch_are_cut_and_the_others_keep_their_bytes(run):
-    for epoch in range(1, 6):
-        run.append_metrics(
-            {"epoch": epoch, "train_loss": 1 / epoch, "timing_note": "a, b" if epoch == 2 else None}
-        )
-        if epoch == 3:
-            after_three = (run.path / "metrics.csv").read_bytes()
-    run.truncate_metrics(3)
-    assert (run.path / "metrics.csv").read_bytes() == after_three
-
-
-def test_resuming_after_lost_rows_is_refused(run):
-    run.append_metrics({"epoch": 1})
-    with pytest.raises(FgbenchError, match=r"metrics\.csv is damaged"):
-        run.truncate_metrics(2)
-
-
-def test_rows_of_an_older_version_gain_the_new_columns(run):
-    (run.path / "metrics.csv").write_text("epoch,train_loss\n1,0.5\n")
-    run.truncate_metrics(1)
-    run.append_metrics({"epoch": 2, "grad_norm": 3.0})
-    assert [(row["train_loss"], row["grad_norm"]) for row in run.read_metrics()] == [(0.5, None), (None, 3.0)]
+def test_rows_written_at_once_or_one_by_one_are_the_same_bytes(run):
+    rows = [{"epoch": 1, "train_loss": 1 / 3}, {"epoch": 2, "train_loss": math.inf, "timing_note": "a, b"}]
+    for row in rows:
+        run.append_metrics(row)
+    appended = (run.path / "metrics.csv").read_bytes()
+    run.write_metrics(run.read_metrics())
+    assert (run.path / "metrics.csv").read_bytes() == appended
+    run.write_metrics(rows[:1])
+    assert [row["epoch"] for row in run.read_metrics()] == [1]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

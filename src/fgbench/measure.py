@@ -6,7 +6,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from torch import Tensor, nn
 from fgbench.errors import ConfigError
 
 MIB = 2**20
+VARIABLES = (
+    *("OMP_", "KMP_", "GOMP_", "MKL_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_"),
+    *("CUDNN_", "NVIDIA_TF32", "NCCL_", "LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES", "FGBENCH_"),
+)
+"""Beginnings of the names of environment variables that can change numbers or times."""
+
 BUSY_CORES = 0.3
 _allocations_kept = False
 
@@ -55,11 +62,13 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
-def prepare(device: torch.device, threads: int | None, *, keep: bool = True, deterministic: bool = False) -> None:
+def prepare(
+    device: torch.device, threads: int | None, *, keep: bool = True, deterministic: bool = False
+) -> None:
     """Set what a process computes with, before the work starts.
 
-    ``deterministic`` asks torch for algorithms that give the same bits each time, an error where there is none; it
-    promises nothing across versions, devices or numbers of threads.
+    ``deterministic`` asks torch for algorithms that give the same bits each time, with an error where there
+    is none; it promises nothing across versions, devices or numbers of threads.
     """
     set_threads(threads)
     keep_allocations(keep and device.type == "cpu")
@@ -95,28 +104,40 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 def resident_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
     """Bytes held between steps: parameters, buffers, gradients and the optimizer's state."""
-    tensors = [*model.parameters(), *model.buffers()]
+    parameters = _parameters(model, optimizer)
+    tensors = [*parameters, *model.buffers(), *(param.grad for param in parameters if param.grad is not None)]
     if optimizer is not None:
-        tensors += [param for group in optimizer.param_groups for param in group["params"]]
         tensors += [
             each for state in optimizer.state.values() for each in state.values() if torch.is_tensor(each)
         ]
-    gradients = [param.grad for param in tensors if param.grad is not None]
-    return tensor_bytes(dict.fromkeys([*tensors, *gradients]))
+    return tensor_bytes(tensors)
 
 
-def step_memory(step: Callable[[], object], resident: int = 0) -> float:
-    """Peak memory of one step on the CPU, MiB: what is there before it, plus its largest increase.
+def _parameters(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    groups = [] if optimizer is None else optimizer.param_groups
+    return [*model.parameters(), *(param for group in groups for param in group["params"])]
+
+
+def step_memory(
+    step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> float:
+    """Peak memory of a step on the CPU, MiB: what is there before it, plus its largest increase.
 
     Every allocation and release torch makes in the step is summed in the order of time, convolution scratch
-    and short-lived buffers included.
+    and short-lived buffers included. The profiler does not see the release of what is older than itself, so
+    gradients are dropped first and two steps are made: the second finds gradients that were seen to be made.
 
     Args:
-        step: run once, under the profiler; warm it up first.
-        resident: bytes alive before the step, see :func:`resident_bytes`.
+        step: called twice under the profiler; warm it up first, so that the optimizer has its state.
+        model: what the step trains.
+        optimizer: what updates it, with its own and a trainer's parameters.
     """
+    for param in _parameters(model, optimizer):
+        param.grad = None
+    resident = resident_bytes(model, optimizer)
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with _quiet_output(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
         step()
     events = profile.profiler.kineto_results.events()
     current = peak = 0
@@ -125,6 +146,24 @@ def step_memory(step: Callable[[], object], resident: int = 0) -> float:
         current += change
         peak = max(peak, current)
     return (resident + peak) / MIB
+
+
+@contextmanager
+def _quiet_output() -> Iterator[None]:
+    """Keep what libraries write past Python, such as the profiler's log, off the terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for descriptor in (*kept, null):
+            os.close(descriptor)
 
 
 class PeakMemory:
@@ -179,7 +218,8 @@ class OtherLoad:
     """What other processes took from this machine over a ``with`` block: why its timings may be noisy.
 
     Attributes:
-        reason: once the block is left, what kept the machine busy beside this process; None when it was quiet.
+        reason: once the block is left, what kept the machine busy beside this process; None when it was
+            quiet.
     """
 
     def __init__(self) -> None:
@@ -232,20 +272,31 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": _version("torchvision"),
         "numpy": _version("numpy"),
+        "pillow": _version("pillow"),
+        "torch_build": torch.__config__.show().splitlines(),
         "platform": platform.platform(),
+        "libc": " ".join(platform.libc_ver()),
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_cores": os.cpu_count(),
+        "cpu_affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
         "memory_gib": _memory_gib(),
         "device": str(device),
         "gpu": gpu and gpu.name,
         "gpu_memory_gib": gpu and round(gpu.total_memory / 2**30, 1),
+        "gpu_capability": gpu and f"{gpu.major}.{gpu.minor}",
         "gpu_driver": nvml and str(nvml.nvmlSystemGetDriverVersion()),
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "allocations_kept": _allocations_kept,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(VARIABLES)},
     }
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,15 +126,15 @@ class RunDirectory:
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                     refuse(self.path / ".lock", error)
+            with suppress(OSError):  # the name is for messages; the lock holds without it
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {self.host}\n".encode())
             status = self.status()
             if status["state"] == "running" and status.get("host") != self.host and not force:
                 raise FgbenchError(
                     f"{self.path} is in use by process {status.get('pid')} on {status.get('host')}, "
                     f"last heard of at {status.get('heartbeat')}; --force takes it over"
                 )
-            with suppress(OSError):  # the name is for messages; the lock holds without it
-                file.truncate(0)
-                os.write(file.fileno(), f"process {os.getpid()} on {self.host}\n".encode())
             for leftover in self.path.glob("*.tmp"):
                 leftover.unlink(missing_ok=True)
             yield
@@ -202,9 +202,8 @@ class RunDirectory:
             raise ValueError(f"metrics.csv has no column {', '.join(sorted(unknown))}")
         path = self.path / "metrics.csv"
         if not path.exists():
-            atomic_write(path, _csv_line(METRICS))
-        line = _csv_line([_to_text(row.get(column)) for column in METRICS])
-        append_line(path, line.encode())
+            self.write_metrics([])
+        append_line(path, _row_line(row).encode())
 
     def read_metrics(self) -> list[dict[str, Cell]]:
         """The rows of metrics.csv up to the first that is torn or damaged; empty cells are None."""
@@ -212,21 +211,9 @@ class RunDirectory:
             {column: _from_text(column, text) for column, text in row.items()} for row in self._intact_rows()
         ]
 
-    def truncate_metrics(self, epoch: int) -> None:
-        """Cut the rows after ``epoch`` (epochs count from 1), and whatever is torn, to go on from there.
-
-        Raises:
-            FgbenchError: rows up to ``epoch`` are missing or damaged.
-        """
-        rows = [row for row in self._intact_rows() if int(row["epoch"]) <= epoch]
-        path = self.path / "metrics.csv"
-        if [int(row["epoch"]) for row in rows] != list(range(1, epoch + 1)):
-            raise FgbenchError(
-                f"{path} is damaged: it has {len(rows)} readable rows up to epoch {epoch}; "
-                "--no-resume starts this run anew"
-            )
-        lines = [_csv_line([row.get(column, "") for column in METRICS]) for row in rows]
-        atomic_write(path, "".join([_csv_line(METRICS), *lines]))
+    def write_metrics(self, rows: Iterable[Mapping[str, Cell]]) -> None:
+        """Write metrics.csv anew, with these rows and no others."""
+        atomic_write(self.path / "metrics.csv", "".join([_csv_line(METRICS), *map(_row_line, rows)]))
 
     def _intact_rows(self) -> list[dict[str, str]]:
         try:
@@ -273,6 +260,10 @@ def _csv_line(cells: tuple[str, ...] | list[str]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()
+
+
+def _row_line(row: Mapping[str, Cell]) -> str:
+    return _csv_line([_to_text(row.get(column)) for column in METRICS])
 
 
 def _to_text(value: Cell) -> str:

@@ -8,13 +8,14 @@ disk and renamed.
 
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fgbench.errors import FgbenchError
-from fgbench.results import atomic_write
+from fgbench.files import atomic_write
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -25,8 +26,13 @@ class StateError(FgbenchError):
 
 def state_files(folder: Path) -> list[Path]:
     """The state files in a run directory, newest first."""
-    older = sorted(folder.glob("state-*.pt"), key=lambda path: int(path.stem.partition("-")[2]))
-    return [path for path in (folder / "state.pt", *older) if path.exists()]
+    ages = sorted(
+        int(path.stem[6:])
+        for path in folder.glob("state-*.pt")
+        if re.fullmatch(r"state-[1-9]\d{0,8}", path.stem)
+    )
+    paths = [folder / "state.pt", *(folder / f"state-{age}.pt" for age in ages)]
+    return [path for path in paths if path.exists()]
 
 
 def save_state(folder: Path, state: dict[str, Any], keep: int) -> None:
@@ -67,7 +73,7 @@ def load_state(folder: Path, run: str) -> tuple[dict[str, Any] | None, list[str]
         try:
             state = _read_state(path)
         except Exception as error:  # torch raises many kinds for a damaged file
-            warnings.append(f"{path}: damaged state file passed over ({_first_line(error)})")
+            warnings.append(f"{path}: damaged state file passed over ({first_line(error)})")
             continue
         if state.get("run") == run:
             return state, warnings
@@ -90,5 +96,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, cut to a line."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -16,7 +16,7 @@ class Interrupted(FgbenchError):
 
 
 class StopRequest:
-    """Within, Ctrl-C and SIGTERM set ``requested``; a second Ctrl-C ends the process at once."""
+    """Within, Ctrl-C and SIGTERM set ``requested``; a Ctrl-C after that ends the process at once."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,6 +37,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.number == signal.SIGINT == number:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = self.number or number

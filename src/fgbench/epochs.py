@@ -1,0 +1,174 @@
+"""The loop over a run's epochs: train, evaluate, write the row, save."""
+
+import math
+import time
+
+import torch
+
+from fgbench import measure
+from fgbench.building import build_training
+from fgbench.config import Config
+from fgbench.datasets.base import Splits
+from fgbench.progress import EpochProgress
+from fgbench.results import Cell, RunDirectory
+from fgbench.saving import save_state
+from fgbench.signals import Interrupted, StopRequest
+from fgbench.streams import derive_generator
+from fgbench.training import Training, evaluate, start_next_epoch, train_epoch
+
+LOSSES = ("train_loss", "val_loss", "test_loss")
+
+
+class EpochLoop:
+    """Trains a run to its end, writing as it goes.
+
+    Attributes:
+        rows: of metrics.csv, one per epoch done. A state file holds them too, so that going on from it
+            restores them whatever has become of metrics.csv.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: str,
+        directory: RunDirectory,
+        training: Training,
+        rows: list[dict[str, Cell]],
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.run, self.directory = config, run, directory
+        self.training, self.rows, self.stop = training, rows, stop
+        self.cpu_memory_mib: float | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss of the last epoch is not finite."""
+        losses = [self.rows[-1].get(column) for column in LOSSES] if self.rows else []
+        return not all(math.isfinite(loss) for loss in losses if isinstance(loss, float))
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no epoch left to train."""
+        return self.diverged or self.training.epoch == self.config.epochs
+
+    def train(self) -> str:
+        """Train to the end; returns ``finished`` or ``diverged``.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+        """
+        training = self.training
+        if training.device.type == "cpu" and not self.ended:
+            self.cpu_memory_mib = _cpu_step_memory(self.config, training.splits)
+        while not self.ended:
+            row = self.train_epoch()
+            self.directory.append_metrics(row)
+            self.rows.append(row)
+            start_next_epoch(training)
+            if self.ended or self.stop.requested or training.epoch % self.config.saving.every == 0:
+                self.save()
+            if self.stop.requested and not self.ended:
+                raise Interrupted(self.stop.number, self.directory.path)
+            self.directory.write_status("running", epoch=training.epoch, epochs=self.config.epochs)
+        return "diverged" if self.diverged else "finished"
+
+    def train_epoch(self) -> dict[str, Cell]:
+        """Train and evaluate one epoch, or the rest of it; returns its row."""
+        training, every = self.training, self.config.saving.every_steps
+        start = time.perf_counter() - training.epoch_time_s
+
+        def after_step() -> bool:
+            self.directory.beat()
+            progress.update()
+            if every and training.step % every == 0:
+                nonlocal start
+                measure.synchronize(training.device)
+                training.epoch_time_s = time.perf_counter() - start
+                self.save()
+                start = time.perf_counter() - training.epoch_time_s
+            return self.stop.requested
+
+        with (
+            EpochProgress(training, self.config.epochs) as progress,
+            measure.PeakMemory(training.device) as peak,
+            measure.OtherLoad() as load,
+        ):
+            whole = train_epoch(training, after_step)
+            measure.synchronize(training.device)
+        training.epoch_time_s = time.perf_counter() - start
+        if not whole:
+            self.save()
+            raise Interrupted(self.stop.number, self.directory.path)
+        on_gpu = peak.mib is not None
+        row = _training_columns(training) | {
+            "peak_memory_mib": peak.mib - training.splits.bytes / measure.MIB
+            if on_gpu
+            else self.cpu_memory_mib,
+            "memory_source": "cuda-allocator" if on_gpu else "cpu-profiler",
+            "nvml_memory_mib": measure.nvml_process_memory_mib() if on_gpu else None,
+            "timing_note": load.reason,
+        }
+        start = time.perf_counter()
+        row |= _evaluation_columns(training)
+        row["eval_time_s"] = time.perf_counter() - start
+        before = self.rows[-1]["elapsed_s"] if self.rows else 0.0
+        row["elapsed_s"] = before + training.epoch_time_s + row["eval_time_s"]
+        if self.config.diagnostics.every and (training.epoch + 1) % self.config.diagnostics.every == 0:
+            row |= _diagnostic_columns(training)
+        progress.report(row)
+        return row
+
+    def save(self) -> None:
+        """Write a state file to go on from."""
+        state = {"run": self.run, "training": self.training.state_dict(), "rows": self.rows}
+        save_state(self.directory.path, state, self.config.saving.keep)
+
+
+def _training_columns(training: Training) -> dict[str, Cell]:
+    loss, accuracy, grad_norm = training.train_means()
+    seconds, images = training.epoch_time_s, training.images_seen
+    return {
+        "epoch": training.epoch + 1,
+        "train_loss": loss,
+        "train_accuracy": accuracy,
+        "lr": training.epoch_lr,
+        "epoch_time_s": seconds,
+        "batch_time_ms": 1000 * seconds / training.batch,
+        "samples_per_s": images / seconds,
+        "grad_norm": grad_norm,
+    }
+
+
+def _evaluation_columns(training: Training) -> dict[str, Cell]:
+    columns: dict[str, Cell] = {}
+    for part, split in (("val", training.splits.validation), ("test", training.splits.test)):
+        if len(split):
+            columns[f"{part}_loss"], columns[f"{part}_accuracy"] = evaluate(
+                training.model, training.loss_fn, split
+            )
+    return columns
+
+
+def _diagnostic_columns(training: Training) -> dict[str, Cell]:
+    """How far the trainer's gradient is from the true one, on a batch of training images."""
+    from fgbench.check import gradient_quality
+
+    count = min(training.batch_size, len(training.splits.train))
+    inputs, labels = training.splits.train.batch(torch.arange(count, device=training.device), None)
+    generator = derive_generator(training.device, training.seed, "diagnostics", training.epoch)
+    cosine, error = gradient_quality(
+        training.trainer, training.model, training.loss_fn, inputs, labels, generator
+    )
+    return {"gradient_cosine": cosine, "gradient_relative_error": error}
+
+
+def _cpu_step_memory(config: Config, splits: Splits) -> float:
+    """Peak memory of one step, MiB, measured on a second copy of everything: the run is not disturbed."""
+    training = build_training(config, torch.device("cpu"), splits)
+
+    def step() -> None:
+        training.batch = 0
+        train_epoch(training, after_step=lambda: True)
+
+    step()  # the optimizer makes its state
+    return measure.step_memory(step, training.model, training.optimizer)
