@@ -57,7 +57,7 @@ def check(
     loss_fn = nn.CrossEntropyLoss(reduction="none")
     count = sum(param.numel() for param in model.parameters() if param.requires_grad)
     lines = [
-        f"{config.model.name} ({count:,} parameters), {len(labels)} images of {config.dataset.name}, {device}",
+        f"{config.model.name}, {count:,} parameters; {len(labels)} of {config.dataset.name}; {device}",
         "",
         "directional derivative along one normal tangent, in float64:",
     ]
@@ -82,7 +82,7 @@ def _check_installation(search: DataSearch) -> tuple[str, bool]:
     device = measure.resolve_device("auto")
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     lines = [
-        f"python {platform.python_version()}, torch {torch.__version__}, CPU threads: {torch.get_num_threads()}",
+        f"python {platform.python_version()}, torch {torch.__version__}, threads {torch.get_num_threads()}",
         f"GPUs: {', '.join(gpus) or 'none'}; runs go to {device} by default",
         "",
         "datasets:",

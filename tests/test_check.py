@@ -1,0 +1,175 @@
+"""``fgbench check`` and the diagnostics of gradient quality."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fgbench import check as check_module
+from fgbench.check import check, gradient_quality
+from fgbench.config import load_config
+from fgbench.datasets.search import DataSearch
+from fgbench.errors import ConfigError
+from fgbench.gradient_check import directional_derivatives, expected_values, sample_gradients
+from fgbench.registry import TRAINERS, load
+from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.forward_gradient import ForwardGradient
+
+LOSS = nn.CrossEntropyLoss(reduction="none")
+
+
+def config_of(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"dataset: {{name: synthetic}}\nbatch_size: 8\nseed: 1\n{text}")
+    return load_config(path)
+
+
+def small_model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 3)),
+    )
+
+
+def batch():
+    return torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_trainer_passes_its_check(tmp_path, name):
+    config = config_of(tmp_path, f"model: {{name: fc, hidden: 8}}\ntrainer: {{name: {name}}}")
+    report, ok = check(config, DataSearch(download=False), draws=16)
+    assert ok, report
+    assert "verdict: consistent" in report
+    assert "proved" not in report
+    for line in ("forward mode", "reverse mode", "central differences", "mean cosine"):
+        assert line in report
+
+
+@pytest.mark.parametrize("model", ["cnn, width: 2, hidden: 8", "vgg16, width: 2", "resnet18, width: 2"])
+def test_the_check_takes_every_model(tmp_path, model):
+    config = config_of(tmp_path, f"model: {{name: {model}}}\ntrainer: {{name: forward-gradient}}")
+    report, ok = check(config, DataSearch(download=False), draws=4)
+    assert ok, report
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "tangents: 2, guess: rademacher",
+        "guess: sphere, exact_output: true",
+        "structure: rank1, guess: rademacher",
+        "combine: projection, tangents: 4",
+        "combine: projection, tangents: 4, rescale: true",
+    ],
+)
+def test_the_expected_values_are_those_of_the_options(tmp_path, options):
+    trainer = f"trainer: {{name: forward-gradient, {options}}}"
+    config = config_of(tmp_path, f"model: {{name: fc, hidden: 8}}\n{trainer}")
+    report, ok = check(config, DataSearch(download=False), draws=100)
+    assert ok, report
+
+
+class TenPercentTooLong(ForwardGradient):
+    def compute_gradients(self, model, *args):
+        stats = super().compute_gradients(model, *args)
+        for param in model.parameters():
+            param.grad *= 1.1
+        return stats
+
+
+def test_a_wrong_factor_is_found():
+    model, (inputs, labels) = small_model().eval(), batch()
+    for trainer_class, consistent in ((ForwardGradient, True), (TenPercentTooLong, False)):
+        trainer = trainer_class(tangents=100)
+        sampled = sample_gradients(trainer, model, LOSS, inputs, labels, 0, 100)
+        figures = sampled.figures(expected_values(trainer, model, sampled))
+        assert all(figure.consistent for figure in figures) == consistent
+
+
+def test_an_inconsistent_gradient_is_reported(tmp_path, monkeypatch):
+    def wrong(kind, name):
+        return TenPercentTooLong if kind == "trainer" else load(kind, name)
+
+    monkeypatch.setattr(check_module, "load", wrong)
+    config = config_of(
+        tmp_path, "model: {name: fc, hidden: 8}\ntrainer: {name: forward-gradient, tangents: 100}"
+    )
+    report, ok = check(config, DataSearch(download=False), draws=100)
+    assert not ok
+    assert "verdict: inconsistent" in report
+
+
+def test_a_wrong_derivative_rule_is_found():
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(value):
+            return value * 1
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 1.01 * grad
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return 1.0 * tangent
+
+    class Layer(nn.Module):
+        def forward(self, value):
+            return Wrong.apply(value)
+
+    inputs, labels = batch()
+    assert directional_derivatives(small_model(), LOSS, inputs, labels, 0).agree
+    wrong = nn.Sequential(*small_model(), Layer())
+    assert not directional_derivatives(wrong, LOSS, inputs, labels, 0).agree
+
+
+def test_a_trainer_that_cannot_train_the_model_says_so(tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.normalization: group"):
+        check(config_of(tmp_path, "model: {name: resnet18}\ntrainer: {name: activity-forward-gradient}"))
+
+
+def test_the_installation_check_tries_every_trainer(monkeypatch):
+    report, ok = check(None, DataSearch(download=False))
+    assert ok, report
+    assert all(name in report for name in TRAINERS)
+    assert torch.__version__ in report
+
+    def broken(name, device):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(check_module, "_try_step", broken)
+    report, ok = check(None, DataSearch(download=False))
+    assert not ok
+    assert "no kernel" in report
+
+
+def test_the_true_gradient_has_the_best_quality():
+    cosine, error = gradient_quality(Backprop(), small_model(), LOSS, *batch(), torch.Generator())
+    assert cosine == pytest.approx(1)
+    assert error == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINERS if name != "activity-forward-gradient"])
+def test_measuring_gradient_quality_disturbs_nothing(name):
+    model, (inputs, labels) = small_model(), batch()
+    trainer = load("trainer", name)()
+    trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
+    trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
+    before = copy.deepcopy((model.state_dict(), [p.grad for p in model.parameters()], trainer.state_dict()))
+    state = torch.get_rng_state()
+
+    cosine, error = gradient_quality(trainer, model, LOSS, inputs, labels, torch.Generator())
+
+    assert -1 <= cosine <= 1
+    assert error >= 0
+    assert torch.equal(state, torch.get_rng_state())
+    after = (model.state_dict(), [p.grad for p in model.parameters()], trainer.state_dict())
+    left, right = torch.utils._pytree.tree_leaves(before), torch.utils._pytree.tree_leaves(after)
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(left, right, strict=True))
