@@ -62,26 +62,28 @@ MEASURES: dict[str, Measure] = {
 
 def read(run: RunRecord, measure: Measure, epoch: int) -> float:
     """The run's value at the end of ``epoch``; NaN where there is none, as for loss once it has diverged."""
-    values = run.metrics.loc[run.metrics["epoch"] <= epoch, measure.column]
-    if not len(values):
-        return NAN
-    if measure.reading == "peak":
-        return float(values.max())
+    count = _count_epochs(run, epoch)
+    values = run.metrics[measure.column].to_numpy(float)[:count]
+    if measure.reading == "last":
+        ended = epoch > run.last_epoch or has_diverged(run, epoch)
+        return NAN if ended or not count else float(values[-1])
     if measure.reading == "median":
         quiet = _quiet(run, epoch)
-        return float(
-            values[quiet].median() if quiet.any() else values.iloc[-max(1, len(values) - 1) :].median()
-        )
-    if epoch > run.last_epoch or has_diverged(run, epoch):
+        values = values[quiet] if quiet.any() else values[-max(1, count - 1) :]
+    known = values[~np.isnan(values)]
+    if not len(known):
         return NAN
-    return float(values.iloc[-1])
+    return float(known.max() if measure.reading == "peak" else np.median(known))
+
+
+def _count_epochs(run: RunRecord, epoch: int) -> int:
+    return int(np.searchsorted(run.metrics["epoch"].to_numpy(), epoch, side="right"))
 
 
 def _quiet(run: RunRecord, epoch: int) -> np.ndarray:
     """Which of the epochs up to ``epoch`` were timed warm and with the machine to themselves."""
-    rows = run.metrics[run.metrics["epoch"] <= epoch]
-    quiet = rows["timing_note"].isna().to_numpy(copy=True)
-    if len(rows) > 1:
+    quiet = run.metrics["timing_note"].isna().to_numpy(copy=True)[: _count_epochs(run, epoch)]
+    if len(quiet) > 1:
         quiet[0] = False
     return quiet
 
@@ -116,5 +118,8 @@ def time_to(run: RunRecord, measure: Measure, target: float) -> float:
 
 def best(run: RunRecord, measure: Measure) -> float:
     """The best value over all epochs; NaN where there is none."""
-    values = run.metrics[measure.column].replace([math.inf, -math.inf], NAN)
-    return float(values.max() if measure.better == "higher" else values.min())
+    values = run.metrics[measure.column].to_numpy(float)
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return NAN
+    return float(known.max() if measure.better == "higher" else known.min())
