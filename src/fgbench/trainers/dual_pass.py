@@ -6,12 +6,14 @@ V applied to the value, and never notices that V x is a number per sample times 
 puts together the pair that comes out.
 """
 
-from collections.abc import Callable, Mapping
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
@@ -25,6 +27,9 @@ INERT = {
         for name in ("size", "dim", "numel", "stride", "is_floating_point", "is_contiguous")
     ),
 }  # ask a tensor what it is: a parameter used in no other way has not been used
+
+
+CHUNK_ENTRIES = 2**18  # 1 MiB
 
 
 class Factors(NamedTuple):
@@ -62,25 +67,47 @@ def in_memory_order(entries: Tensor, weight: Tensor) -> Tensor:
     return entries.unflatten(-1, weight.shape)
 
 
+class Call(NamedTuple):
+    """A call of a torch function in a forward pass, as it is seen every time.
+
+    Attributes:
+        func: the function.
+        references: how many there were to its first argument.
+        last_use: whether that argument was gone when the next function was called.
+    """
+
+    func: Callable[..., Any]
+    references: int
+    last_use: bool
+
+
 class DualPass(TorchFunctionMode):
     """Within, known layers carry tangents as cheaply as they can; everything else is torch's forward mode.
 
     Args:
         tangents: by ``id`` of the parameter: factors, or a full tangent.
-        in_place: whether tensors may be written to; False under ``vmap``.
+        calls: of the model's forward pass, as :class:`Watch` saw them; lets a layer free its input as soon as it
+            has read it, where the caller, who still refers to it, is known to drop it next. None under ``vmap``,
+            where nothing can be done in place.
     """
 
-    def __init__(self, tangents: Mapping[int, Factors | Tensor], *, in_place: bool) -> None:
+    def __init__(self, tangents: Mapping[int, Factors | Tensor], calls: Sequence[Call] | None) -> None:
         super().__init__()
         self.tangents = tangents
-        self.in_place = in_place
+        self.in_place = calls is not None
+        self.calls = iter(calls or ())
+        self.last_use = False
         self.rules: dict[Any, Callable[..., Any]] = {F.linear: self.linear, F.conv2d: self.conv2d}
-        if in_place:
+        if self.in_place:
             self.rules |= {
                 F.batch_norm: self.batch_norm,
                 F.relu: self.relu,
                 torch.relu_: self.relu_,
                 Tensor.relu_: self.relu_,
+                F.max_pool2d: self.max_pool2d,
+                torch.max_pool2d: self.max_pool2d,
+                Tensor.__iadd__: self.add_,
+                Tensor.add_: self.add_,
             }
 
     def __torch_function__(
@@ -90,6 +117,8 @@ class DualPass(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        seen = next(self.calls, None)
+        self.last_use = seen is not None and seen == (func, references(args), True)
         rule = self.rules.get(func)
         if rule is not None:
             return rule(*args, **(kwargs or {}))
@@ -118,7 +147,7 @@ class DualPass(TorchFunctionMode):
         factors = self.tangents.get(id(weight))
         if not isinstance(factors, Factors):
             return self.otherwise(F.linear, input, weight, bias)
-        value, tangent = forward_ad.unpack_dual(input)
+        value, tangent = self._parts(input)
         bias, bias_tangent = self._pair(bias)
         output = F.linear(value, weight, bias)
         scale = (value @ factors.inputs.to(value.dtype)).unsqueeze(-1).to(output.dtype)
@@ -131,7 +160,7 @@ class DualPass(TorchFunctionMode):
             )
         else:
             carried = self._add_outer(F.linear(tangent, weight, bias_tangent), scale, rows)
-        return forward_ad.make_dual(output, carried)
+        return join(output, carried)
 
     def conv2d(
         self,
@@ -148,7 +177,7 @@ class DualPass(TorchFunctionMode):
         if not isinstance(factors, Factors) or input.dim() != 4:
             return self.otherwise(F.conv2d, input, weight, bias, stride, padding, dilation, groups)
         assert factors.kernel is not None
-        value, tangent = forward_ad.unpack_dual(input)
+        value, tangent = self._parts(input)
         bias, bias_tangent = self._pair(bias)
         geometry = (stride, padding, dilation)
         output = F.conv2d(value, weight, bias, *geometry, groups)
@@ -162,6 +191,8 @@ class DualPass(TorchFunctionMode):
             scale = each.repeat_interleave(len(weight) // groups, 1)
         rows = factors.rows.to(output.dtype)
         if tangent is not None:
+            if self.last_use:
+                release(input, value)
             carried = F.conv2d(tangent, weight, bias_tangent, *geometry, groups)
             carried = self._add_outer(carried, scale, rows[:, None, None])
         else:
@@ -170,7 +201,7 @@ class DualPass(TorchFunctionMode):
                 carried = torch.addcmul(start, scale.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
             else:
                 carried = torch.addcmul(start[:, None, None], scale, rows[:, None, None])
-        return forward_ad.make_dual(output, carried)
+        return join(output, carried)
 
     def batch_norm(
         self,
@@ -183,32 +214,27 @@ class DualPass(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """The derivative by the input is symmetric, so the fused backward kernel gives the tangent."""
-        value, tangent = forward_ad.unpack_dual(input)
-        if not training or tangent is None or value.numel() == value.size(1):
+        """As torch normalises, and its derivative, in chunks that stay in the cache and without a spare copy."""
+        value, tangent = self._parts(input)
+        memory = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+        known = value.dim() in (2, 4) and value.is_contiguous(memory_format=memory) and value.stride(1) == 1
+        if not training or tangent is None or not known or value.numel() == value.size(1):
             return self.otherwise(
                 F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps
             )
         weight, weight_tangent = self._pair(weight)
         bias, bias_tangent = self._pair(bias)
-        output, mean, invstd = torch.native_batch_norm(
-            value, weight, bias, running_mean, running_var, True, momentum, eps
+        mean, variance = torch.batch_norm_update_stats(value, running_mean, running_var, momentum)
+        output, carried = (
+            (value, tangent) if self.last_use else (torch.empty_like(value), torch.empty_like(tangent))
         )
-        carried, _, _ = torch.ops.aten.native_batch_norm_backward(
-            tangent, value, weight, running_mean, running_var, mean, invstd, True, eps, [True, False, False]
+        _normalize(
+            value, tangent, output, carried, mean, variance + eps, weight, bias, weight_tangent, bias_tangent
         )
-        shape = (-1, *[1] * (value.dim() - 2))
-        if weight_tangent is not None:
-            slope = weight_tangent * invstd
-            carried.addcmul_(value, slope.view(shape))
-            shift = -slope * mean if bias_tangent is None else bias_tangent - slope * mean
-            carried.add_(shift.view(shape))
-        elif bias_tangent is not None:
-            carried.add_(bias_tangent.view(shape))
-        return forward_ad.make_dual(output, carried)
+        return join(output, carried)
 
     def relu(self, input: Tensor, inplace: bool = False) -> Tensor:
-        """In place where the model asks for it; torch would make a second tangent."""
+        """In place where the model asks for it, or nobody could tell; torch would make a second tangent."""
         return self.relu_(input) if inplace else F.relu(input)
 
     def relu_(self, input: Tensor) -> Tensor:
@@ -218,6 +244,37 @@ class DualPass(TorchFunctionMode):
         if tangent is not None:
             torch.ops.aten.threshold_backward.grad_input(tangent, value, 0, grad_input=tangent)
         return input
+
+    def max_pool2d(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The tangent at the largest value; torch's own way copies a channels_last tangent first."""
+        value, tangent = forward_ad.unpack_dual(input)
+        kwargs.pop("return_indices", None)
+        if tangent is None or value.dim() != 4 or not value.is_contiguous(memory_format=torch.channels_last):
+            return self.otherwise(F.max_pool2d, input, *args, **kwargs)
+        output, indices = F.max_pool2d(value, *args, **kwargs, return_indices=True)
+        if self.last_use:
+            release(input, value)
+        rows, places = (each.permute(0, 2, 3, 1).flatten(1, 2) for each in (tangent, indices))
+        carried = rows.gather(1, places).unflatten(1, output.shape[2:]).permute(0, 3, 1, 2)
+        return join(output, carried)
+
+    def add_(self, input: Tensor, other: Any, **kwargs: Any) -> Tensor:
+        """In place in both; torch would make a second tangent."""
+        if kwargs or not isinstance(other, Tensor) or id(other) in self.tangents:
+            return self.otherwise(Tensor.add_, input, other, **kwargs)
+        value, tangent = forward_ad.unpack_dual(input)
+        other_value, other_tangent = forward_ad.unpack_dual(other)
+        if tangent is None and other_tangent is not None:
+            return self.otherwise(Tensor.add_, input, other)
+        value.add_(other_value)
+        if other_tangent is not None:
+            tangent.add_(other_tangent)
+        return input
+
+    def _parts(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A dual tensor's value, not as a view if possible, and tangent."""
+        value, tangent = forward_ad.unpack_dual(input)
+        return getattr(input, "_primal", value), tangent
 
     def _add_outer(self, total: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
         """Add an outer product in place; vmap has no rule for the fused way."""
@@ -229,4 +286,108 @@ class DualPass(TorchFunctionMode):
             return None, None
         if id(param) in self.tangents:
             param = self.dual(param)
-        return tuple(forward_ad.unpack_dual(param))
+        value, tangent = forward_ad.unpack_dual(param)
+        return value, tangent
+
+
+class Watch(TorchFunctionMode):
+    """Notes the calls of a forward pass, and which parameters are used only as weights of known layers.
+
+    Attributes:
+        calls: all of them, once the block is left.
+        weights: ``id`` of what was the weight of a linear layer or convolution.
+        others: ``id`` of parameters that were used in other ways.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: set[int] = set()
+        self.others: set[int] = set()
+        self.calls: list[Call] = []
+        self._last: tuple[Callable[..., Any], int, Any] | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self._close()
+        count = references(args)
+        reference = weakref.ref(args[0]) if args and isinstance(args[0], Tensor) else None
+        self._last = (func, count, reference)
+        values = dict(enumerate(args)) | (kwargs or {})
+        if func in (F.linear, F.conv2d):
+            self.weights.add(id(values.pop(1, values.pop("weight", None))))
+        if func not in INERT:
+            self.others.update(id(value) for value in values.values() if isinstance(value, nn.Parameter))
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *error: Any) -> None:
+        self._close()
+        super().__exit__(*error)
+
+    def _close(self) -> None:
+        if self._last is not None:
+            func, count, reference = self._last
+            self.calls.append(Call(func, count, reference is not None and reference() is None))
+
+
+def references(args: tuple[Any, ...]) -> int:
+    """How many references there are to the first argument of a call."""
+    return sys.getrefcount(args[0]) if args else 0
+
+
+def join(value: Tensor, tangent: Tensor) -> Tensor:
+    """A dual tensor that knows the tensor it is a view of, so that ``release`` can find it."""
+    dual = forward_ad.make_dual(value, tangent)
+    dual._primal = value  # type: ignore[attr-defined]
+    return dual
+
+
+def release(*tensors: Tensor) -> None:
+    """Free what tensors hold that are still referred to but will not be read again."""
+    for tensor in tensors:
+        nothing = tensor.new_empty(0)
+        primal = getattr(tensor, "_primal", tensor)
+        for each in (primal._base, primal, tensor):
+            if each is not None:
+                each.data = nothing
+
+
+def _normalize(
+    value: Tensor,
+    tangent: Tensor,
+    output: Tensor,
+    carried: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    weight_tangent: Tensor | None,
+    bias_tangent: Tensor | None,
+) -> None:
+    """Batch normalisation y = w z + b, z = (x - mean) / std, and y' = w (t - <t> - z <z t>) / std + w' z + b'.
+
+    <> are means over the batch. Channels are the last dimension in memory; outputs may be the inputs.
+    """
+    parts = [each.movedim(1, -1).flatten(0, -2) for each in (value, tangent, output, carried)]
+    chunks = list(zip(*(part.split(max(1, CHUNK_ENTRIES // value.size(1))) for part in parts), strict=True))
+    invstd = variance.rsqrt()
+    products, sums = torch.zeros_like(mean), torch.zeros_like(mean)
+    for x, t, _, _ in chunks:
+        products += ((x - mean).mul_(t)).sum(0)
+        sums += t.sum(0)
+    count = len(parts[0])
+    scale = invstd if weight is None else weight * invstd
+    slope = -scale * products / count / variance
+    if weight_tangent is not None:
+        slope = slope + weight_tangent * invstd
+    shift = -mean * slope - scale * sums / count
+    if bias_tangent is not None:
+        shift = shift + bias_tangent
+    offset = -mean * scale if bias is None else bias - mean * scale
+    for x, t, y, c in chunks:
+        torch.addcmul(shift, t, scale, out=c).addcmul_(x, slope)
+        torch.addcmul(offset, x, scale, out=y)

@@ -1,7 +1,7 @@
 """Forward gradients: random directions times the directional derivatives along them."""
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from fgbench.trainers.options import ForwardGradientOptions
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm
 from fgbench.trainers.rank_one import RankOneTangents
 from fgbench.trainers.tangents import FullTangents, Pass
+from fgbench.trainers.workers import Workers
 
 Tangents = FullTangents | RankOneTangents
 
@@ -47,6 +48,7 @@ class ForwardGradient(Trainer):
 
     def __init__(self, options: Any = None, **changes: Any) -> None:
         super().__init__(options, **changes)
+        self.workers = Workers()
         self._rank_one: tuple[weakref.ref[nn.Module], RankOneTangents] | None = None
 
     @torch.no_grad()
@@ -87,7 +89,7 @@ class ForwardGradient(Trainer):
         Every layer of a rank-one tangent is updated from its factors; a single full tangent is added as it
         is.
         """
-        if self.options.structure == "full" and self.options.tangents > 1:
+        if self.options.structure == "full" and self._num_tangents > 1:
             stats = self.compute_gradients(model, loss_fn, inputs, labels, generator)
             for param in model.parameters():
                 if param.requires_grad and param.grad is not None:
@@ -123,29 +125,43 @@ class ForwardGradient(Trainer):
         options = self.options
         total, chunk = options.tangents, min(options.chunk or options.tangents, options.tangents)
         with OutputLayer(model) if options.exact_output else nullcontext() as output:
-            tangents: Any = self._tangents(model, inputs, () if output is None else output.names)
-            at_once = total if options.structure == "rank1" or options.combine == "projection" else chunk
+            tangents: Any = self.tangents_for(model, inputs, () if output is None else output.names)
+            together = options.structure == "rank1" or options.combine == "projection"
+            at_once = total if together else chunk
             replay = DropoutReplay(model, inputs.device) if chunk < total else nullcontext()
             results: list[Pass] = []
+            everyones: list[Tensor] = []
+            generators = self.workers.generators(generator)
             for first in range(0, total, at_once):
-                drawn = tangents.sample(generator, min(at_once, total - first))
+                count = min(at_once, total - first)
+                drawn = tangents.sample(generators[self.workers.own], count)
                 done = len(results)
-                for start in range(0, min(at_once, total - first), chunk):
+                for start in range(0, count, chunk):
                     part = tangents.rows(drawn, start, start + chunk)
                     with replay, forward_mode_statistics(model, update=not results):
                         results.append(tangents.derivatives(model, loss_fn, inputs, labels, part, output))
-                derivatives = torch.cat([each.derivatives for each in results[done:]])
+                measured = torch.cat([each.derivatives for each in results[done:]])
+                derivatives, loss = self.workers.exchange(measured, results[-1].loss)
+                everyones.append(derivatives)
+                sets: Iterable[Any] = (
+                    drawn if index == self.workers.own else tangents.sample(each, count)
+                    for index, each in enumerate(generators)
+                )
+                if together and self.workers.sets > 1:
+                    sets, derivatives = [tangents.join(list(sets))], derivatives.flatten()[None]
                 with torch.autocast(inputs.device.type, enabled=False):
-                    take(tangents, drawn, self._weights(tangents, drawn, derivatives))
-            result = results[-1]._replace(derivatives=torch.cat([each.derivatives for each in results]))
-            exact = (
-                {} if output is None else output.gradients(loss_fn, result.outputs, labels, result.features)
-            )
+                    for each, numbers in zip(sets, derivatives, strict=True):
+                        take(tangents, each, self._weights(tangents, each, numbers))
+            result = results[-1]._replace(derivatives=torch.cat(everyones, 1).flatten(), loss=loss)
+            exact = {}
+            if output is not None:
+                exact = output.gradients(loss_fn, result.outputs, labels, result.features)
+                exact = {name: self.workers.average(gradient) for name, gradient in exact.items()}
         return result, exact
 
     def _weights(self, tangents: Tangents, drawn: Any, derivatives: Tensor) -> Tensor:
         """What each tangent is multiplied with."""
-        limit, count = self.options.clip_derivative, self.options.tangents
+        limit, count = self.options.clip_derivative, self._num_tangents
         if limit is not None:
             derivatives = derivatives.clamp(-limit, limit)
         if self.options.combine == "mean":
@@ -158,7 +174,13 @@ class ForwardGradient(Trainer):
         scale = tangents.num_entries / count if self.options.rescale else 1.0
         return solution.to(derivatives.dtype) * scale
 
-    def _tangents(self, model: nn.Module, inputs: Tensor, exclude: Collection[str]) -> Tangents:
+    @property
+    def _num_tangents(self) -> int:
+        """How many tangents a step averages over, those of all workers together."""
+        return self.options.tangents * self.workers.sets
+
+    def tangents_for(self, model: nn.Module, inputs: Tensor, exclude: Collection[str] = ()) -> Tangents:
+        """The tangents of a model's trainable parameters, those of ``exclude`` left out."""
         if self.options.structure == "full":
             return FullTangents(model, self.options.guess, exclude)
         if self._rank_one is None or self._rank_one[0]() is not model or not self._rank_one[1].fits(model):

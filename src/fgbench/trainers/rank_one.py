@@ -8,45 +8,20 @@ estimate has the mean and the total variance of full Rademacher tangents, (P-1)|
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp
-from torch.overrides import TorchFunctionMode
 
 from fgbench.trainers.base import LossFunction
-from fgbench.trainers.dual_pass import INERT, DualPass, Factors, as_matrix, in_memory_order
+from fgbench.trainers.dual_pass import DualPass, Factors, Watch, as_matrix, in_memory_order
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.passes import forward_mode_statistics, sample_losses
 from fgbench.trainers.tangents import Pass, along_all, random_signs
-
-
-class _Watch(TorchFunctionMode):
-    """Notes which tensors are weights of linear layers or convolutions, and which are used otherwise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: set[int] = set()
-        self.others: set[int] = set()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        values = dict(enumerate(args)) | (kwargs or {})
-        if func in (F.linear, F.conv2d):
-            self.weights.add(id(values.pop(1, values.pop("weight", None))))
-        if func not in INERT:
-            self.others.update(id(value) for value in values.values() if isinstance(value, nn.Parameter))
-        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -82,7 +57,7 @@ class RankOneTangents:
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor, exclude: Collection[str] = ()) -> None:
-        watch = _Watch()
+        watch = Watch()
         devices = [inputs.device] if inputs.device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices),
@@ -92,6 +67,7 @@ class RankOneTangents:
         ):
             model(inputs)
         self.exclude = frozenset(exclude)
+        self.calls = watch.calls
         self.slots: dict[str, Slot] = {}
         self.out_of_sight: list[str] = []
         for name, param in self._trainable(model).items():
@@ -132,6 +108,10 @@ class RankOneTangents:
             for name, slot in self.slots.items()
         }
 
+    def join(self, sets: list[Tensor]) -> Tensor:
+        """Several sets of tangents as one."""
+        return torch.cat(sets)
+
     def rows(self, signs: Tensor, start: int, stop: int) -> Tensor:
         """Some of the tangents."""
         return signs[start:stop]
@@ -149,7 +129,7 @@ class RankOneTangents:
 
         def function(duals: dict[str, Tensor], tangents: dict[str, Factors | Tensor]) -> tuple[Tensor, Any]:
             by_id = {id(self.slots[name].param): tangent for name, tangent in tangents.items()}
-            with DualPass(by_id, in_place=len(signs) == 1):
+            with DualPass(by_id, self.calls if len(signs) == 1 else None):
                 outputs = functional_call(model, duals, (inputs,)) if duals else model(inputs)
                 loss = sample_losses(loss_fn, outputs, labels).mean()
             return loss, (outputs, outputs.new_empty(0) if output is None else output.input)

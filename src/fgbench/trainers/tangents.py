@@ -56,6 +56,10 @@ class FullTangents:
         """``count`` tangents; asking in portions gives the same ones."""
         return sample_tangents(self.params, self.guess, generator, count)
 
+    def join(self, sets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Several sets of tangents as one."""
+        return {name: torch.cat([drawn[name] for drawn in sets]) for name in sets[0]}
+
     def rows(self, drawn: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
         """Some of the tangents."""
         return {name: tangent[start:stop] for name, tangent in drawn.items()}
