@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fgbench.commands import answers
+from fgbench.commands import answers, many
 from fgbench.commands.common import (
     SETTINGS,
     ConfigFiles,
@@ -214,6 +214,7 @@ def check(
     raise typer.Exit(0 if ok else 1)
 
 
+app.command(short_help="Make every run of a sweep file.")(many.sweep)
 app.command(short_help="Show how far the runs of a folder are.")(answers.status)
 app.command(short_help="Compare trainers, paired by seed.")(answers.compare)
 app.command(short_help="Hold published claims against one's runs.")(answers.claims)

@@ -32,7 +32,7 @@ from fgbench.yaml_source import Location, Source, dump_yaml, parse_value, read_y
 NAMED_BLOCKS = (*TABLES, "optimizer", "schedule")
 """Blocks for which their bare name may stand: ``trainer: backprop``."""
 
-UNHASHED = {"name", "seed", "device", "data_dir", "results_dir", "saving", "diagnostics"}
+UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics"}
 """Keys that do not make another experiment; the device's type is hashed in place of ``device``."""
 
 
@@ -113,6 +113,8 @@ class Config(BaseModel):
     """The folder of the results; the file's stem when not given."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Every random stream is derived from it."""
+    tuned: str | None = None
+    """How its learning rate and the like were chosen; `fgbench tune` writes it, figures and tables show it."""
     epochs: PositiveInt = 100
     """How often the training images are gone through."""
     batch_size: PositiveInt = 64
@@ -197,10 +199,28 @@ def load_config(path: str | Path, overrides: Sequence[str | Override] = ()) -> C
         ConfigError: every mistake in the file and the overrides, one a line: ``file:line: dotted.key:
             what was got, what is allowed``.
     """
+    return check_config(read_config(path), overrides)
+
+
+def read_config(path: str | Path) -> Source:
+    """Read a config file, unchecked, its stem as the name where it has none.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML.
+    """
     source = read_yaml(Path(path))
     if "name" not in source.data:
         source.data = {"name": Path(path).stem, **source.data}
         source.places["name",] = f"{path} (its stem is the name, unless name: says another)"
+    return source
+
+
+def check_config(source: Source, overrides: Sequence[str | Override] = ()) -> Config:
+    """Apply overrides to what was read, in place, and check the result; see :func:`load_config`.
+
+    Raises:
+        ConfigError: every mistake, one a line.
+    """
     _expand_names(source)
     for override in overrides:
         try:

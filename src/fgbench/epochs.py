@@ -59,7 +59,7 @@ class EpochLoop:
         """
         training = self.training
         if training.device.type == "cpu" and not self.ended:
-            self.cpu_memory_mib = _cpu_step_memory(self.config, training.splits)
+            self.cpu_memory_mib = cpu_step_memory(self.config, training.splits)
         while not self.ended:
             row = self.train_epoch()
             self.directory.append_metrics(row)
@@ -162,7 +162,7 @@ def _diagnostic_columns(training: Training) -> dict[str, Cell]:
     return {"gradient_cosine": cosine, "gradient_relative_error": error}
 
 
-def _cpu_step_memory(config: Config, splits: Splits) -> float:
+def cpu_step_memory(config: Config, splits: Splits) -> float:
     """Peak memory of one step, MiB, measured on a second copy of everything: the run is not disturbed."""
     training = build_training(config, torch.device("cpu"), splits)
 

@@ -18,7 +18,7 @@ from fgbench.yaml_source import read_yaml
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = ("name", "seed", "saving", "diagnostics", "data_dir", "results_dir")
+IDENTITY = ("name", "seed", "tuned", "saving", "diagnostics", "data_dir", "results_dir")
 """Config keys that do not change what is measured."""
 
 _FOLDER = re.compile(r"s\d+-([0-9a-f]{8})$")
@@ -64,7 +64,7 @@ class RunRecord:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The config by dotted key, such as ``optimizer.lr``, without what is in ``IDENTITY``."""
-        return dict(_flatten({key: value for key, value in self.config.items() if key not in IDENTITY}))
+        return dict(flatten({key: value for key, value in self.config.items() if key not in IDENTITY}))
 
     def component(self, kind: str) -> str:
         """Name of the run's ``dataset``, ``model`` or ``trainer``."""
@@ -87,10 +87,11 @@ class RunRecord:
         return list(dict.fromkeys(self.metrics[column].dropna()))
 
 
-def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested blocks by dotted key."""
     for key, value in block.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -1,0 +1,91 @@
+"""``fgbench sweep``: many runs from one file."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fgbench.commands.common import DataDir, NoDownload, Overrides, parse_seeds
+from fgbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fgbench.sweep import Sweep
+
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (YAML).", show_default=False)]
+Seeds = Annotated[
+    str | None,
+    typer.Option(metavar="0-4", help="Seeds in place of the file's: 0-4, or 0,2,5.", show_default=False),
+]
+Results = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default=False)]
+
+
+def sweep(
+    file: SweepFile,
+    override: Overrides = [],  # noqa: B006
+    seeds: Seeds = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Runs side by side; one per GPU, or one, when not given.", show_default=False
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+    results: Results = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs, with an estimate of time and memory.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is finished already.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop the others once a run fails.")] = False,
+) -> None:
+    """Make every run of a sweep: a base config, axes over any of its keys, exclusions and seeds.
+
+    Finished runs are skipped, unfinished ones go on. Those that fail are listed at the end with their logs
+    (RESULTS/logs), and the exit code is 3; the others go on. Ctrl-C stops them all with their states saved.
+
+    Example: fgbench sweep configs/sweeps/learning_rate.yaml --jobs 2 -o epochs=5
+    """
+    loaded = _load(file, override, seeds, results)
+    if loaded.exclusive and (jobs or 1) > 1:
+        raise ConfigError(f"{file}: exclusive: true makes one run at a time, and --jobs says {jobs}")
+    import torch
+
+    from fgbench.datasets.search import DataSearch
+    from fgbench.jobs import LocalPool, share_threads
+    from fgbench.sweep_run import make_plans, run_sweep
+
+    gpus = torch.cuda.device_count()
+    plans = make_plans(
+        loaded.configs,
+        DataSearch(data_dir, None, not no_download),
+        gpus > 0,
+    )
+    on_gpu = any(plan.device.type == "cuda" for plan in plans.values())
+    if jobs is None:
+        jobs = max(1, gpus) if on_gpu and not loaded.exclusive else 1
+    if dry_run:
+        from fgbench.estimate import describe_sweep
+
+        typer.echo(describe_sweep(list(plans.values()), jobs, share_threads(jobs)))
+        return
+    flags = ["--data-dir", str(data_dir.absolute())] if data_dir else []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(index) for index in range(gpus)]
+    executor = LocalPool(jobs, share_threads(jobs), names if on_gpu else ())
+    code = run_sweep(
+        file.stem,
+        plans,
+        executor,
+        flags=[*flags, *(["--no-download"] if no_download else [])],
+        force=force,
+        fail_fast=fail_fast,
+    )
+    raise typer.Exit(code)
+
+
+def _load(file: Path, override: list[str], seeds: str | None, results: Path | None) -> "Sweep":
+    from fgbench.sweep import load_sweep
+
+    overrides = [*override, *([f"results_dir={results}"] if results else [])]
+    return load_sweep(file, overrides, None if seeds is None else parse_seeds(seeds))
