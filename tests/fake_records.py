@@ -67,3 +67,22 @@ def make_seeds(trainer, accuracies, **given):
         make_record(trainer, seed, test_accuracy=[0.1, 0.2, accuracy], **given)
         for seed, accuracy in enumerate(accuracies)
     ]
+
+
+def many_records():
+    """500 runs: five trainers, twenty learning rates, five seeds."""
+    trainers = ("backprop", "forward-gradient", "guided-forward-gradient", "zeroth-order", "lab.rules:Mine")
+    return [
+        make_record(
+            *(trainer, seed),
+            epochs=100,
+            optimizer__lr=lr / 10_000,
+            test_accuracy=0.5 + 0.01 * seed + lr / 100,
+            val_accuracy=0.5 + 0.01 * seed + lr / 100,
+            train_loss=[2 / (1 + epoch) for epoch in range(100)],
+            peak_memory_mib=60.0,
+        )
+        for trainer in trainers
+        for lr in range(1, 21)
+        for seed in range(5)
+    ]

@@ -154,6 +154,22 @@ def plot(
         typer.echo(path)
 
 
+@app.command(short_help="Write one HTML page about the runs of a folder.")
+def report(
+    results: Annotated[
+        Path, typer.Argument(help="A folder with run directories, such as results.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page: the answer, figures, tables, claims, every run, how it was measured.
+
+    The page needs no other file and no network.
+    """
+    from fgbench.report.build import build_report
+
+    typer.echo(build_report(results, out))
+
+
 class Listing(StrEnum):
     """What ``fgbench list`` can list."""
 

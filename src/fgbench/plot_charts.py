@@ -214,7 +214,9 @@ def name_points(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> 
         return
     figure = cast(Figure, axes.figure)
     renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw_without_rendering()
+    if figure.get_layout_engine():
+        figure.draw_without_rendering()
+    axes.get_xlim(), axes.get_ylim()  # what has been drawn decides the limits only when they are asked for
     ends = [tuple(np.asarray(line.get_xydata())[0]) for line, _ in points]
     places = axes.transData.transform(ends)
     boxes: list[Any] = []
