@@ -4,16 +4,22 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fgbench.config import Config
 from fgbench.errors import ConfigError
+from fgbench.measure import OtherLoad
 from fgbench.progress import EpochProgress
 from fgbench.registry import TRAINERS
 from fgbench.results import METRICS, RunDirectory
 from fgbench.runner import run_configs
+from fgbench.saving import load_state, save_state
 from fgbench.signals import Interrupted
 
 MEASURED = {
@@ -207,3 +213,165 @@ def test_metrics_after_the_saved_state_are_cut(tmp_path: Path, monkeypatch: pyte
     run_configs([make_config(tmp_path / "whole")])
     assert reproducible_rows(tmp_path / "cut") == reproducible_rows(tmp_path / "whole")
     assert json.loads((run.path / "summary.json").read_text())["epochs"] == 3
+
+
+def test_damaged_metrics_are_restored_from_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(2 * 6 + 1, monkeypatch)
+    with pytest.raises(Interrupted):
+        run_configs([make_config(tmp_path / "damaged")])
+    monkeypatch.undo()
+    path = only_run(tmp_path / "damaged").path / "metrics.csv"
+    header, first, second = path.read_text().splitlines()
+    path.write_text(f"{header}\n{first.replace('1,', '1,9', 1)}\n{second[:9]}")
+    run_configs([make_config(tmp_path / "damaged")])
+    run_configs([make_config(tmp_path / "whole")])
+    assert reproducible_rows(tmp_path / "damaged") == reproducible_rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.csv", "summary.json", "config.yaml", "env.json"])
+def test_a_finished_run_that_lost_a_file_comes_to_the_same_end_again(name: str, tmp_path: Path) -> None:
+    run_configs([make_config(tmp_path)])
+    before = (only_run(tmp_path).path / "metrics.csv").read_bytes()
+    (only_run(tmp_path).path / name).write_bytes(b"\0garbage")
+    assert run_configs([make_config(tmp_path)]) == 0
+    (run_folder,) = tmp_path.rglob("state.pt")
+    assert (run_folder.parent / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_killed_after_it_diverged_does_not_train_on(tmp_path: Path) -> None:
+    config = make_config(tmp_path, optimizer={"name": "sgd", "lr": 1e30}, schedule={"name": "constant"})
+    run_configs([config])
+    rows = len(only_run(tmp_path).read_metrics())
+    only_run(tmp_path).write_status("interrupted")
+    assert run_configs([config]) == 4
+    assert len(only_run(tmp_path).read_metrics()) == rows
+    assert only_run(tmp_path).status()["state"] == "diverged"
+
+
+def test_force_takes_a_run_over_from_another_host_without_losing_its_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(9, monkeypatch)
+    with pytest.raises(Interrupted):
+        run_configs([make_config(tmp_path)])
+    monkeypatch.undo()
+    run = only_run(tmp_path)
+    run.host = "elsewhere"
+    run.write_status("running", epoch=1)
+    assert run_configs([make_config(tmp_path)]) == 1
+    assert "elsewhere" in capsys.readouterr().err
+    assert run_configs([make_config(tmp_path)], force=True) == 0
+    assert "goes on after epoch 1" in capsys.readouterr().out
+
+
+def test_a_state_that_does_not_fit_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(9, monkeypatch)
+    with pytest.raises(Interrupted):
+        run_configs([make_config(tmp_path)])
+    monkeypatch.undo()
+    run = only_run(tmp_path)
+    state, _ = load_state(run.path, run.path.name)
+    state["training"]["model"].popitem()
+    save_state(run.path, state, keep=1)
+    assert run_configs([make_config(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "does not fit" in message
+    assert "--no-resume" in message
+    assert message.count("\n") == 1
+    assert run_configs([make_config(tmp_path)], resume=False) == 0
+
+
+def test_a_change_of_environment_is_told_and_both_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_at(9, monkeypatch)
+    with pytest.raises(Interrupted):
+        run_configs([make_config(tmp_path)])
+    monkeypatch.undo()
+    run = only_run(tmp_path)
+    run.write_env({**run.read_env(), "torch": "0.1"})
+    run_configs([make_config(tmp_path)])
+    assert "torch changed since this run began" in capsys.readouterr().err
+    assert [env["torch"] for env in run.read_env()["earlier"]] == ["0.1"]
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_run_can_be_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(self: EpochProgress) -> None:
+        if self.training.step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(EpochProgress, "update", twice)
+    with pytest.raises(KeyboardInterrupt):
+        run_configs([make_config(tmp_path / "cut")])
+    monkeypatch.undo()
+    assert len(only_run(tmp_path / "cut").read_metrics()) == 1
+    run_configs([make_config(tmp_path / "cut")])
+    run_configs([make_config(tmp_path / "whole")])
+    assert reproducible_rows(tmp_path / "cut") == reproducible_rows(tmp_path / "whole")
+
+
+def test_a_signal_in_a_runs_last_moment_stops_the_runs_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = EpochProgress.report
+
+    def report_and_kill(self: EpochProgress, row: dict) -> None:
+        report(self, row)
+        if row["epoch"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(EpochProgress, "report", report_and_kill)
+    with pytest.raises(Interrupted):
+        run_configs([make_config(tmp_path), make_config(tmp_path, seed=1)])
+    assert only_run(tmp_path).status()["state"] == "finished"
+
+
+def test_without_a_validation_part_its_columns_are_empty(tmp_path: Path) -> None:
+    dataset = {**make_config(tmp_path).dataset.model_dump(mode="json"), "validation_fraction": 0}
+    assert run_configs([make_config(tmp_path, dataset=dataset)]) == 0
+    assert all(
+        row["val_loss"] is None and row["val_accuracy"] is None for row in only_run(tmp_path).read_metrics()
+    )
+    assert only_run(tmp_path).read_summary()["best_validation"] is None
+
+
+def test_deterministic_runs_repeat_and_what_cannot_be_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        for folder in ("a", "b"):
+            assert run_configs([make_config(tmp_path / folder, deterministic=True)]) == 0
+        assert reproducible_rows(tmp_path / "a") == reproducible_rows(tmp_path / "b")
+        assert only_run(tmp_path / "a").read_env()["deterministic"]
+
+        def refuse(*_: object, **__: object) -> None:
+            raise RuntimeError("scatter_cuda does not have a deterministic implementation, but you set ...")
+
+        monkeypatch.setattr("fgbench.epochs.train_epoch", refuse)
+        assert run_configs([make_config(tmp_path / "c", deterministic=True)]) == 1
+        assert "deterministic: true is more than PyTorch can give" in capsys.readouterr().err
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_model_too_large_for_the_memory_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model fc"):
+        run_configs([make_config(tmp_path / "results", model={"name": "fc", "hidden": 10**12})])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_timings_beside_a_busy_process_are_flagged(tmp_path: Path) -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.2)
+        with OtherLoad() as load:
+            time.sleep(1.0)
+    finally:
+        busy.kill()
+        busy.wait()
+    assert "CPU cores busy" in load.reason

@@ -26,6 +26,14 @@ def test_the_newest_state_is_loaded_and_older_ones_are_kept(tmp_path: Path) -> N
     assert warnings == []
 
 
+def test_files_of_the_users_own_are_no_states(tmp_path: Path) -> None:
+    for name in ("state-best.pt", "state-.pt", "state--1.pt"):
+        (tmp_path / name).write_bytes(b"mine")
+    save_state(tmp_path, state(1), keep=1)
+    assert state_files(tmp_path) == [tmp_path / "state.pt"]
+    assert (tmp_path / "state-best.pt").exists()
+
+
 def test_nothing_saved_is_no_state(tmp_path: Path) -> None:
     assert load_state(tmp_path, RUN) == (None, [])
 

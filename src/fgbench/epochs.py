@@ -10,7 +10,7 @@ from fgbench.building import build_training
 from fgbench.config import Config
 from fgbench.datasets.base import Splits
 from fgbench.progress import EpochProgress
-from fgbench.results import Cell, RunDirectory
+from fgbench.results import METRICS, Cell, RunDirectory
 from fgbench.saving import save_state
 from fgbench.signals import Interrupted, StopRequest
 from fgbench.streams import derive_generator
@@ -61,7 +61,7 @@ class EpochLoop:
         if training.device.type == "cpu" and not self.ended:
             self.cpu_memory_mib = cpu_step_memory(self.config, training.splits)
         while not self.ended:
-            row = self.train_epoch()
+            row = dict.fromkeys(METRICS) | self.train_epoch()
             self.directory.append_metrics(row)
             self.rows.append(row)
             start_next_epoch(training)

@@ -12,7 +12,7 @@ from fgbench import measure
 from fgbench.analysis.records import load_results
 from fgbench.analysis.tables import summary_table
 from fgbench.building import build_training
-from fgbench.config import Config, config_hash, run_folder, to_yaml
+from fgbench.config import Config, config_hash, load_config, run_folder, to_yaml
 from fgbench.datasets.base import Splits, load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.epochs import EpochLoop
@@ -47,9 +47,15 @@ class Plan:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has finished or diverged, with all its rows there."""
-        status = self.directory.status()
-        return status["state"] in ENDED and len(self.directory.read_metrics()) == status.get("epoch")
+        """Whether the run has finished or diverged and its files are whole; if not, going on mends them."""
+        directory, status = self.directory, self.directory.status()
+        if status["state"] not in ENDED or len(directory.read_metrics()) != status.get("epoch"):
+            return False
+        try:
+            load_config(directory.path / "config.yaml")
+        except ConfigError:
+            return False
+        return bool(directory.read_summary())
 
     def load_splits(self) -> Splits:
         """The run's images, on its device."""

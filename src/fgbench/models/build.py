@@ -41,6 +41,8 @@ def build_model(
             model = builder(options, image_shape, num_classes)
             _check(model, image_shape, num_classes)
         except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                raise
             shape = "x".join(map(str, image_shape))
             text = str(error).strip().splitlines()[0]
             raise ConfigError(

@@ -1,0 +1,23 @@
+"""The torture of scripts/torture.py, a few trials of each kind, in a process of its own since it forks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "torture.py"
+
+
+def test_nothing_of_a_little_torture_goes_wrong(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, SCRIPT, "--quick"],
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "WRONG" not in run.stdout
+    assert "runs killed and gone on with" in run.stdout
+    assert list(tmp_path.iterdir()) == []
