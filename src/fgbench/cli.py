@@ -231,6 +231,7 @@ def check(
 
 
 app.command(short_help="Make every run of a sweep file.")(many.sweep)
+app.command(short_help="Tune every configuration of a sweep file.")(many.tune)
 app.command(short_help="Show how far the runs of a folder are.")(answers.status)
 app.command(short_help="Compare trainers, paired by seed.")(answers.compare)
 app.command(short_help="Hold published claims against one's runs.")(answers.claims)

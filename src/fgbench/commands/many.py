@@ -1,4 +1,4 @@
-"""``fgbench sweep``: many runs from one file."""
+"""``fgbench sweep`` and ``fgbench tune``: many runs from one file."""
 
 import os
 from pathlib import Path
@@ -82,6 +82,39 @@ def sweep(
         fail_fast=fail_fast,
     )
     raise typer.Exit(code)
+
+
+def tune(
+    file: SweepFile,
+    override: Overrides = [],  # noqa: B006
+    seeds: Seeds = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials of each, in place of the file's.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+    results: Results = None,
+) -> None:
+    """Look for the best learning rate of every configuration in a sweep, on its validation images.
+
+    All have as many trials of as many epochs; the file's block tune says how many, and which keys to tune.
+    Trials that fall behind are stopped early. The same command goes on after an interruption. Written are
+    RESULTS/tuned/*.yaml, for fgbench run, and the trials.
+
+    Example: fgbench tune configs/sweeps/learning_rate.yaml --trials 10
+    """
+    loaded = _load(file, override, seeds, results)
+    from dataclasses import replace
+
+    from fgbench.datasets.search import DataSearch
+    from fgbench.sweep import TuneOptions
+    from fgbench.tune import tune_sweep, tuning_table
+
+    if trials is not None:
+        options = loaded.tune or TuneOptions()
+        loaded = replace(loaded, tune=options.model_copy(update={"trials": trials}))
+    found = tune_sweep(loaded, DataSearch(data_dir, None, not no_download), typer.echo)
+    typer.echo(f"\n{tuning_table(found)}")
 
 
 def _load(file: Path, override: list[str], seeds: str | None, results: Path | None) -> "Sweep":
