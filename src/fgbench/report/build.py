@@ -56,7 +56,6 @@ class Row:
         label: of its series.
         colour: its trainer's.
         environment: number of its environment.
-        losses: smallest and largest training loss the curves are drawn between.
     """
 
     number: int
@@ -84,7 +83,7 @@ class Row:
 
     @cached_property
     def curves(self) -> list[tuple[str, str, str, str, str]]:
-        """Title, path, and first, lowest-to-highest and last value of each curve there is."""
+        """Column, title, path, range and last value of each curve there is."""
         drawn = []
         for column, title, form in (
             ("test_accuracy", "test accuracy", ".4f"),
