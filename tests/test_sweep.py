@@ -169,7 +169,6 @@ def test_every_mistake_is_told_at_once_with_its_line(tmp_path):
         ("exclude: [{epochs: 2}]\n", "every run is excluded"),
         ("seeds: []\n", "seeds: got a list"),
         ("seeds: [-1]\n", "seeds.0: got -1"),
-        ("resources: {gpus: 1.5}\n", "gpus is 1.5"),
         ("tune: {keys: {optimizer.lr: {log: [1]}}}\n", "tune.keys.optimizer.lr: got a block"),
         (f"axes: {{seed: {[*range(400)]}, epochs: {[*range(1, 400)]}}}\n", "more than 100,000 combinations"),
     ],

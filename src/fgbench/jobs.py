@@ -13,9 +13,6 @@ from typing import Protocol
 from fgbench.files import atomic_write
 from fgbench.results import RunDirectory
 
-LOST = -1000
-"""In place of an exit code: the machine died, not the run; it is made again elsewhere."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -54,7 +51,7 @@ class Executor(Protocol):
         """Start a run."""
 
     def poll(self) -> dict[Job, int]:
-        """The runs that have ended since the last call, with their exit codes (or ``LOST``)."""
+        """The runs that have ended since the last call, with their exit codes."""
 
     def progress(self) -> dict[Job, str]:
         """The runs being made, and how far they are."""

@@ -12,10 +12,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
-    model_validator,
 )
 
 from fgbench.config import Config, Override, check_config, parse_override, read_config
@@ -28,21 +26,6 @@ MAX_RUNS = 100_000
 
 class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Resources(_Block):
-    """What a run is given on a Ray cluster."""
-
-    cpus: PositiveInt = 1
-    """CPU cores, and threads."""
-    gpus: NonNegativeFloat = 0
-    """GPUs: a fraction, or a whole number."""
-
-    @model_validator(mode="after")
-    def _check_gpus(self) -> "Resources":
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus is {self.gpus:g}, expected a fraction below 1 or a whole number")
-        return self
 
 
 class TuneOptions(_Block):
@@ -72,8 +55,6 @@ class SweepFile(_Block):
     """Seeds of every combination; the base's when null."""
     exclusive: bool = False
     """Run one at a time, for timing."""
-    resources: Resources = Resources()
-    """What a run is given on a Ray cluster."""
     tune: TuneOptions | None = None
     """What `fgbench tune` looks for."""
 
@@ -91,7 +72,6 @@ class Sweep:
     name: str
     configs: tuple[Config, ...]
     exclusive: bool
-    resources: Resources
     tune: TuneOptions | None
     ranges: dict[str, list[Any] | tuple[float, float]]
 
@@ -122,7 +102,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), seeds: Sequence[int] |
     place = "--seeds" if seeds is not None else source.place(("seeds",))
     axes.append([(Override("seed", seed, place),) for seed in chosen] if chosen is not None else [()])
     configs = _expand(source, [*_bases(spec.base, path, source)], axes, parsed, spec.exclude)
-    return Sweep(path.stem, tuple(configs), spec.exclusive, spec.resources, spec.tune, ranges)
+    return Sweep(path.stem, tuple(configs), spec.exclusive, spec.tune, ranges)
 
 
 def _expand(

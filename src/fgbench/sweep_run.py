@@ -16,13 +16,11 @@ from fgbench.analysis.records import load_results
 from fgbench.analysis.tables import summary_table
 from fgbench.config import Config, to_yaml
 from fgbench.datasets.search import DataSearch
-from fgbench.jobs import LOST, Executor, Job, last_words
+from fgbench.jobs import Executor, Job, last_words
 from fgbench.runner import ENDED, Plan
 from fgbench.signals import Interrupted, StopRequest
 
 SOME_FAILED = 3
-ATTEMPTS = 4
-"""How often a run is started whose machine died."""
 POLL_S = 0.1
 LOOK_S = 2.0
 """How often runs are looked at that another process is making."""
@@ -125,7 +123,6 @@ class _Driver:
         self.waiting = list(jobs)
         self.elsewhere: list[Job] = []
         self.running: set[Job] = set()
-        self.attempts: Counter[Job] = Counter()
         self.failures: list[Failure] = []
         self.progress = _Progress(len(jobs))
         self._look_due = 0.0
@@ -156,7 +153,6 @@ class _Driver:
             self.elsewhere.append(job)
             self.progress.say(f"{job.folder}: another process is making it")
             return
-        self.attempts[job] += 1
         self.running.add(job)
         self.executor.start(job)
 
@@ -166,15 +162,11 @@ class _Driver:
             self.progress.finish(f"{job.folder}: {state}")
         elif stopping:
             return
-        elif code == LOST and self.attempts[job] < ATTEMPTS:
-            self.progress.say(f"{job.folder}: its machine was lost; made again elsewhere")
-            self.waiting.append(job)
         elif self._is_made_elsewhere(job):
             self.elsewhere.append(job)
         else:
-            said = last_words(job.log)
-            reason = "its machine was lost again and again" if code == LOST else said
-            self.failures.append(Failure(job, f"{reason or 'no output'} (exit code {code})"))
+            reason = last_words(job.log) or "no output"
+            self.failures.append(Failure(job, f"{reason} (exit code {code})"))
             self.progress.finish(f"{job.folder}: failed: {reason}")
 
     def _look_elsewhere(self) -> None:

@@ -21,7 +21,7 @@ def summary_table(records: Iterable[RunRecord]) -> str:
     blocks = []
     notes = {"Mean ± standard deviation over seeds, at the last epoch; time: median of a run's epochs."}
     for (dataset, model), series in group_series(records).items():
-        head = ["trainer", "runs", "epochs", *(name for name, _, _ in _COLUMNS)]
+        head = ["trainer", "runs", "epochs", "tuned", *(name for name, _, _ in _COLUMNS)]
         blocks.append(f"{model} on {dataset}\n" + align([head, *map(_row, series)]))
         busy = {note for each in series for run in each.averaged for note in run.notes("timing_note")}
         notes |= {f"* {note}" for note in busy}
@@ -56,7 +56,9 @@ def _row(series: Series) -> list[str]:
     cells = [_mean(runs, measure, form) for _, form, measure in _COLUMNS]
     if any(run.notes("timing_note") for run in runs):
         cells[2] += " *"
-    return [series.label, describe_runs(series), "-".join(map(str, epochs[:1] + epochs[1:][-1:])), *cells]
+    tuned = "yes" if all(run.config.get("tuned") for run in series.runs) else "no"
+    span = "-".join(map(str, epochs[:1] + epochs[1:][-1:]))
+    return [series.label, describe_runs(series), span, tuned, *cells]
 
 
 def _mean(runs: Sequence[RunRecord], measure: Callable[[RunRecord], float], form: str) -> str:
