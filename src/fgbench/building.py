@@ -4,15 +4,25 @@ import torch
 
 from fgbench.config import Config
 from fgbench.datasets.base import Splits
+from fgbench.distributed import World
 from fgbench.models.build import build_model
 from fgbench.optimizers import build_optimizer, build_schedule
 from fgbench.registry import load
 from fgbench.streams import derive_generator
+from fgbench.trainers.data_parallel import distribute
 from fgbench.training import Training, count_batches
 
 
-def build_training(config: Config, device: torch.device, splits: Splits) -> Training:
+def build_training(
+    config: Config, device: torch.device, splits: Splits, world: World | None = None
+) -> Training:
     """Everything a config names, built on a device.
+
+    Args:
+        config: of the run.
+        device: of this process.
+        splits: the images, on the device.
+        world: the processes of the run; this one alone when None.
 
     Raises:
         ConfigError: the parts do not go together.
@@ -22,6 +32,8 @@ def build_training(config: Config, device: torch.device, splits: Splits) -> Trai
     inputs, _ = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device), None)
     trainer.set_up(model, inputs, splits.num_classes, derive_generator("cpu", config.seed, "trainer"))
     optimizer = build_optimizer(config.optimizer, model, trainer.parameters())
+    batch_size = min(config.batch_size, len(splits.train))
+    trainer, workers = distribute(trainer, world or World(), batch_size)
     batches = count_batches(len(splits.train), config.batch_size)
     return Training(
         model=model,
@@ -34,4 +46,5 @@ def build_training(config: Config, device: torch.device, splits: Splits) -> Trai
         batch_size=config.batch_size,
         clip_gradient_norm=config.clip_gradient_norm,
         precision=config.precision,
+        workers=workers,
     )

@@ -9,6 +9,7 @@ from fgbench import measure
 from fgbench.building import build_training
 from fgbench.config import Config
 from fgbench.datasets.base import Splits
+from fgbench.distributed import World
 from fgbench.progress import EpochProgress
 from fgbench.results import METRICS, Cell, RunDirectory
 from fgbench.saving import save_state
@@ -35,9 +36,11 @@ class EpochLoop:
         training: Training,
         rows: list[dict[str, Cell]],
         stop: StopRequest,
+        world: World | None = None,
     ) -> None:
         self.config, self.run, self.directory = config, run, directory
         self.training, self.rows, self.stop = training, rows, stop
+        self.world = world or World()
         self.cpu_memory_mib: float | None = None
 
     @property
@@ -59,7 +62,7 @@ class EpochLoop:
         """
         training = self.training
         if training.device.type == "cpu" and not self.ended:
-            self.cpu_memory_mib = cpu_step_memory(self.config, training.splits)
+            self.cpu_memory_mib = cpu_step_memory(self.config, training.splits, self.world)
         while not self.ended:
             row = dict.fromkeys(METRICS) | self.train_epoch()
             self.directory.append_metrics(row)
@@ -76,8 +79,10 @@ class EpochLoop:
         """Train and evaluate one epoch, or the rest of it; returns its row."""
         training, every = self.training, self.config.saving.every_steps
         start = time.perf_counter() - training.epoch_time_s
+        first_step, sent_before = training.step, self.world.bytes_sent
 
         def after_step() -> bool:
+            self.stop.update()
             self.directory.beat()
             progress.update()
             if every and training.step % every == 0:
@@ -108,20 +113,23 @@ class EpochLoop:
             "nvml_memory_mib": measure.nvml_process_memory_mib() if on_gpu else None,
             "timing_note": load.reason,
         }
+        if self.world.size > 1 and training.step > first_step:
+            row["bytes_sent_per_step"] = (self.world.bytes_sent - sent_before) / (training.step - first_step)
         start = time.perf_counter()
-        row |= _evaluation_columns(training)
+        row |= self.world.on_main(lambda: _evaluation_columns(training))
         row["eval_time_s"] = time.perf_counter() - start
         before = self.rows[-1]["elapsed_s"] if self.rows else 0.0
         row["elapsed_s"] = before + training.epoch_time_s + row["eval_time_s"]
         if self.config.diagnostics.every and (training.epoch + 1) % self.config.diagnostics.every == 0:
             row |= _diagnostic_columns(training)
         progress.report(row)
-        return row
+        return self.world.on_main(lambda: row)
 
     def save(self) -> None:
         """Write a state file to go on from."""
         state = {"run": self.run, "training": self.training.state_dict(), "rows": self.rows}
-        save_state(self.directory.path, state, self.config.saving.keep)
+        if self.world.is_main:
+            save_state(self.directory.path, state, self.config.saving.keep)
 
 
 def _training_columns(training: Training) -> dict[str, Cell]:
@@ -162,9 +170,9 @@ def _diagnostic_columns(training: Training) -> dict[str, Cell]:
     return {"gradient_cosine": cosine, "gradient_relative_error": error}
 
 
-def cpu_step_memory(config: Config, splits: Splits) -> float:
+def cpu_step_memory(config: Config, splits: Splits, world: World | None = None) -> float:
     """Peak memory of one step, MiB, measured on a second copy of everything: the run is not disturbed."""
-    training = build_training(config, torch.device("cpu"), splits)
+    training = build_training(config, torch.device("cpu"), splits, world)
 
     def step() -> None:
         training.batch = 0

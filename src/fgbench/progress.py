@@ -28,7 +28,7 @@ class EpochProgress:
             desc=self.title,
             unit="batch",
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=training.workers.rank > 0 or not sys.stderr.isatty(),
         )
 
     def update(self) -> None:
@@ -36,7 +36,7 @@ class EpochProgress:
         if self.bar.disable or time.monotonic() < self._due:
             return
         self._due = time.monotonic() + REFRESH_S
-        loss, accuracy, _ = self.training.train_means()
+        loss, accuracy, _ = self.training.train_means(own=True)
         self.bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.3f}", refresh=False)
         self.bar.update(self.training.batch - self.bar.n)
 

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fgbench.building import build_training
 from fgbench.config import Config, config_hash, load_config, run_folder, to_yaml
 from fgbench.datasets.base import Splits, load_splits
 from fgbench.datasets.search import DataSearch
+from fgbench.distributed import ForeignRunDirectory, SharedStopRequest, World, is_lost_worker
 from fgbench.epochs import EpochLoop
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.results import Cell, RunDirectory, run_path
@@ -34,28 +36,35 @@ class Plan:
     config: Config
     device: torch.device
     search: DataSearch
+    world: World = field(default_factory=World)
 
     @property
     def identity(self) -> str:
         """Which run this is: ``s<seed>-<hash8>``."""
-        return f"s{self.config.seed}-{config_hash(self.config, self.device.type)}"
+        return f"s{self.config.seed}-{config_hash(self.config, self.device.type, self.world.size)}"
 
     @property
     def directory(self) -> RunDirectory:
         """Where it is kept."""
-        return RunDirectory(run_path(self.config.results_dir, run_folder(self.config, self.device.type)))
+        folder = run_folder(self.config, self.device.type, self.world.size)
+        kind = RunDirectory if self.world.is_main else ForeignRunDirectory
+        return kind(run_path(self.config.results_dir, folder))
 
     @property
-    def ended(self) -> bool:
-        """Whether the run has finished or diverged and its files are whole; if not, going on mends them."""
+    def ended(self) -> str | None:
+        """The state of a run that has finished or diverged, its files whole; all workers must ask."""
+        return self.world.on_main(self._ended)
+
+    def _ended(self) -> str | None:
         directory, status = self.directory, self.directory.status()
-        if status["state"] not in ENDED or len(directory.read_metrics()) != status.get("epoch"):
-            return False
+        whole = status["state"] in ENDED and len(directory.read_metrics()) == status.get("epoch")
+        if not whole or not directory.read_summary():
+            return None
         try:
             load_config(directory.path / "config.yaml")
         except ConfigError:
-            return False
-        return bool(directory.read_summary())
+            return None
+        return str(status["state"])
 
     def load_splits(self) -> Splits:
         """The run's images, on its device."""
@@ -73,6 +82,8 @@ def run_configs(
 ) -> int:
     """Check all runs, then make them one after the other, and print a closing table.
 
+    Under torchrun every worker calls this; the first failure then ends them all.
+
     Args:
         configs: one per run.
         data_dir: a folder to look for datasets in first.
@@ -89,18 +100,23 @@ def run_configs(
         ConfigError: a run cannot be made; nothing has been written.
         Interrupted: a signal asked to stop; the run's state is saved.
     """
-    plans = {}
-    for config in configs:
-        plan = plan_run(config, DataSearch(data_dir, config.data_dir, download), force=force)
-        plans[plan.directory.path] = plan
+    with World.from_environment().joined() as world:
+        plans = {}
+        for config in configs:
+            plan = plan_run(config, DataSearch(data_dir, config.data_dir, download), force=force, world=world)
+            plans[plan.directory.path] = plan
+        return _run_plans(plans, force=force, resume=resume, dry_run=dry_run)
+
+
+def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool, dry_run: bool) -> int:
     if dry_run:
         for path, plan in plans.items():
             print(f"{path}: {_describe(plan)}")
         return 0
     codes = [0]
     for path, plan in plans.items():
-        if plan.ended and not force:
-            state = plan.directory.status()["state"]
+        state = None if force else plan.ended
+        if state:
             print(f"{path}: {state} already, skipped (--force repeats it)")
         else:
             print(f"{path}: {_describe(plan)}")
@@ -109,6 +125,8 @@ def run_configs(
             except Interrupted:
                 raise
             except FgbenchError as error:
+                if plan.world.size > 1:
+                    raise
                 print(f"fgbench: {error}", file=sys.stderr)
                 codes.append(error.exit_code)
                 continue
@@ -119,23 +137,32 @@ def run_configs(
     return next((code for code in (2, 1, 4) if code in codes), 0)
 
 
-def plan_run(config: Config, search: DataSearch, *, force: bool = False) -> Plan:
+def plan_run(config: Config, search: DataSearch, *, force: bool = False, world: World | None = None) -> Plan:
     """Check that a run can be made, without writing anything.
 
     Raises:
         ConfigError: the device, the data or the output place are not there, the parts do not go together, or
             do not fit into memory.
     """
-    plan = Plan(config, measure.resolve_device(config.device), search)
-    plan.directory.check_place()
+    world = world or World()
+    with world.agreed():
+        plan = Plan(config, world.resolve_device(config.device), search, world)
+        plan.directory.check_place()
     if force or not plan.ended:
-        try:
-            build_training(config, plan.device, plan.load_splits())
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise ConfigError(_explain(error, config)) from error
+        for is_turn in (world.local_rank == 0, world.local_rank > 0):  # one per machine fetches missing data
+            with world.agreed():
+                if is_turn:
+                    _check_build(plan)
     return plan
+
+
+def _check_build(plan: Plan) -> None:
+    try:
+        build_training(plan.config, plan.device, plan.load_splits(), plan.world)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ConfigError(_explain(error, plan.config)) from error
 
 
 def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
@@ -146,11 +173,13 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
             usable.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    directory = plan.directory.create()
-    with directory.lock(force=force):
-        if plan.ended:
+    with ExitStack() as held:
+        with plan.world.agreed():
+            directory = plan.directory.create()
+            held.enter_context(directory.lock(force=force))
+        if state := plan.ended:
             if not force:  # by another process, since the plan was made
-                return str(directory.status()["state"])
+                return state
             resume = False
         try:
             return _run_locked(plan, directory, resume=resume)
@@ -168,28 +197,34 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
                 isinstance(error, FgbenchError | OSError)
                 or _is_out_of_memory(error)
                 or _is_nondeterministic(error)
+                or is_lost_worker(error)
             ):
                 raise FgbenchError(f"{directory.path}: {reason}") from error
             raise
 
 
 def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> str:
-    config = plan.config
-    directory.write_status("running", epoch=0, epochs=config.epochs)
-    measure.prepare(plan.device, config.threads, keep=config.allocator, deterministic=config.deterministic)
-    training = build_training(config, plan.device, plan.load_splits())
+    config, world = plan.config, plan.world
+    with world.agreed():
+        directory.write_status("running", epoch=0, epochs=config.epochs)
+        measure.prepare(
+            plan.device, config.threads, keep=config.allocator, deterministic=config.deterministic
+        )
+        training = build_training(config, plan.device, plan.load_splits(), world)
     rows: list[dict[str, Cell]] = []
     if resume:
         rows = _go_on(plan, directory, training)
-    else:
+    elif world.is_main:
         for path in state_files(directory.path):
             path.unlink()
-    directory.write_metrics(rows)
-    directory.write_config(to_yaml(config))
-    directory.write_env(_describe_environments(directory, plan.device, resumed=training.step > 0))
-    directory.write_status("running", epoch=training.epoch, epochs=config.epochs)
-    with StopRequest() as stop:
-        state = EpochLoop(config, plan.identity, directory, training, rows, stop).train()
+    with world.agreed():
+        directory.write_metrics(rows)
+        directory.write_config(to_yaml(config))
+        directory.write_env(_describe_environments(plan, directory, resumed=training.step > 0))
+        directory.write_status("running", epoch=training.epoch, epochs=config.epochs)
+    world.share_parameters(training.model)
+    with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
+        state = EpochLoop(config, plan.identity, directory, training, rows, stop, world).train()
         directory.write_summary(summarise(rows))
         directory.write_status(state, epoch=training.epoch, epochs=config.epochs)
     if stop.requested:  # too late for this run, in time for those after it
@@ -199,8 +234,8 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> str:
 
 def _go_on(plan: Plan, directory: RunDirectory, training: Training) -> list[dict[str, Cell]]:
     """Put ``training`` where the newest usable state file left it; returns the rows up to there."""
-    saved, warnings = load_state(directory.path, plan.identity)
-    for warning in warnings:
+    saved, warnings = plan.world.on_main(lambda: load_state(directory.path, plan.identity))
+    for warning in warnings if plan.world.is_main else ():
         print(f"fgbench: {warning}", file=sys.stderr)
     if saved is None:
         return []
@@ -216,9 +251,11 @@ def _go_on(plan: Plan, directory: RunDirectory, training: Training) -> list[dict
     return rows
 
 
-def _describe_environments(directory: RunDirectory, device: torch.device, *, resumed: bool) -> dict[str, Any]:
+def _describe_environments(plan: Plan, directory: RunDirectory, *, resumed: bool) -> dict[str, Any]:
     """What env.json holds: where the run is made now and, if that has changed, where it was before."""
-    now, before = measure.environment(device), directory.read_env()
+    if not plan.world.is_main:
+        return {}
+    now, before = measure.environment(plan.device) | {"workers": plan.world.size}, directory.read_env()
     if not resumed or not before:
         return now
     earlier = before.pop("earlier", [])
@@ -246,6 +283,8 @@ def _explain(error: Exception, config: Config) -> str:
     text = first_line(error)
     if isinstance(error, FgbenchError):
         return str(error)
+    if is_lost_worker(error):
+        return "another worker stopped, and with it this run; that worker's own message says why"
     if _is_out_of_memory(error):
         knobs = [name for name in ("chunk", "tangents") if hasattr(config.trainer, name)]
         lower = " or ".join(["batch_size", *(f"trainer.{name}" for name in knobs)])
@@ -263,4 +302,5 @@ def _describe(plan: Plan) -> str:
     return (
         f"{config.model.name} on {config.dataset.name} with {config.trainer.name}, "
         f"seed {config.seed}, {config.epochs} epochs, {plan.device}"
+        + (f", {plan.world.size} workers" if plan.world.size > 1 else "")
     )

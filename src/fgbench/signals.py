@@ -28,6 +28,9 @@ class StopRequest:
         """Whether a signal has come."""
         return self.number != 0
 
+    def update(self) -> None:
+        """Called after every step."""
+
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS}
         return self

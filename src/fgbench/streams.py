@@ -23,6 +23,16 @@ def derive_seed(seed: int, stream: str, *indices: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def draw_seed(generator: torch.Generator) -> int:
+    """A 63-bit seed from a generator's state, which then moves on.
+
+    The state is read on the host, so a GPU is not waited for.
+    """
+    state = generator.get_state().numpy().tobytes()
+    torch.empty(1, device=generator.device).random_(generator=generator)
+    return int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big") >> 1
+
+
 def derive_generator(device: torch.device | str, seed: int, stream: str, *indices: int) -> torch.Generator:
     """A generator on ``device`` for one use of chance."""
     return torch.Generator(device).manual_seed(derive_seed(seed, stream, *indices))

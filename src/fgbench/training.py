@@ -12,6 +12,7 @@ from fgbench.datasets.base import Split, Splits
 from fgbench.optimizers import is_plain_sgd
 from fgbench.streams import derive_generator, derive_seed
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.workers import Workers
 
 EVALUATION_BATCH = 500
 
@@ -23,7 +24,8 @@ class Training:
     Attributes:
         epoch: epochs completed.
         batch: batches of the epoch under way that are done.
-        sums: over those batches, on the device: losses and correct answers of samples, gradient norms.
+        sums: over this worker's part of those batches, on the device: losses and correct answers of
+            samples, gradient norms.
         epoch_time_s: seconds spent on those batches.
         epoch_lr: learning rate of the epoch's first step.
     """
@@ -38,6 +40,7 @@ class Training:
     batch_size: int
     clip_gradient_norm: float | None = None
     precision: str = "fp32"
+    workers: Workers = field(default_factory=Workers)
     loss_fn: LossFunction = field(default_factory=lambda: nn.CrossEntropyLoss(reduction="none"))
     epoch: int = 0
     batch: int = 0
@@ -63,10 +66,16 @@ class Training:
         """Images in the batches of this epoch that are done."""
         return self.batch * min(self.batch_size, len(self.splits.train))
 
-    def train_means(self) -> tuple[float, float, float]:
-        """Loss, accuracy (0..1) and gradient norm over the batches done; waits for the device."""
-        loss, correct, grad_norm = self.sums.tolist()
-        return loss / self.images_seen, correct / self.images_seen, grad_norm / self.batch
+    def train_means(self, *, own: bool = False) -> tuple[float, float, float]:
+        """Loss, accuracy (0..1) and gradient norm over the batches done; waits for the device.
+
+        Args:
+            own: over this worker's part of them, without asking the other workers.
+        """
+        sums = self.sums if own else self.workers.gather(self.sums).mean(0)
+        loss, correct, grad_norm = sums.tolist()
+        images = self.images_seen / self.workers.shards
+        return loss / images, correct / images, grad_norm / self.batch
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
@@ -79,7 +88,7 @@ class Training:
             "batch": self.batch,
             "epoch_time_s": self.epoch_time_s,
             "epoch_lr": self.epoch_lr,
-            "sums": self.sums,
+            "sums": self.workers.gather(self.sums),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -88,7 +97,7 @@ class Training:
             getattr(self, part).load_state_dict(state[part])
         for place in ("epoch", "batch", "epoch_time_s", "epoch_lr"):
             setattr(self, place, state[place])
-        self.sums = state["sums"].to(self.device)
+        self.sums = state["sums"][self.workers.rank].to(self.device)
 
 
 def count_batches(num_images: int, batch_size: int) -> int:
@@ -121,7 +130,8 @@ def train_epoch(training: Training, after_step: Callable[[], bool] | None = None
             start = training.batch * training.batch_size
             augmentation.manual_seed(derive_seed(training.seed, "augmentation", training.step))
             inputs, labels = train.batch(order[start : start + training.batch_size], augmentation)
-            seed_dropout(derive_seed(training.seed, "dropout", training.step))
+            inputs, labels = training.workers.shard(inputs), training.workers.shard(labels)
+            seed_dropout(derive_seed(training.seed, "dropout", training.step, *training.workers.shard_index))
             stats = step(inputs, labels)
             training.schedule.step()
             correct = (stats.outputs.argmax(1) == labels).sum()

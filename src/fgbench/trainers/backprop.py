@@ -41,7 +41,7 @@ class Backprop(Trainer):
         """Fill ``param.grad`` with the exact gradient; see :meth:`Trainer.compute_gradients`."""
         with torch.enable_grad():
             model.zero_grad(set_to_none=True)
-            outputs = _recomputing(model, inputs) if self.options.recompute else model(inputs)
+            outputs = recomputing(model, inputs) if self.options.recompute else model(inputs)
             loss = sample_losses(loss_fn, outputs, labels).mean()
             loss.backward()
         for param in model.parameters():
@@ -51,7 +51,7 @@ class Backprop(Trainer):
         return StepStats(loss.detach(), outputs.detach(), loss.new_empty(0), norm)
 
 
-def _recomputing(model: nn.Module, inputs: Tensor) -> Tensor:
+def recomputing(model: nn.Module, inputs: Tensor) -> Tensor:
     """A forward pass that keeps only the tensors between the model's stages."""
     stages = list(model) if isinstance(model, nn.Sequential) else [model]
     passes = dict.fromkeys(range(len(stages)), 0)

@@ -1,6 +1,5 @@
 """Central differences of the loss along random directions: no derivative rule of any kind is used."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,13 +10,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from fgbench.streams import derive_generator
+from fgbench.streams import derive_generator, draw_seed
 from fgbench.trainers.activity_pass import INERT
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ZerothOrderOptions
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm, sample_losses
 from fgbench.trainers.tangents import sample_tangents
+from fgbench.trainers.workers import Workers
 
 
 class ZerothOrder(Trainer):
@@ -44,6 +44,10 @@ class ZerothOrder(Trainer):
     """
 
     Options = ZerothOrderOptions
+
+    def __init__(self, options: Any = None, **changes: Any) -> None:
+        super().__init__(options, **changes)
+        self.workers = Workers()
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Only looks whether this trainer can train the model; see :meth:`Trainer.set_up`."""
@@ -99,10 +103,16 @@ class ZerothOrder(Trainer):
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         moved = [param for name, param in params.items() if name not in exact]
         replay = DropoutReplay(model, inputs.device)
-        directions, derivatives = [], []
+        generators = self.workers.generators(generator)
+        directions = [
+            SeededDirection(moved, options.guess, each)
+            for each in generators
+            for _ in range(options.tangents)
+        ]
+        own = self.workers.own * options.tangents
+        measured = []
         with output_layer or nullcontext():
-            for k in range(options.tangents):
-                direction = SeededDirection(moved, options.guess, generator)
+            for k, direction in enumerate(directions[own : own + options.tangents]):
                 losses, outputs, features = [], [], []
                 for sign in (1.0, -1.0):
                     first = k == 0 and sign > 0
@@ -111,13 +121,14 @@ class ZerothOrder(Trainer):
                         outputs.append(model(inputs))
                     losses.append(sample_losses(loss_fn, outputs[-1], labels).double().mean())
                     features += [output_layer.input] if output_layer else []
-                directions.append(direction)
-                derivatives.append((losses[0] - losses[1]) / (2 * options.epsilon))
+                measured.append((losses[0] - losses[1]) / (2 * options.epsilon))
         centre = (outputs[0] + outputs[1]) / 2
-        loss = ((losses[0] + losses[1]) / 2).to(outputs[0].dtype)
+        rows, loss = self.workers.exchange(torch.stack(measured), (losses[0] + losses[1]) / 2)
+        derivatives, loss = rows.flatten(), loss.to(centre.dtype)
         closed = {}
         if output_layer:
             closed = output_layer.gradients(loss_fn, centre, labels, (features[0] + features[1]) / 2)
+            closed = {name: self.workers.average(gradient) for name, gradient in closed.items()}
         norms = []
         for name, param in params.items():
             if name in closed:
@@ -125,24 +136,18 @@ class ZerothOrder(Trainer):
             else:
                 gradient = torch.zeros_like(param)
                 for derivative, direction in zip(derivatives, directions, strict=True):
-                    gradient += (derivative / options.tangents).to(param.dtype) * direction.of(param)
+                    gradient += (derivative / len(directions)).to(param.dtype) * direction.of(param)
             norms.append(gradient_norm([gradient]))
             use(param, gradient)
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        return StepStats(loss, centre, torch.stack(derivatives).to(loss.dtype), norm)
+        return StepStats(loss, centre, derivatives.to(loss.dtype), norm)
 
 
 class SeededDirection:
-    """A tangent for all parameters of which only seeds are kept.
-
-    The seed comes from the generator's state (which then moves on), read on the host: the device is not
-    waited for.
-    """
+    """A tangent for all parameters of which only seeds are kept."""
 
     def __init__(self, params: list[nn.Parameter], guess: str, generator: torch.Generator) -> None:
-        state = generator.get_state().numpy().tobytes()
-        self.seed = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big") >> 1
-        torch.empty(1, device=generator.device).random_(generator=generator)
+        self.seed = draw_seed(generator)
         self.guess = "normal" if guess == "sphere" else guess
         self.index = {id(param): index for index, param in enumerate(params)}
         self.scale: Tensor | float = 1.0
