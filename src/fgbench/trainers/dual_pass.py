@@ -85,10 +85,10 @@ class DualPass(TorchFunctionMode):
     """Within, known layers carry tangents as cheaply as they can; everything else is torch's forward mode.
 
     Args:
-        tangents: by ``id`` of the parameter: factors, or a full tangent.
-        calls: of the model's forward pass, as :class:`Watch` saw them; lets a layer free its input as soon as it
-            has read it, where the caller, who still refers to it, is known to drop it next. None under ``vmap``,
-            where nothing can be done in place.
+        tangents: by ``id`` of the parameter: factors, or a full tangent. calls: of the model's forward pass,
+        as :class:`Watch` saw them; lets a layer free its input as soon as it
+            has read it, where the caller, who still refers to it, is known to drop it next. None under
+            ``vmap``, where nothing can be done in place.
     """
 
     def __init__(self, tangents: Mapping[int, Factors | Tensor], calls: Sequence[Call] | None) -> None:
@@ -214,7 +214,7 @@ class DualPass(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """As torch normalises, and its derivative, in chunks that stay in the cache and without a spare copy."""
+        """In chunks that stay in the cache, and in place where nobody reads the input again."""
         value, tangent = self._parts(input)
         memory = torch.channels_last if value.dim() == 4 else torch.contiguous_format
         known = value.dim() in (2, 4) and value.is_contiguous(memory_format=memory) and value.stride(1) == 1
@@ -342,7 +342,7 @@ def references(args: tuple[Any, ...]) -> int:
 def join(value: Tensor, tangent: Tensor) -> Tensor:
     """A dual tensor that knows the tensor it is a view of, so that ``release`` can find it."""
     dual = forward_ad.make_dual(value, tangent)
-    dual._primal = value  # type: ignore[attr-defined]
+    dual._primal = value
     return dual
 
 
@@ -368,9 +368,10 @@ def _normalize(
     weight_tangent: Tensor | None,
     bias_tangent: Tensor | None,
 ) -> None:
-    """Batch normalisation y = w z + b, z = (x - mean) / std, and y' = w (t - <t> - z <z t>) / std + w' z + b'.
+    """Batch normalisation and its tangent, written to ``output`` and ``carried``, which may be the inputs.
 
-    <> are means over the batch. Channels are the last dimension in memory; outputs may be the inputs.
+    y = w z + b with z = (x - mean) / std, and y' = w (t - <t> - z <z t>) / std + w' z + b'.
+    <> are means over the batch. Channels are the last dimension in memory.
     """
     parts = [each.movedim(1, -1).flatten(0, -2) for each in (value, tangent, output, carried)]
     chunks = list(zip(*(part.split(max(1, CHUNK_ENTRIES // value.size(1))) for part in parts), strict=True))

@@ -1,0 +1,195 @@
+"""What ``fgbench bench`` writes: a table, a CSV, a JSON file, a figure. Imports no torch."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from fgbench.files import atomic_write
+from fgbench.plot_style import STYLE, save_figure, trainer_hue
+
+NOISY_SPREAD = 0.15
+"""Spread of backprop's step time, relative to its median, above which a measurement is not to be trusted."""
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One case on one model and batch size; times in seconds, one per round, rounds in step with each other.
+
+    ``note`` says why a case was not measured; it has no times then.
+    """
+
+    model: str
+    batch_size: int
+    case: str
+    times_s: tuple[float, ...] = ()
+    forward_s: tuple[float, ...] = ()
+    backprop_s: tuple[float, ...] = ()
+    sampling_s: tuple[float, ...] = ()
+    update_s: tuple[float, ...] = ()
+    peak_memory_mib: float = 0.0
+    parameters_mib: float = 0.0
+    gradients_mib: float = 0.0
+    optimizer_mib: float = 0.0
+    tangents_mib: float = 0.0
+    activations_mib: float = 0.0
+    memory_to_forward: float = 0.0
+    memory_to_backprop: float = 0.0
+    note: str = ""
+
+    def columns(self) -> dict[str, Any]:
+        """The row of the CSV; what does not apply is empty."""
+        first = {"model": self.model, "batch_size": self.batch_size, "case": self.case}
+        if not self.times_s:
+            return first | {"note": self.note}
+        values = {
+            "step_time_ms": 1000 * statistics.median(self.times_s),
+            "step_time_spread_ms": 1000 * spread(self.times_s),
+            "rounds": len(self.times_s),
+            "time_to_forward": ratio(self.times_s, self.forward_s),
+            "time_to_backprop": ratio(self.times_s, self.backprop_s),
+            "sampling_time_ms": 1000 * statistics.median(self.sampling_s) if self.sampling_s else None,
+            "update_time_ms": 1000 * statistics.median(self.update_s) if self.update_s else None,
+            "peak_memory_mib": self.peak_memory_mib,
+            "parameters_mib": self.parameters_mib,
+            "gradients_mib": self.gradients_mib,
+            "optimizer_mib": self.optimizer_mib,
+            "tangents_mib": self.tangents_mib,
+            "activations_mib": self.activations_mib,
+            "memory_to_forward": self.memory_to_forward,
+            "memory_to_backprop": self.memory_to_backprop,
+        }
+        return first | {
+            key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()
+        }
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    """Median over rounds of a time divided by the base's time in the same round."""
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def spread(times: Sequence[float]) -> float:
+    """Distance between the quartiles."""
+    if len(times) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return high - low
+
+
+def noise(rows: Sequence[BenchRow], load: str | None) -> str | None:
+    """Why the times are not to be trusted; None where they are."""
+    reasons = [load] if load else []
+    for row in rows:
+        if row.case != "backprop" or not row.times_s:
+            continue
+        relative = spread(row.times_s) / statistics.median(row.times_s)
+        if relative > NOISY_SPREAD:
+            reasons.append(
+                f"backprop's step time on {row.model} (batch {row.batch_size}) spreads over "
+                f"{100 * relative:.0f} % of its median"
+            )
+    return "; ".join(reasons) or None
+
+
+def write_report(rows: Sequence[BenchRow], environment: dict[str, Any], load: str | None, out: Path) -> str:
+    """Write ``bench.csv``, ``.json`` (with the environment), ``.png`` and ``.svg``; returns the table."""
+    noisy = noise(rows, load)
+    out.mkdir(parents=True, exist_ok=True)
+    columns = [row.columns() for row in rows]
+    keys = list(dict.fromkeys(key for each in columns for key in each))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*keys, *([] if "note" in keys else ["note"])], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(columns)
+    atomic_write(out / "bench.csv", text.getvalue())
+    document = {"environment": environment, "noise": noisy, "rows": columns}
+    atomic_write(out / "bench.json", json.dumps(document, indent=1) + "\n")
+    figure = draw(rows)
+    for ending in ("png", "svg"):
+        save_figure(figure, out / f"bench.{ending}")
+    lines = [table(rows), f"written: {out}/bench.csv, bench.json, bench.png, bench.svg"]
+    if noisy:
+        lines.append(f"TOO NOISY TO TRUST: {noisy}")
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[BenchRow]) -> str:
+    """All cases, a block for each model and batch size; ratios are to a forward pass (R) and to backprop."""
+    head = ("", "step ms", "+-", "R", "/backprop", "sampling", "update", "MiB", "/forward", "/backprop")
+    lines = []
+    for (model, size), group in groupby(rows, key=lambda row: (row.model, row.batch_size)):
+        body: list[tuple[str, ...]] = [(f"{model}, batch {size}", *head[1:])]
+        for row in group:
+            values = row.columns()
+            cells = [
+                _cell(values.get(key), digits)
+                for key, digits in (
+                    ("step_time_ms", 2),
+                    ("step_time_spread_ms", 2),
+                    ("time_to_forward", 2),
+                    ("time_to_backprop", 2),
+                    ("sampling_time_ms", 2),
+                    ("update_time_ms", 2),
+                    ("peak_memory_mib", 1),
+                    ("memory_to_forward", 2),
+                    ("memory_to_backprop", 2),
+                )
+            ]
+            body.append((row.case, *cells) if row.times_s else (row.case, f"not measured: {row.note}"))
+        widths = [max(len(line[i]) for line in body if len(line) > 2) for i in range(len(head))]
+        for line in body:
+            cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False)]
+            shown = cells if len(line) > 2 else line[1:]
+            lines.append("  ".join([line[0].ljust(widths[0]), *shown]).rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(value: Any, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def draw(rows: Sequence[BenchRow]) -> Figure:
+    """Bars of step time and peak memory against backprop's, a column of panels for each model."""
+    groups = [
+        (key, list(group))
+        for key, group in groupby(
+            (row for row in rows if row.times_s), key=lambda row: (row.model, row.batch_size)
+        )
+    ]
+    with mpl.rc_context(STYLE):
+        count = max(len(group) for _, group in groups)
+        figure = Figure(figsize=(2.2 + 2.6 * len(groups), 1.2 + 0.4 * count), layout="constrained")
+        axes = figure.subplots(2, len(groups), squeeze=False, sharey="col")
+        for column, ((model, size), group) in enumerate(groups):
+            for row_axes, key, label in (
+                (axes[0][column], "time_to_backprop", "step time / backprop's"),
+                (axes[1][column], "memory_to_backprop", "peak memory / backprop's"),
+            ):
+                values = [row.columns()[key] for row in group]
+                hues = [_hue(row.case) for row in group]
+                bars = row_axes.barh([row.case for row in group], values, color=hues, height=0.7)
+                row_axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=6)
+                row_axes.axvline(1, color="0.3", linewidth=0.7, linestyle="--")
+                row_axes.set_xlabel(label)
+                row_axes.set_xlim(0, min(max(values), 4) * 1.15)
+                row_axes.grid(axis="y", visible=False)
+                row_axes.tick_params(axis="y", labelleft=column == 0)
+            axes[0][column].set_title(f"{model}, batch {size}")
+            axes[0][column].invert_yaxis()
+    return figure
+
+
+def _hue(case: str) -> str:
+    if case.startswith(("forward only", "textbook")):
+        return "#7A7A7A"
+    return trainer_hue(case.split(",")[0])

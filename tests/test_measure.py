@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch import nn
+
+from fgbench import measure
+from fgbench.errors import ConfigError
+
+
+def test_unknown_and_absent_devices_are_refused_with_what_there_is():
+    assert measure.resolve_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "cpu:0", "cuda:x", "cuda:-1", ""):
+        with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N"):
+            measure.resolve_device(name)
+    with pytest.raises(ConfigError, match="CUDA devices"):
+        measure.resolve_device("cuda:99")
+
+
+def test_step_memory_is_what_is_resident_plus_the_largest_increase():
+    model = nn.Linear(256, 1024, bias=False)  # 1 MiB
+    block = 2**18  # float32 entries of 1 MiB
+
+    def step():
+        first = torch.zeros(3 * block)
+        del first
+        second, third = torch.zeros(block), torch.zeros(block)
+        del second, third
+
+    assert measure.step_memory(step, model) == pytest.approx(4.0, abs=0.01)
+
+
+def test_gradients_made_anew_each_step_are_counted_once():
+    model = nn.Linear(256, 1024, bias=False)
+
+    def step():
+        model.weight.grad = None
+        model.weight.grad = torch.zeros_like(model.weight)
+
+    step()
+    assert measure.step_memory(step, model) == pytest.approx(2.0, abs=0.01)
+
+
+def test_gradients_kept_while_new_ones_are_made_are_counted_twice():
+    model = nn.Linear(256, 1024, bias=False)
+
+    def step():
+        model.weight.grad = torch.zeros_like(model.weight)
+
+    assert measure.step_memory(step, model) == pytest.approx(3.0, abs=0.01)
+
+
+def test_resident_bytes_count_parameters_gradients_and_optimizer_state_once():
+    model = nn.Linear(4, 8, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    assert measure.resident_bytes(model, optimizer) == 128
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert measure.resident_bytes(model, optimizer) == 3 * 128
+
+
+def test_profiler_writes_nothing_to_the_terminal(capfd):
+    measure.step_memory(lambda: torch.zeros(8), nn.Identity())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_environment_names_what_a_number_depends_on():
+    environment = measure.environment(torch.device("cpu"))
+    assert {"torch", "cpu", "threads", "git_commit", "allocations_kept"} <= environment.keys()
+    assert environment["threads"] == torch.get_num_threads()
+    assert environment["gpu"] is None
+
+
+def test_nvml_is_silent_where_there_is_none():
+    if not torch.cuda.is_available():
+        assert measure.nvml_process_memory_mib() is None
