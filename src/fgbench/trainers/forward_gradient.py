@@ -61,6 +61,7 @@ class ForwardGradient(Trainer):
         generator: torch.Generator,
     ) -> StepStats:
         """Fill ``param.grad``; see :meth:`Trainer.compute_gradients`."""
+        model.zero_grad(set_to_none=True)  # what is overwritten anyway need not be held through the pass
         gradients: dict[str, Tensor] = {}
 
         def accumulate(tangents: Tangents, drawn: Any, weights: Tensor) -> None:
