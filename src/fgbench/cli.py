@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fgbench.commands import answers, many
+from fgbench.commands.bench import bench
 from fgbench.commands.common import (
     SETTINGS,
     ConfigFiles,
@@ -161,7 +162,7 @@ def report(
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Write one self-contained HTML page: the answer, figures, tables, claims, every run, how it was measured.
+    """Write one self-contained HTML page: the answer, figures, tables, claims, runs, how it was measured.
 
     The page needs no other file and no network.
     """
@@ -230,6 +231,7 @@ def check(
     raise typer.Exit(0 if ok else 1)
 
 
+app.command(short_help="Measure step times and memory of every trainer.")(bench)
 app.command(short_help="Make every run of a sweep file.")(many.sweep)
 app.command(short_help="Tune every configuration of a sweep file.")(many.tune)
 app.command(short_help="Show how far the runs of a folder are.")(answers.status)
