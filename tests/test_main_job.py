@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from data_files import hide_installed_data, write_all
 
+from data_files import hide_installed_data, write_all
 from fgbench.cli import app
 from fgbench.config import load_config
 from fgbench.runner import run_configs
@@ -24,7 +24,8 @@ def test_the_grid_is_complete_and_set_as_in_the_study() -> None:
         config = load_config(CONFIGS / f"{name}.yaml")
         assert config.name == name
         assert (config.epochs, config.batch_size, config.dataset.validation_fraction) == (100, 64, 0.2)
-        assert (config.optimizer.name, config.optimizer.lr, config.schedule.name) == ("adam", 1e-3, "constant")
+        assert (config.optimizer.name, config.optimizer.lr) == ("adam", 1e-3)
+        assert config.schedule.name == "constant"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

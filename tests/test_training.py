@@ -36,15 +36,24 @@ def parameters(training: Training) -> torch.Tensor:
     return nn.utils.parameters_to_vector(training.model.parameters()).detach().clone()
 
 
+def watch_batches(training: Training) -> list[torch.Tensor]:
+    """The indices of every batch the training part gives from now on."""
+    seen: list[torch.Tensor] = []
+    take = training.splits.train.batch
+
+    def take_and_tell(indices, generator):
+        seen.append(indices)
+        return take(indices, generator)
+
+    object.__setattr__(training.splits.train, "batch", take_and_tell)
+    return seen
+
+
 def test_trainers_of_one_seed_share_weights_split_and_batch_order() -> None:
     seen = {}
     for trainer in ("backprop", "forward-gradient", "zeroth-order"):
         training = make_training(trainer=trainer)
-        batches = []
-        take = training.splits.train.batch
-        object.__setattr__(
-            training.splits.train, "batch", lambda indices, g, take=take, kept=batches: kept.append(indices) or take(indices, g)
-        )
+        batches = watch_batches(training)
         weights = parameters(training)
         train_epoch(training)
         seen[trainer] = weights, torch.stack(batches), training.splits.validation.labels
@@ -57,16 +66,12 @@ def test_an_epoch_uses_each_image_at_most_once_and_epochs_differ_in_order() -> N
     training = make_training()
     assert training.batches_per_epoch == 40 // 8
     orders = []
+    batches = watch_batches(training)
     for _ in range(2):
-        batches = []
-        take = training.splits.train.batch
-        object.__setattr__(
-            training.splits.train, "batch", lambda indices, g, take=take, kept=batches: kept.append(indices) or take(indices, g)
-        )
         assert train_epoch(training)
-        object.__setattr__(training.splits.train, "batch", take)
         start_next_epoch(training)
         orders.append(torch.cat(batches))
+        batches.clear()
         assert len(orders[-1].unique()) == 40
     assert not torch.equal(*orders)
 
@@ -76,7 +81,7 @@ def test_backprop_learns_separable_images() -> None:
     before, _ = evaluate(training.model, training.loss_fn, training.splits.test)
     for _ in range(20):
         train_epoch(training)
-        loss, accuracy, grad_norm = training.train_means()
+        _, _, grad_norm = training.train_means()
         start_next_epoch(training)
     after, accuracy = evaluate(training.model, training.loss_fn, training.splits.test)
     assert after < before / 2
@@ -145,9 +150,7 @@ def test_the_loop_leaves_the_global_generator_alone() -> None:
 
 
 def test_evaluation_changes_nothing() -> None:
-    training = make_training(
-        model={"name": "resnet18", "width": 2}, dataset=SYNTHETIC | {"shape": [1, 8, 8]}
-    )
+    training = make_training(model={"name": "resnet18", "width": 2}, dataset=SYNTHETIC | {"shape": [1, 8, 8]})
     before = copy.deepcopy(training.model.state_dict())
     evaluate(training.model, training.loss_fn, training.splits.test)
     assert training.model.training
