@@ -114,7 +114,7 @@ class Config(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     """Every random stream is derived from it."""
     tuned: str | None = None
-    """How its learning rate and the like were chosen; `fgbench tune` writes it, figures and tables show it."""
+    """How its learning rate and the like were chosen; `fgbench tune` writes it, tables show it."""
     epochs: PositiveInt = 100
     """How often the training images are gone through."""
     batch_size: PositiveInt = 64

@@ -104,22 +104,22 @@ class EpochLoop:
         if not whole:
             self.save()
             raise Interrupted(self.stop.number, self.directory.path)
-        on_gpu = peak.mib is not None
-        row = _training_columns(training) | {
-            "peak_memory_mib": peak.mib - training.splits.bytes / measure.MIB
-            if on_gpu
-            else self.cpu_memory_mib,
-            "memory_source": "cuda-allocator" if on_gpu else "cpu-profiler",
-            "nvml_memory_mib": measure.nvml_process_memory_mib() if on_gpu else None,
-            "timing_note": load.reason,
-        }
+        row = _training_columns(training) | {"timing_note": load.reason}
+        if peak.mib is None:
+            row |= {"peak_memory_mib": self.cpu_memory_mib, "memory_source": "cpu-profiler"}
+        else:
+            row |= {
+                "peak_memory_mib": peak.mib - training.splits.bytes / measure.MIB,
+                "memory_source": "cuda-allocator",
+                "nvml_memory_mib": measure.nvml_process_memory_mib(),
+            }
         if self.world.size > 1 and training.step > first_step:
             row["bytes_sent_per_step"] = (self.world.bytes_sent - sent_before) / (training.step - first_step)
         start = time.perf_counter()
         row |= self.world.on_main(lambda: _evaluation_columns(training))
-        row["eval_time_s"] = time.perf_counter() - start
-        before = self.rows[-1]["elapsed_s"] if self.rows else 0.0
-        row["elapsed_s"] = before + training.epoch_time_s + row["eval_time_s"]
+        evaluation_s = time.perf_counter() - start
+        before_s = float(self.rows[-1]["elapsed_s"] or 0.0) if self.rows else 0.0
+        row |= {"eval_time_s": evaluation_s, "elapsed_s": before_s + training.epoch_time_s + evaluation_s}
         if self.config.diagnostics.every and (training.epoch + 1) % self.config.diagnostics.every == 0:
             row |= _diagnostic_columns(training)
         progress.report(row)

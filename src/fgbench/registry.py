@@ -122,7 +122,7 @@ TRAINERS = {
         "the gradient projected on guesses that come from auxiliary losses of each block",
         "Fournier et al. (2023), arXiv 2306.06968",
         bias="biased: a projection on the guess",
-        cost="1 + L/2, and a local backward pass of each block",
+        cost="3 + (L-1)/2, and local forward and backward passes of each of the L blocks",
     ),
     "feedback-forward-gradient": Component(
         "fgbench.trainers.feedback_forward_gradient:FeedbackForwardGradient",

@@ -23,7 +23,7 @@ def summarise(rows: Sequence[dict[str, Cell]]) -> dict[str, Any]:
     """
     last, steady = rows[-1], rows[1:] or rows
     judged = [row for row in rows if isinstance(row["val_accuracy"], float)]
-    best = max(judged, key=lambda row: row["val_accuracy"], default=None)
+    best = max(judged, key=lambda row: float(row["val_accuracy"] or 0.0), default=None)
     return {
         "epochs": last["epoch"],
         "final": {column: last[column] for column in FINAL},

@@ -180,7 +180,8 @@ def _choose_step(training: Training) -> Callable[[Tensor, Tensor], StepStats]:
             return trainer.sgd_step(model, training.loss_fn, inputs, labels, seeded(), lr)  # type: ignore[attr-defined]
 
     if hasattr(trainer, "sgd_step") and is_plain_sgd(optimizer) and training.clip_gradient_norm is None:
-        optimizer._opt_called = True  # or the schedule warns that the optimizer never stepped
+        # or the schedule warns that the optimizer never stepped
+        optimizer._opt_called = True  # type: ignore[attr-defined]
         return sgd_step
     return dense_step
 

@@ -1,0 +1,1 @@
+"""One file per rule that gives gradients. Imports no torch by itself."""

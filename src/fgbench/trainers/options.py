@@ -100,7 +100,7 @@ class FeedbackForwardGradientOptions(ForwardOptions):
     feedback_momentum: float = Field(default=0.99, ge=0.0, lt=1.0)
     """Momentum with which the feedback matrices average the directional derivatives of the outputs."""
     combine: Literal["direction", "projection"] = "direction"
-    """`direction`: the feedback direction as it is; `projection`: the gradient projected on it, by a second pass."""
+    """`direction`: the direction as it is; `projection`: the gradient projected on it (a pass more)."""
 
 
 class ZerothOrderOptions(TangentOptions):

@@ -58,12 +58,12 @@ def forward_mode_statistics(model: nn.Module, *, update: bool = True) -> Iterato
     momentum is 0 for the pass, so a second pass over the same batch leaves the statistics as the first one
     left them.
     """
-    norms = [
-        module
+    kept = [
+        (module, counter, module.momentum)
         for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.training and module.num_batches_tracked is not None
+        if isinstance(module, _BatchNorm) and module.training
+        if (counter := module.num_batches_tracked) is not None
     ]
-    kept = [(norm, norm.num_batches_tracked, norm.momentum) for norm in norms]
     for norm, counter, momentum in kept:
         norm.num_batches_tracked = None
         if not update:
