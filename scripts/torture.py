@@ -206,7 +206,7 @@ class Arena:
 def torture_kills(arena: Arena, count: int) -> Tally:
     """SIGKILL at random instants; gone on with, the run equals the undisturbed one."""
     tally, trainers = Tally(), list(TRAINERS)
-    for trial in arena.trials(count):
+    for trial in arena.trials(10 * count):
         if tally.outcomes["kills"] >= count:
             break
         trainer = trainers[trial % len(trainers)]
@@ -358,8 +358,8 @@ PARTS = {
 }
 
 
-def torture(counts: dict[str, int], seed: int) -> dict[str, Tally]:
-    """Run every part."""
+def torture(counts: dict[str, int], seed: int, report: Callable[[dict[str, Tally]], object]) -> bool:
+    """Run every part, reporting after each; whether nothing went wrong."""
     tallies = {}
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         _import_everything(Path(folder))
@@ -372,7 +372,8 @@ def torture(counts: dict[str, int], seed: int) -> dict[str, Tally]:
             )
             for failure in tallies[title].failures:
                 print(f"  WRONG: {failure}", flush=True)
-    return tallies
+            report(tallies)
+    return not any(tally.failures for tally in tallies.values())
 
 
 def _import_everything(folder: Path) -> None:
@@ -411,11 +412,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/reliability.md"))
     options = parser.parse_args()
     start = time.perf_counter()
-    tallies = torture(QUICK if options.quick else FULL, options.seed)
-    if not options.quick:
-        command = f"python scripts/torture.py --seed {options.seed}"
-        options.out.write_text(to_markdown(tallies, command, time.perf_counter() - start))
-    return int(any(tally.failures for tally in tallies.values()))
+    command = f"python scripts/torture.py --seed {options.seed}"
+
+    def write(tallies: dict[str, Tally]) -> None:
+        if not options.quick:
+            options.out.write_text(to_markdown(tallies, command, time.perf_counter() - start))
+
+    return int(not torture(QUICK if options.quick else FULL, options.seed, write))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,8 @@ def _mutate(config: dict[str, Any], dice: random.Random, kind: str) -> None:
     block = dice.choice(blocks)
     known = list(block)
     for kind_of_block, table in TABLES.items():
-        if block is config.get(kind_of_block) and (name := block.get("name")) in table:
+        name = block.get("name")
+        if block is config.get(kind_of_block) and isinstance(name, str) and name in table:
             known += options_model(kind_of_block, name).model_fields
     if not known:
         return
