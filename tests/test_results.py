@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -196,6 +197,15 @@ def test_a_second_process_is_told_who_holds_the_run_and_a_killed_one_holds_nothi
         except FgbenchError:
             time.sleep(0.05)
     pytest.fail("a dead process still holds the run directory")
+
+
+def test_a_holder_that_has_not_yet_said_its_name_is_waited_for(run):
+    with run.lock(), (run.path / ".lock").open("r+") as file:
+        name = file.read()
+        file.truncate(0)
+        threading.Timer(0.1, lambda: (run.path / ".lock").write_text(name)).start()
+        with pytest.raises(FgbenchError, match=f"process {os.getpid()} on"), RunDirectory(run.path).lock():
+            pass
 
 
 def test_a_run_of_another_host_is_refused_unless_forced(run):

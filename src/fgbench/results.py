@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.files import append_line, atomic_write, refuse
@@ -120,9 +120,9 @@ class RunDirectory:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise FgbenchError(f"{self.path} is in use by {holder}; this run was left alone") from None
+                raise FgbenchError(
+                    f"{self.path} is in use by {_read_holder(file)}; this run was left alone"
+                ) from None
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                     refuse(self.path / ".lock", error)
@@ -254,6 +254,15 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """What ``write_summary`` wrote; empty where there is none."""
         return self._read_json("summary.json")
+
+
+def _read_holder(file: TextIO) -> str:
+    for _ in range(50):  # whoever has just got the lock is about to write its name
+        file.seek(0)
+        if name := file.read().strip():
+            return name
+        time.sleep(0.02)
+    return "another process"
 
 
 def _csv_line(cells: tuple[str, ...] | list[str]) -> str:
