@@ -19,8 +19,8 @@ from fgbench.trainers.tangents import sample_tangents
 
 STANDARD_ERRORS = 4.0
 """How far a mean may lie from its expected value."""
-EPSILON = 1e-8
-"""Half the distance of the central difference, in float64: so small that hardly any ReLU switches within."""
+EPSILON = 1e-10
+"""Half the distance of the central difference, in float64: so small that no ReLU of a deep network switches within."""
 
 
 @dataclass(frozen=True)
