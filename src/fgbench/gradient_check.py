@@ -20,7 +20,7 @@ from fgbench.trainers.tangents import sample_tangents
 STANDARD_ERRORS = 4.0
 """How far a mean may lie from its expected value."""
 EPSILON = 1e-10
-"""Half the distance of the central difference, in float64: so small that no ReLU switches within, however deep."""
+"""Half the distance of the central difference, in float64: so small that no ReLU switches within."""
 
 
 @dataclass(frozen=True)
