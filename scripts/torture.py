@@ -44,7 +44,7 @@ PART_S = 1200
 HUNG = 124
 MEMORY = 6 * 2**30
 FULL = {"kills": 100, "configs": 2000, "damages": 60, "full disks": 40, "races": 14}
-QUICK = {"kills": 4, "configs": 60, "damages": 8, "full disks": 5, "races": 2}
+QUICK = {"kills": 3, "configs": 40, "damages": 3, "full disks": 3, "races": 2}
 
 
 @dataclass
