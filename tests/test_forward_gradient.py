@@ -7,7 +7,7 @@ from torch import nn
 from fgbench.errors import ConfigError
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.forward_gradient import ForwardGradient
-from fgbench.trainers.tangents import sample_tangents
+from fgbench.trainers.sampling import sample_tangents
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import TRAINERS, load, options_model
-from fgbench.trainers import tangents
+from fgbench.trainers import sampling
 from fgbench.trainers.backprop import Backprop
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
@@ -262,7 +262,7 @@ class SameDevice(TorchFunctionMode):
 @pytest.mark.parametrize("options", [{}, {"exact_output": True}], ids=str)
 def test_all_of_a_step_is_on_the_device_of_the_model(name, options, monkeypatch):
     monkeypatch.setattr(torch, "Generator", FakeCudaGenerator)
-    tangents._sign_table.cache_clear()
+    sampling._sign_table.cache_clear()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
             model = nn.Sequential(
@@ -278,4 +278,4 @@ def test_all_of_a_step_is_on_the_device_of_the_model(name, options, monkeypatch)
                 "cuda"
             }
     finally:
-        tangents._sign_table.cache_clear()
+        sampling._sign_table.cache_clear()

@@ -15,7 +15,7 @@ from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.base import LossFunction, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, mean_loss, trainable_parameters
-from fgbench.trainers.tangents import sample_tangents
+from fgbench.trainers.sampling import sample_tangents
 
 STANDARD_ERRORS = 4.0
 """How far a mean may lie from its expected value."""

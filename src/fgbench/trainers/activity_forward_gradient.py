@@ -12,7 +12,7 @@ from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ActivityForwardGradientOptions
 from fgbench.trainers.passes import DropoutReplay, gradient_norm
-from fgbench.trainers.tangents import sample_tangents
+from fgbench.trainers.sampling import sample_tangents
 
 
 class ActivityForwardGradient(Trainer):

@@ -1,33 +1,22 @@
-"""What each layer does to a pair (value, tangent) when its weights have rank-one tangents.
+"""What each layer does to a pair (value, tangent).
 
-``torch.func.jvp`` computes two products for a layer with a tangent V: W applied to the incoming tangent and
-V applied to the value, and never notices that V x is a number per sample times a vector. A
-``TorchFunctionMode`` inside the forward-mode pass catches the layers it knows, takes the pair apart, and
-puts together the pair that comes out.
+Torch's own forward mode computes two products for a layer whose weight W has a tangent V: W applied to the
+incoming tangent and V applied to the value. It never notices that V x is a number per sample times a vector
+where V has rank one, makes a second product where there is no incoming tangent, and copies what could be
+changed in place. A ``TorchFunctionMode`` inside the forward-mode pass catches the layers it knows, takes the
+pair apart, and puts together the pair that comes out.
 """
 
-import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-INERT = {
-    *(
-        getattr(Tensor, name).__get__
-        for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout")
-    ),
-    *(
-        getattr(Tensor, name)
-        for name in ("size", "dim", "numel", "stride", "is_floating_point", "is_contiguous")
-    ),
-}  # ask a tensor what it is: a parameter used in no other way has not been used
-
+from fgbench.trainers.watch import INERT, Call, references
 
 CHUNK_ENTRIES = 2**18  # 1 MiB
 
@@ -67,26 +56,12 @@ def in_memory_order(entries: Tensor, weight: Tensor) -> Tensor:
     return entries.unflatten(-1, weight.shape)
 
 
-class Call(NamedTuple):
-    """A call of a torch function in a forward pass, as it is seen every time.
-
-    Attributes:
-        func: the function.
-        references: how many there were to its first argument.
-        last_use: whether that argument was gone when the next function was called.
-    """
-
-    func: Callable[..., Any]
-    references: int
-    last_use: bool
-
-
 class DualPass(TorchFunctionMode):
     """Within, known layers carry tangents as cheaply as they can; everything else is torch's forward mode.
 
     Args:
-        tangents: by ``id`` of the parameter: factors, or a full tangent. calls: of the model's forward pass,
-        as :class:`Watch` saw them; lets a layer free its input as soon as it
+        tangents: by ``id`` of the parameter: factors, or a full tangent.
+        calls: of the model's forward pass, as ``Watch`` saw them; lets a layer free its input as soon as it
             has read it, where the caller, who still refers to it, is known to drop it next. None under
             ``vmap``, where nothing can be done in place.
     """
@@ -143,23 +118,26 @@ class DualPass(TorchFunctionMode):
         return forward_ad.make_dual(param.detach(), tangent)
 
     def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Pair (x, t) to (W x + b, W t + u (w . x) + b')."""
-        factors = self.tangents.get(id(weight))
-        if not isinstance(factors, Factors):
+        """Pair (x, t) to (W x + b, W t + V x + b'), where V x = u (w . x) for V = u w^T."""
+        direction = self.tangents.get(id(weight))
+        if direction is None:
             return self.otherwise(F.linear, input, weight, bias)
         value, tangent = self._parts(input)
         bias, bias_tangent = self._pair(bias)
         output = F.linear(value, weight, bias)
-        scale = (value @ factors.inputs.to(value.dtype)).unsqueeze(-1).to(output.dtype)
-        rows = factors.rows.to(output.dtype)
-        if tangent is None:
-            carried = (
-                scale * rows
-                if bias_tangent is None
-                else torch.addcmul(bias_tangent.to(output.dtype), scale, rows)
-            )
+        if isinstance(direction, Factors):
+            scale = (value @ direction.inputs.to(value.dtype)).unsqueeze(-1).to(output.dtype)
+            rows = direction.rows.to(output.dtype)
+            if tangent is not None:
+                carried = self._add_outer(F.linear(tangent, weight, bias_tangent), scale, rows)
+            elif bias_tangent is None:
+                carried = scale * rows
+            else:
+                carried = torch.addcmul(bias_tangent.to(output.dtype), scale, rows)
         else:
-            carried = self._add_outer(F.linear(tangent, weight, bias_tangent), scale, rows)
+            carried = F.linear(value, direction, bias_tangent)
+            if tangent is not None:
+                carried = carried.add_(F.linear(tangent, weight))
         return join(output, carried)
 
     def conv2d(
@@ -172,24 +150,23 @@ class DualPass(TorchFunctionMode):
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        """As ``linear``; V x is u times the convolution of one channel, the sum of all, with k."""
-        factors = self.tangents.get(id(weight))
-        if not isinstance(factors, Factors) or input.dim() != 4:
+        """As ``linear``; for V = u x c x k, V x is u times the convolution of one channel, c . x, with k."""
+        direction = self.tangents.get(id(weight))
+        if direction is None or input.dim() != 4:
             return self.otherwise(F.conv2d, input, weight, bias, stride, padding, dilation, groups)
-        assert factors.kernel is not None
         value, tangent = self._parts(input)
         bias, bias_tangent = self._pair(bias)
         geometry = (stride, padding, dilation)
         output = F.conv2d(value, weight, bias, *geometry, groups)
-        inputs, kernel = factors.inputs.to(value.dtype), factors.kernel.to(value.dtype)
-        if groups == 1:
-            channel = (value.permute(0, 2, 3, 1) @ inputs).unsqueeze(1)
-            scale = F.conv2d(channel, kernel[None, None], None, *geometry).to(output.dtype)
-        else:
-            one = (inputs[:, None, None] * kernel).expand(groups, -1, -1, -1)
-            each = F.conv2d(value, one, None, *geometry, groups).to(output.dtype)
-            scale = each.repeat_interleave(len(weight) // groups, 1)
-        rows = factors.rows.to(output.dtype)
+        if not isinstance(direction, Factors):
+            carried = F.conv2d(value, direction, bias_tangent, *geometry, groups)
+            if tangent is not None:
+                if self.last_use:
+                    release(input, value)
+                carried = carried.add_(F.conv2d(tangent, weight, None, *geometry, groups))
+            return join(output, carried)
+        scale = _one_channel(value, direction, geometry, groups, len(weight)).to(output.dtype)
+        rows = direction.rows.to(output.dtype)
         if tangent is not None:
             if self.last_use:
                 release(input, value)
@@ -290,53 +267,17 @@ class DualPass(TorchFunctionMode):
         return value, tangent
 
 
-class Watch(TorchFunctionMode):
-    """Notes the calls of a forward pass, and which parameters are used only as weights of known layers.
-
-    Attributes:
-        calls: all of them, once the block is left.
-        weights: ``id`` of what was the weight of a linear layer or convolution.
-        others: ``id`` of parameters that were used in other ways.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: set[int] = set()
-        self.others: set[int] = set()
-        self.calls: list[Call] = []
-        self._last: tuple[Callable[..., Any], int, Any] | None = None
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        self._close()
-        count = references(args)
-        reference = weakref.ref(args[0]) if args and isinstance(args[0], Tensor) else None
-        self._last = (func, count, reference)
-        values = dict(enumerate(args)) | (kwargs or {})
-        if func in (F.linear, F.conv2d):
-            self.weights.add(id(values.pop(1, values.pop("weight", None))))
-        if func not in INERT:
-            self.others.update(id(value) for value in values.values() if isinstance(value, nn.Parameter))
-        return func(*args, **(kwargs or {}))
-
-    def __exit__(self, *error: Any) -> None:
-        self._close()
-        super().__exit__(*error)
-
-    def _close(self) -> None:
-        if self._last is not None:
-            func, count, reference = self._last
-            self.calls.append(Call(func, count, reference is not None and reference() is None))
-
-
-def references(args: tuple[Any, ...]) -> int:
-    """How many references there are to the first argument of a call."""
-    return sys.getrefcount(args[0]) if args else 0
+def _one_channel(
+    value: Tensor, factors: Factors, geometry: tuple[Any, Any, Any], groups: int, outputs: int
+) -> Tensor:
+    """(c x k) convolved with a value, shape (B, 1 or outputs, height, width)."""
+    assert factors.kernel is not None
+    inputs, kernel = factors.inputs.to(value.dtype), factors.kernel.to(value.dtype)
+    if groups == 1:
+        channel = (value.permute(0, 2, 3, 1) @ inputs).unsqueeze(1)
+        return F.conv2d(channel, kernel[None, None], None, *geometry)
+    one = (inputs[:, None, None] * kernel).expand(groups, -1, -1, -1)
+    return F.conv2d(value, one, None, *geometry, groups).repeat_interleave(outputs // groups, 1)
 
 
 def join(value: Tensor, tangent: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.options import FeedbackForwardGradientOptions
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm
-from fgbench.trainers.tangents import sample_tangents
+from fgbench.trainers.sampling import sample_tangents
 
 
 class FeedbackForwardGradient(Trainer):

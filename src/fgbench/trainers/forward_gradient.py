@@ -13,10 +13,8 @@ from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ForwardGradientOptions
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm
 from fgbench.trainers.rank_one import RankOneTangents
-from fgbench.trainers.tangents import FullTangents, Pass
+from fgbench.trainers.tangents import FullTangents, Pass, Tangents
 from fgbench.trainers.workers import Workers
-
-Tangents = FullTangents | RankOneTangents
 
 
 class ForwardGradient(Trainer):
@@ -49,7 +47,7 @@ class ForwardGradient(Trainer):
     def __init__(self, options: Any = None, **changes: Any) -> None:
         super().__init__(options, **changes)
         self.workers = Workers()
-        self._rank_one: tuple[weakref.ref[nn.Module], RankOneTangents] | None = None
+        self._tangents: tuple[weakref.ref[nn.Module], Tangents] | None = None
 
     @torch.no_grad()
     def compute_gradients(
@@ -126,7 +124,7 @@ class ForwardGradient(Trainer):
         options = self.options
         total, chunk = options.tangents, min(options.chunk or options.tangents, options.tangents)
         with OutputLayer(model) if options.exact_output else nullcontext() as output:
-            tangents: Any = self.tangents_for(model, inputs, () if output is None else output.names)
+            tangents = self.tangents_for(model, inputs, () if output is None else output.names)
             together = options.structure == "rank1" or options.combine == "projection"
             at_once = total if together else chunk
             replay = DropoutReplay(model, inputs.device) if chunk < total else nullcontext()
@@ -182,8 +180,10 @@ class ForwardGradient(Trainer):
 
     def tangents_for(self, model: nn.Module, inputs: Tensor, exclude: Collection[str] = ()) -> Tangents:
         """The tangents of a model's trainable parameters, those of ``exclude`` left out."""
-        if self.options.structure == "full":
-            return FullTangents(model, self.options.guess, exclude)
-        if self._rank_one is None or self._rank_one[0]() is not model or not self._rank_one[1].fits(model):
-            self._rank_one = weakref.ref(model), RankOneTangents(model, inputs, exclude)
-        return self._rank_one[1]
+        if self._tangents is None or self._tangents[0]() is not model or not self._tangents[1].fits(model):
+            if self.options.structure == "rank1":
+                tangents: Tangents = RankOneTangents(model, inputs, exclude)
+            else:
+                tangents = FullTangents(model, inputs, self.options.guess, exclude)
+            self._tangents = weakref.ref(model), tangents
+        return self._tangents[1]

@@ -21,7 +21,7 @@ from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.blocks import Block, Value, cut_model, output_shapes, stack_tangents
 from fgbench.trainers.options import GuidedForwardGradientOptions
 from fgbench.trainers.passes import gradient_norm, sample_losses
-from fgbench.trainers.tangents import sample_tangents
+from fgbench.trainers.sampling import sample_tangents
 
 
 class GuidedForwardGradient(Trainer):

@@ -1,20 +1,21 @@
-"""Random directions: where a forward gradient's tangents come from."""
+"""The directions a forward gradient is taken along, and the derivatives along them in one forward pass."""
 
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, jvp, vmap
 
 from fgbench.trainers.base import LossFunction
+from fgbench.trainers.dual_pass import DualPass, Factors
 from fgbench.trainers.exact_output import OutputLayer
-from fgbench.trainers.passes import gradient_norm, mean_loss, trainable_parameters
-
-ALIGNMENT = 16  # entries; each parameter's tangent starts on a cache line
-NORMAL_CHUNK = 2**17  # entries one generator draws; fixed, so the bits do not depend on the number of threads
+from fgbench.trainers.passes import forward_mode_statistics, gradient_norm, sample_losses
+from fgbench.trainers.sampling import sample_tangents
+from fgbench.trainers.watch import Watch
 
 
 class Pass(NamedTuple):
@@ -33,36 +34,93 @@ class Pass(NamedTuple):
     derivatives: Tensor
 
 
-def along_all(along: Callable[[Any], Pass], drawn: Any) -> Pass:
-    """One pass along all tangents together, given the pass along one; the values are computed once."""
-    out_dims: Any = (None, None, None, 0)
-    return Pass(*vmap(lambda one: tuple(along(one)), out_dims=out_dims, randomness="same")(drawn))
+class Tangents(ABC):
+    """Tangents of a model's trainable parameters: how they are drawn, and what is done with them.
 
+    ``drawn`` stands for K tangents in whatever form the subclass keeps them.
 
-class FullTangents:
-    """Tangents with an entry of their own for every parameter.
+    Args:
+        model: watched during one forward pass, which leaves it as it was.
+        inputs: a batch.
+        exclude: names of parameters that have no tangent.
 
-    ``drawn`` is what ``sample`` gives: a tensor per parameter with the tangents as first dimension.
+    Attributes:
+        params: by name, every trainable parameter not excluded.
+        num_entries: of a tangent, all parameters together.
+        watch: how the model's forward pass uses its parameters.
     """
 
-    def __init__(self, model: nn.Module, guess: str, exclude: Collection[str] = ()) -> None:
-        self.guess = guess
-        self.params = {
-            name: param for name, param in trainable_parameters(model).items() if name not in exclude
-        }
+    def __init__(self, model: nn.Module, inputs: Tensor, exclude: Collection[str] = ()) -> None:
+        self.exclude = frozenset(exclude)
+        self.params = self._trainable(model)
         self.num_entries = sum(param.numel() for param in self.params.values())
+        self.dtype = next((param.dtype for param in self.params.values()), torch.float32)
+        self.watch = Watch()
+        devices = (
+            [inputs.device] if torch.cuda.is_initialized() and inputs.is_cuda else []
+        )  # not if simulated
+        with (
+            torch.random.fork_rng(devices),
+            forward_mode_statistics(model, update=False),
+            torch.no_grad(),
+            self.watch,
+        ):
+            model(inputs)
+        self._out_of_sight = [
+            name for name, param in self.params.items() if not self.watch.saw(param)
+        ]  # no torch function is given them directly
 
-    def sample(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
-        """``count`` tangents; asking in portions gives the same ones."""
-        return sample_tangents(self.params, self.guess, generator, count)
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the model still has the parameters it had."""
+        params, now = list(self.params.values()), list(self._trainable(model).values())
+        return len(now) == len(params) and all(a is b for a, b in zip(now, params, strict=True))
 
-    def join(self, sets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Several sets of tangents as one."""
-        return {name: torch.cat([drawn[name] for drawn in sets]) for name in sets[0]}
+    def _trainable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return {
+            name: param
+            for name, param in model.named_parameters()
+            if param.requires_grad and name not in self.exclude
+        }
 
-    def rows(self, drawn: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    @abstractmethod
+    def sample(self, generator: torch.Generator, count: int) -> Any:
+        """Draw ``count`` tangents; asking in portions gives the same ones."""
+
+    @abstractmethod
+    def join(self, sets: list[Any]) -> Any:
+        """Several draws as one."""
+
+    @abstractmethod
+    def rows(self, drawn: Any, start: int, stop: int) -> Any:
         """Some of the tangents."""
-        return {name: tangent[start:stop] for name, tangent in drawn.items()}
+
+    @abstractmethod
+    def count(self, drawn: Any) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def first(self, drawn: Any) -> Any:
+        """The first of the tangents, as ``along`` takes one."""
+
+    @abstractmethod
+    def along(self, one: Any) -> Mapping[str, Factors | Tensor]:
+        """One tangent by the parameters' names."""
+
+    @abstractmethod
+    def weighted_sum(self, drawn: Any, weights: Tensor) -> dict[str, Tensor]:
+        """sum_k weights_k v_k for each parameter."""
+
+    @abstractmethod
+    def add_to_parameters(self, drawn: Any, weights: Tensor) -> None:
+        """Add sum_k weights_k v_k to the parameters in place."""
+
+    @abstractmethod
+    def norm(self, drawn: Any, weights: Tensor) -> Tensor:
+        """Euclidean norm of sum_k weights_k v_k, shape ()."""
+
+    @abstractmethod
+    def products(self, drawn: Any) -> Tensor:
+        """<v_j, v_k> of all pairs, shape (K, K), float64."""
 
     def derivatives(
         self,
@@ -70,25 +128,76 @@ class FullTangents:
         loss_fn: LossFunction,
         inputs: Tensor,
         labels: Tensor,
-        drawn: dict[str, Tensor],
+        drawn: Any,
         output: OutputLayer | None = None,
     ) -> Pass:
-        """One pass along all tangents together."""
-        mean = mean_loss(model, loss_fn, inputs, labels)
+        """One pass along all tangents together; the values are computed once."""
+        values = {name: self.params[name].detach() for name in self._out_of_sight}
+        calls = self.watch.calls if self.count(drawn) == 1 else None
 
-        def function(params: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            loss, outputs = mean(params)
+        def function(
+            duals: dict[str, Tensor], tangents: Mapping[str, Factors | Tensor]
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            with DualPass({id(self.params[name]): each for name, each in tangents.items()}, calls):
+                outputs = functional_call(model, duals, (inputs,)) if duals else model(inputs)
+                loss = sample_losses(loss_fn, outputs, labels).mean()
             return loss, (outputs, outputs.new_empty(0) if output is None else output.input)
 
-        def along(tangent: dict[str, Tensor]) -> Pass:
-            result: Any = jvp(function, (self.params,), (tangent,), has_aux=True)
-            loss, derivative, (outputs, features) = result
-            return Pass(loss, outputs, features, derivative)
+        if calls is not None:  # without functorch's layers, which cost time at every operation
+            with forward_ad.dual_level():
+                tangents: Any = self.along(self.first(drawn))
+                duals = {name: forward_ad.make_dual(value, tangents[name]) for name, value in values.items()}
+                loss, (outputs, features) = function(duals, tangents)
+                loss, derivative = forward_ad.unpack_dual(loss)
+                derivative = torch.zeros_like(loss) if derivative is None else derivative
+                return Pass(loss, forward_ad.unpack_dual(outputs).primal, features, derivative[None])
+        start = inputs.new_zeros(())  # jvp wants an argument even when every parameter is in sight
 
-        if all(len(tangent) == 1 for tangent in drawn.values()):  # vmap costs time at every operation
-            result = along({name: tangent[0] for name, tangent in drawn.items()})
-            return result._replace(derivatives=result.derivatives[None])
-        return along_all(along, drawn)
+        def along(one: Any) -> tuple[Tensor, ...]:
+            tangents: Any = self.along(one)
+            directions = {name: tangents[name] for name in values}
+            result: Any = jvp(
+                lambda duals, _: function(duals, tangents), (values, start), (directions, start), has_aux=True
+            )
+            loss, derivative, (outputs, features) = result
+            return loss, outputs, features, derivative
+
+        out_dims: Any = (None, None, None, 0)
+        return Pass(*vmap(along, out_dims=out_dims, randomness="same")(drawn))
+
+
+class FullTangents(Tangents):
+    """Tangents with an entry of their own for every parameter: a tensor (K, ...) for each, by name."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, guess: str = "normal", exclude: Collection[str] = ()
+    ) -> None:
+        super().__init__(model, inputs, exclude)
+        self.guess = guess
+
+    def sample(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        """See :func:`sample_tangents`."""
+        return sample_tangents(self.params, self.guess, generator, count)
+
+    def join(self, sets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Several draws as one."""
+        return {name: torch.cat([drawn[name] for drawn in sets]) for name in sets[0]}
+
+    def rows(self, drawn: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+        """Some of the tangents."""
+        return {name: tangent[start:stop] for name, tangent in drawn.items()}
+
+    def count(self, drawn: dict[str, Tensor]) -> int:
+        """How many there are."""
+        return max(map(len, drawn.values()), default=1)
+
+    def first(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The first of them."""
+        return {name: tangent[0] for name, tangent in drawn.items()}
+
+    def along(self, one: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One tangent by name, as it is."""
+        return one
 
     def weighted_sum(self, drawn: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
         """sum_k weights_k v_k for each parameter."""
@@ -98,11 +207,15 @@ class FullTangents:
         """Add sum_k weights_k v_k to the parameters in place."""
         for name, tangents in drawn.items():
             for tangent, weight in zip(tangents, weights.to(tangents.dtype), strict=True):
-                self.params[name].addcmul_(tangent, weight)
+                self.params[name].detach().addcmul_(tangent, weight)
 
     def norm(self, drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
-        """Euclidean norm of sum_k weights_k v_k, shape (), for a single tangent."""
-        return gradient_norm(tangent[0] for tangent in drawn.values()) * weights[0].abs()
+        """Euclidean norm of sum_k weights_k v_k, shape ()."""
+        if len(weights) > 1:
+            return gradient_norm(self.weighted_sum(drawn, weights).values())
+        if self.guess == "normal":
+            return gradient_norm(self.first(drawn).values()) * weights[0].abs()
+        return weights[0].abs() * math.sqrt(self.num_entries)  # as long as all the others
 
     def products(self, drawn: dict[str, Tensor]) -> Tensor:
         """<v_j, v_k> of all pairs, shape (K, K), float64."""
@@ -118,108 +231,3 @@ def _weighted(tangents: Tensor, weights: Tensor) -> Tensor:
     for tangent, weight in zip(tangents, weights.to(tangents.dtype), strict=True):
         total.addcmul_(tangent, weight)
     return total
-
-
-def sample_tangents(
-    params: Mapping[str, Tensor], guess: str, generator: torch.Generator, count: int | None = None
-) -> dict[str, Tensor]:
-    """Tangents for all parameters: independent of each other, zero mean, unit variance per entry.
-
-    The same generator state gives the same tangents on any number of threads.
-
-    Args:
-        params: what to make tangents for: shapes, dtypes and memory formats are taken from here.
-        guess: ``normal``; ``rademacher``: +1 or -1; ``sphere``: uniform on the sphere of radius sqrt(P);
-            P counts the entries of all parameters together.
-        generator: on the parameters' device.
-        count: how many tangents, as a new first dimension; None: one, without it.
-
-    Returns:
-        One tensor per parameter, in one block of memory per dtype.
-    """
-    tangents = _blocks(
-        params, _fill_rademacher if guess == "rademacher" else _fill_normal, generator, count or 1
-    )
-    if guess == "sphere":
-        _scale_to_sphere(tangents)
-    return tangents if count is not None else {name: tangent[0] for name, tangent in tangents.items()}
-
-
-def random_signs(
-    size: int, generator: torch.Generator, dtype: torch.dtype = torch.float32, out: Tensor | None = None
-) -> Tensor:
-    """Independent +1 and -1 with probability 1/2 each, shape (size,): one random bit for each."""
-    device = generator.device
-    words = torch.empty(-(-size // 64), dtype=torch.int64, device=device).random_(
-        -(2**63), None, generator=generator
-    )
-    octets = words.view(torch.uint8).int()
-    table = _sign_table(device, dtype)
-    if out is not None and size % 64 == 0:
-        torch.index_select(table, 0, octets, out=out.view(-1, 8))
-        return out
-    signs = table.index_select(0, octets).view(-1)[:size]
-    return signs if out is None else out.copy_(signs)
-
-
-@cache
-def _sign_table(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Row b: the eight bits of the octet b as +1 and -1."""
-    octets = torch.arange(256, device=device)[:, None]
-    return ((octets >> torch.arange(8, device=device)) & 1).to(dtype) * 2 - 1
-
-
-def _blocks(
-    params: Mapping[str, Tensor],
-    fill: Callable[[Tensor, torch.Generator], None],
-    generator: torch.Generator,
-    count: int,
-) -> dict[str, Tensor]:
-    """``count`` filled tensors per parameter, shape (count, ...), each with the parameter's strides."""
-    tangents = {}
-    for dtype in dict.fromkeys(param.dtype for param in params.values()):
-        group = {name: param for name, param in params.items() if param.dtype == dtype}
-        sizes = {name: -(-param.numel() // ALIGNMENT) * ALIGNMENT for name, param in group.items()}
-        total = -(-sum(sizes.values()) // 64) * 64
-        block = torch.empty(count, total, dtype=dtype, device=generator.device)
-        for row in block:
-            fill(row, generator)
-        offset = 0
-        for name, param in group.items():
-            strides = torch.empty_like(param, device="meta").stride()
-            tangents[name] = block.as_strided((count, *param.shape), (total, *strides), offset)
-            offset += sizes[name]
-    return {name: tangents[name] for name in params}
-
-
-def _fill_rademacher(row: Tensor, generator: torch.Generator) -> None:
-    random_signs(len(row), generator, row.dtype, out=row)
-
-
-def _fill_normal(row: Tensor, generator: torch.Generator) -> None:
-    """Standard normal entries; on a CPU, where torch draws them on one thread, chunk by chunk on several."""
-    if row.device.type != "cpu" or len(row) <= NORMAL_CHUNK:
-        row.normal_(generator=generator)
-        return
-    chunks = row.split(NORMAL_CHUNK)
-    seeds = torch.empty(len(chunks), dtype=torch.int64).random_(generator=generator).tolist()
-
-    def draw(chunk: Tensor, seed: int) -> None:
-        chunk.normal_(generator=torch.Generator().manual_seed(seed))
-
-    list(_workers(torch.get_num_threads()).map(draw, chunks, seeds))
-
-
-@cache
-def _workers(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="tangents")
-
-
-def _scale_to_sphere(tangents: dict[str, Tensor]) -> None:
-    """Give every tangent, all parameters together, the length sqrt(P)."""
-    values = list(tangents.values())
-    entries = sum(value[0].numel() for value in values)
-    squares = torch.stack([value.flatten(1).double().square().sum(1) for value in values]).sum(0)
-    scale = (entries / squares).sqrt()
-    for value in values:
-        value.mul_(scale.to(value.dtype).view(-1, *[1] * (value.dim() - 1)))

@@ -16,7 +16,7 @@ from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ZerothOrderOptions
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm, sample_losses
-from fgbench.trainers.tangents import sample_tangents
+from fgbench.trainers.sampling import sample_tangents
 from fgbench.trainers.workers import Workers
 
 
