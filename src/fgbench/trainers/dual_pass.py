@@ -72,13 +72,16 @@ class DualPass(TorchFunctionMode):
         self.in_place = calls is not None
         self.calls = iter(calls or ())
         self.last_use = False
-        self.rules: dict[Any, Callable[..., Any]] = {F.linear: self.linear, F.conv2d: self.conv2d}
+        self.rules: dict[Any, Callable[..., Any]] = {
+            F.linear: self.linear,
+            F.conv2d: self.conv2d,
+            F.relu: self.relu,
+            torch.relu_: self.relu_,
+            Tensor.relu_: self.relu_,
+        }
         if self.in_place:
             self.rules |= {
                 F.batch_norm: self.batch_norm,
-                F.relu: self.relu,
-                torch.relu_: self.relu_,
-                Tensor.relu_: self.relu_,
                 F.max_pool2d: self.max_pool2d,
                 torch.max_pool2d: self.max_pool2d,
                 Tensor.__iadd__: self.add_,
@@ -171,7 +174,11 @@ class DualPass(TorchFunctionMode):
             if self.last_use:
                 release(input, value)
             carried = F.conv2d(tangent, weight, bias_tangent, *geometry, groups)
-            carried = self._add_outer(carried, scale, rows[:, None, None])
+            if carried.stride(1) == 1:  # channels_last: or the product is made in another order of memory
+                moved = self._add_outer(carried.permute(0, 2, 3, 1), scale.permute(0, 2, 3, 1), rows)
+                carried = moved.permute(0, 3, 1, 2)
+            else:
+                carried = self._add_outer(carried, scale, rows[:, None, None])
         else:
             start = torch.zeros_like(rows) if bias_tangent is None else bias_tangent.to(output.dtype)
             if output.is_contiguous(memory_format=torch.channels_last):  # or make_dual copies
@@ -218,8 +225,10 @@ class DualPass(TorchFunctionMode):
         """Pair (x, t) to (max(x, 0), t where x > 0), both in place."""
         value, tangent = forward_ad.unpack_dual(input)
         value.relu_()
-        if tangent is not None:
+        if tangent is not None and self.in_place:
             torch.ops.aten.threshold_backward.grad_input(tangent, value, 0, grad_input=tangent)
+        elif tangent is not None:  # vmap's rule for it repeats the value for every tangent
+            tangent.mul_((value > 0).to(tangent.dtype))
         return input
 
     def max_pool2d(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
