@@ -2,6 +2,7 @@ import csv
 import json
 
 import pytest
+import torch
 
 from fgbench import bench
 from fgbench.bench_report import BenchRow, noise, ratio
@@ -22,7 +23,8 @@ def test_spread_of_backprop_or_a_busy_machine_is_called_noise():
 
 def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
-    text = bench.run_bench(["fc"], [4], quick=True, rounds=2, out=tmp_path, device="cpu")
+    told: list[str] = []
+    written = bench.run_bench(["fc"], [4], quick=True, rounds=2, out=tmp_path, device="cpu", say=told.append)
     assert {each.name for each in tmp_path.iterdir()} == {"bench.csv", "bench.json", "bench.png", "bench.svg"}
     rows = {row["case"]: row for row in csv.DictReader((tmp_path / "bench.csv").open())}
     assert set(rows) == {bench.FORWARD, bench.TEXTBOOK, *bench.VARIANTS} - {
@@ -40,7 +42,36 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     document = json.loads((tmp_path / "bench.json").read_text())
     assert document["environment"]["torch"]
     assert len(document["rows"]) == len(rows)
-    assert "forward-gradient, rank-one" in text
+    assert written.startswith(f"written: {tmp_path}/bench.csv")
+    assert len(told) == 1
+    assert "forward-gradient, rank-one" in told[0]
+
+
+def test_bench_writes_what_is_done_before_the_next_model(tmp_path, monkeypatch):
+    def measure(model, *_, **__):
+        if model == "cnn":
+            raise KeyboardInterrupt
+        times = dict.fromkeys(("times_s", "forward_s", "backprop_s"), (1.0, 1.0))
+        return [BenchRow(model, 4, "backprop", **times, peak_memory_mib=1.0)]
+
+    monkeypatch.setattr(bench, "bench_model", measure)
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        bench.run_bench(["fc", "cnn"], [4], out=tmp_path, device="cpu", say=told.append)
+    assert [row["model"] for row in csv.DictReader((tmp_path / "bench.csv").open())] == ["fc"]
+    assert len(told) == 1
+
+
+def test_what_the_training_loop_adds_is_measured_against_the_bare_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
+    keep = dict.fromkeys(bench.IN_LOOP)
+    monkeypatch.setattr(bench, "VARIANTS", {name: bench.VARIANTS[name] for name in keep})
+    rows = {row.case: row for row in bench.bench_model("fc", 4, torch.device("cpu"), 2)}
+    for name in keep:
+        row = rows[f"{name}, in the training loop"]
+        assert row.bare_s == rows[name].times_s
+        assert row.columns()["time_to_bare_step"] > 0
+        assert "peak_memory_mib" not in row.columns()
 
 
 def test_trainers_that_refuse_a_model_are_listed_with_the_reason():

@@ -16,18 +16,23 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from fgbench import measure
-from fgbench.bench_report import BenchRow, write_report
+from fgbench.bench_report import BenchRow, table, write_report
+from fgbench.datasets.base import Split, Splits
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
+from fgbench.optimizer_options import ScheduleOptions
+from fgbench.optimizers import build_schedule
 from fgbench.registry import MODELS, TRAINERS, load, options_model
 from fgbench.streams import derive_generator
 from fgbench.trainers.base import Trainer
 from fgbench.trainers.forward_gradient import ForwardGradient
+from fgbench.training import Training, start_next_epoch, train_epoch
 
 IMAGE_SHAPE = (1, 28, 28)
 CLASSES = 10
 LEARNING_RATE = 1e-6  # the values must stay finite for hundreds of steps of noisy gradients
 TURN_S = 0.03  # a turn repeats short steps to about this long
+LOOP_TURN_S, LOOP_STEPS = 0.1, 100  # and goes round the training loop for so long, or so many steps
 LOSS = nn.CrossEntropyLoss(reduction="none")
 
 FORWARD, BACKPROP = "forward only", "backprop"
@@ -48,6 +53,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in TRAINERS if name not in ("backprop", "forward-gradient")},
 }
 TEXTBOOK = "textbook forward gradient (reference)"
+IN_LOOP = (BACKPROP, "forward-gradient, rank-one")
+"""Cases that are also measured inside the training loop, which adds batches, sums, schedule and seeds."""
 
 
 @dataclass
@@ -60,6 +67,8 @@ class Case:
         model: what the step trains.
         parts: shorter pieces of the step that are also timed on their own: ``sampling``, ``update``.
         tangent_bytes: what the step's tangents take.
+        steps: how many steps ``step`` makes.
+        bare: for a case inside the training loop, the case of its step alone.
         times_s: per round, of one step.
     """
 
@@ -69,6 +78,8 @@ class Case:
     parts: dict[str, Callable[[], object]] = field(default_factory=dict)
     tangent_bytes: int = 0
     optimizer: torch.optim.Optimizer | None = None
+    steps: int = 1
+    bare: "Case | None" = None
     times_s: list[float] = field(default_factory=list)
 
 
@@ -81,8 +92,11 @@ def run_bench(
     device: str = "auto",
     threads: int | None = None,
     rounds: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Measure the cases on every model and batch size, and write what was found into ``out``.
+
+    Files are written, and the table so far told, after every model and batch size.
 
     Args:
         models: names of ``fgbench list models``.
@@ -92,9 +106,10 @@ def run_bench(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads; torch's own choice when None.
         rounds: how often each case has its turn; 25, or 7 for ``quick``, when None.
+        say: is told the table of each model and batch size when it is done.
 
     Returns:
-        The table for the terminal.
+        Where it was written, and whether the times can be trusted.
 
     Raises:
         ConfigError: an unknown model, a batch size below 1, a device that is not there.
@@ -106,11 +121,16 @@ def run_bench(
     target = measure.resolve_device(device)
     measure.prepare(target, threads)
     rows: list[BenchRow] = []
-    with measure.OtherLoad() as load:
-        for model in known:
-            for size in batch_sizes:
+    loads: list[str] = []
+    told = ""
+    for model in known:
+        for size in batch_sizes:
+            with measure.OtherLoad() as load:
                 rows += bench_model(model, size, target, rounds or (7 if quick else 25), quick=quick)
-    return write_report(rows, measure.environment(target), load.reason, out)
+            loads += [f"{load.reason} ({model}, batch {size})"] if load.reason else []
+            told = write_report(rows, measure.environment(target), "; ".join(loads) or None, out)
+            say(table([row for row in rows if (row.model, row.batch_size) == (model, size)]))
+    return told
 
 
 def bench_model(
@@ -135,11 +155,13 @@ def bench_model(
         cases.append(_trainer_case(variant, trainer, model, inputs, labels))
     for case in cases:
         case.step()
+    if not quick:
+        cases += [_loop_case(case, model, inputs, labels) for case in cases if case.name in IN_LOOP]
     for _ in range(rounds):
         for case in cases:
-            case.times_s.append(_turn(case.step, device))
+            case.times_s.append(_turn(case.step, device) / case.steps)
     by_name = {case.name: case for case in cases}
-    memory = {case.name: _step_memory_mib(case, device) for case in cases}
+    memory = {case.name: _step_memory_mib(case, device) for case in cases if case.bare is None}
     measured = [
         _row(name, batch_size, case, memory, by_name[FORWARD].times_s, by_name[BACKPROP].times_s, device)
         for case in cases
@@ -156,6 +178,16 @@ def _row(
     backprop_s: list[float],
     device: torch.device,
 ) -> BenchRow:
+    if case.bare is not None:
+        return BenchRow(
+            model,
+            batch_size,
+            case.name,
+            times_s=tuple(case.times_s),
+            forward_s=tuple(forward_s),
+            backprop_s=tuple(backprop_s),
+            bare_s=tuple(case.bare.times_s),
+        )
     turns = min(len(case.times_s), 9)
     parts = {part: [_turn(piece, device) for _ in range(turns)] for part, piece in case.parts.items()}
     total = memory[case.name]
@@ -279,3 +311,35 @@ def _trainer_case(name: str, trainer: Trainer, model: nn.Module, inputs: Tensor,
     if fused:
         return Case(name, sgd_step, own, parts, tangent_bytes)
     return Case(name, dense_step, own, parts, tangent_bytes, optimizer)
+
+
+def _loop_case(bare: Case, model: nn.Module, inputs: Tensor, labels: Tensor) -> Case:
+    """The same steps inside the training loop, over images on the device."""
+    variant, changes = VARIANTS[bare.name]
+    device, batch_size = inputs.device, len(inputs)
+    start = time.perf_counter()
+    bare.step()
+    measure.synchronize(device)
+    steps = max(2, min(LOOP_STEPS, int(LOOP_TURN_S / (time.perf_counter() - start))))
+    images = torch.zeros(steps * batch_size, *IMAGE_SHAPE[1:], IMAGE_SHAPE[0], dtype=torch.uint8)
+    zero = torch.zeros(IMAGE_SHAPE[0], device=device)
+    split = Split(images.to(device), labels.repeat(steps), zero, zero + 1)
+    own, trainer = copy.deepcopy(model), load("trainer", variant)(**changes)
+    optimizer = torch.optim.SGD(own.parameters(), lr=LEARNING_RATE, fused=True)
+    training = Training(
+        own,
+        trainer,
+        optimizer,
+        build_schedule(ScheduleOptions(), optimizer, steps, 1),
+        Splits(split, split, split, [str(each) for each in range(CLASSES)]),
+        0,
+        device,
+        batch_size,
+    )
+
+    def epoch() -> None:
+        train_epoch(training)
+        start_next_epoch(training)
+
+    epoch()
+    return Case(f"{bare.name}, in the training loop", epoch, own, steps=steps, bare=bare)

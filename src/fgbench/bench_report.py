@@ -24,7 +24,8 @@ NOISY_SPREAD = 0.15
 class BenchRow:
     """One case on one model and batch size; times in seconds, one per round, rounds in step with each other.
 
-    ``note`` says why a case was not measured; it has no times then.
+    ``bare_s`` are the times of the step alone, for a case inside the training loop; its memory is not
+    measured. ``note`` says why a case was not measured; it has no times then.
     """
 
     model: str
@@ -33,6 +34,7 @@ class BenchRow:
     times_s: tuple[float, ...] = ()
     forward_s: tuple[float, ...] = ()
     backprop_s: tuple[float, ...] = ()
+    bare_s: tuple[float, ...] = ()
     sampling_s: tuple[float, ...] = ()
     update_s: tuple[float, ...] = ()
     peak_memory_mib: float = 0.0
@@ -50,7 +52,7 @@ class BenchRow:
         first = {"model": self.model, "batch_size": self.batch_size, "case": self.case}
         if not self.times_s:
             return first | {"note": self.note}
-        values = {
+        values: dict[str, float | None] = {
             "step_time_ms": 1000 * statistics.median(self.times_s),
             "step_time_spread_ms": 1000 * spread(self.times_s),
             "rounds": len(self.times_s),
@@ -58,15 +60,19 @@ class BenchRow:
             "time_to_backprop": ratio(self.times_s, self.backprop_s),
             "sampling_time_ms": 1000 * statistics.median(self.sampling_s) if self.sampling_s else None,
             "update_time_ms": 1000 * statistics.median(self.update_s) if self.update_s else None,
-            "peak_memory_mib": self.peak_memory_mib,
-            "parameters_mib": self.parameters_mib,
-            "gradients_mib": self.gradients_mib,
-            "optimizer_mib": self.optimizer_mib,
-            "tangents_mib": self.tangents_mib,
-            "activations_mib": self.activations_mib,
-            "memory_to_forward": self.memory_to_forward,
-            "memory_to_backprop": self.memory_to_backprop,
+            "time_to_bare_step": ratio(self.times_s, self.bare_s) if self.bare_s else None,
         }
+        if self.peak_memory_mib:
+            values |= {
+                "peak_memory_mib": self.peak_memory_mib,
+                "parameters_mib": self.parameters_mib,
+                "gradients_mib": self.gradients_mib,
+                "optimizer_mib": self.optimizer_mib,
+                "tangents_mib": self.tangents_mib,
+                "activations_mib": self.activations_mib,
+                "memory_to_forward": self.memory_to_forward,
+                "memory_to_backprop": self.memory_to_backprop,
+            }
         return first | {
             key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()
         }
@@ -101,7 +107,7 @@ def noise(rows: Sequence[BenchRow], load: str | None) -> str | None:
 
 
 def write_report(rows: Sequence[BenchRow], environment: dict[str, Any], load: str | None, out: Path) -> str:
-    """Write ``bench.csv``, ``.json`` (with the environment), ``.png`` and ``.svg``; returns the table."""
+    """Write ``bench.csv``, ``.json`` (with the environment), ``.png`` and ``.svg``; returns what to tell."""
     noisy = noise(rows, load)
     out.mkdir(parents=True, exist_ok=True)
     columns = [row.columns() for row in rows]
@@ -116,15 +122,30 @@ def write_report(rows: Sequence[BenchRow], environment: dict[str, Any], load: st
     figure = draw(rows)
     for ending in ("png", "svg"):
         save_figure(figure, out / f"bench.{ending}")
-    lines = [table(rows), f"written: {out}/bench.csv, bench.json, bench.png, bench.svg"]
+    lines = [f"written: {out}/bench.csv, bench.json, bench.png, bench.svg"]
     if noisy:
         lines.append(f"TOO NOISY TO TRUST: {noisy}")
     return "\n".join(lines)
 
 
 def table(rows: Sequence[BenchRow]) -> str:
-    """All cases, a block for each model and batch size; ratios are to a forward pass (R) and to backprop."""
-    head = ("", "step ms", "+-", "R", "/backprop", "sampling", "update", "MiB", "/forward", "/backprop")
+    """All cases, a block for each model and batch size.
+
+    Ratios are to a forward pass (R), to backprop and, inside the training loop, to the bare step.
+    """
+    head = (
+        "",
+        "step ms",
+        "+-",
+        "R",
+        "/backprop",
+        "/bare",
+        "sampling",
+        "update",
+        "MiB",
+        "/forward",
+        "/backprop",
+    )
     lines = []
     for (model, size), group in groupby(rows, key=lambda row: (row.model, row.batch_size)):
         body: list[tuple[str, ...]] = [(f"{model}, batch {size}", *head[1:])]
@@ -137,6 +158,7 @@ def table(rows: Sequence[BenchRow]) -> str:
                     ("step_time_spread_ms", 2),
                     ("time_to_forward", 2),
                     ("time_to_backprop", 2),
+                    ("time_to_bare_step", 2),
                     ("sampling_time_ms", 2),
                     ("update_time_ms", 2),
                     ("peak_memory_mib", 1),
@@ -163,7 +185,8 @@ def draw(rows: Sequence[BenchRow]) -> Figure:
     groups = [
         (key, list(group))
         for key, group in groupby(
-            (row for row in rows if row.times_s), key=lambda row: (row.model, row.batch_size)
+            (row for row in rows if row.times_s and not row.bare_s),
+            key=lambda row: (row.model, row.batch_size),
         )
     ]
     with mpl.rc_context(STYLE):

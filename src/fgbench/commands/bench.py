@@ -36,5 +36,14 @@ def bench(
 
     chosen = models or (["fc", "cnn"] if quick else list(MODELS))
     typer.echo(
-        run_bench(chosen, batch_size, quick=quick, out=out, device=device, threads=threads, rounds=rounds)
+        run_bench(
+            chosen,
+            batch_size,
+            quick=quick,
+            out=out,
+            device=device,
+            threads=threads,
+            rounds=rounds,
+            say=typer.echo,
+        )
     )
