@@ -39,6 +39,7 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     rank_one, full = rows["forward-gradient, rank-one"], rows["forward-gradient, normal"]
     assert float(rank_one["tangents_mib"]) < 0.1 * float(full["tangents_mib"])
     assert float(rank_one["gradients_mib"]) == 0
+    assert float(rank_one["gflop"]) < float(full["gflop"]) <= 3 * float(rows[bench.FORWARD]["gflop"])
     document = json.loads((tmp_path / "bench.json").read_text())
     assert document["environment"]["torch"]
     assert len(document["rows"]) == len(rows)

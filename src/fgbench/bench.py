@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.utils.flop_counter import FlopCounterMode
 
 from fgbench import measure
 from fgbench.bench_report import BenchRow, table, write_report
@@ -205,6 +206,7 @@ def _row(
         backprop_s=tuple(backprop_s),
         sampling_s=tuple(parts.get("sampling", ())),
         update_s=tuple(parts.get("update", ())),
+        gflop=_count_gflop(case.step),
         peak_memory_mib=total,
         parameters_mib=parameters,
         gradients_mib=gradients,
@@ -235,6 +237,13 @@ def _turn(step: Callable[[], object], device: torch.device) -> float:
         step()
     measure.synchronize(device)
     return (time.perf_counter() - start) / repeats
+
+
+def _count_gflop(step: Callable[[], object]) -> float:
+    """Floating-point operations of a step's matrix products and convolutions, in thousands of millions."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 1e9
 
 
 def _step_memory_mib(case: Case, device: torch.device) -> float:

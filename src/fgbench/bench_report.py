@@ -25,7 +25,8 @@ class BenchRow:
     """One case on one model and batch size; times in seconds, one per round, rounds in step with each other.
 
     ``bare_s`` are the times of the step alone, for a case inside the training loop; its memory is not
-    measured. ``note`` says why a case was not measured; it has no times then.
+    measured. ``gflop`` counts the operations of matrix products and convolutions. ``note`` says why a case
+    was not measured; it has no times then.
     """
 
     model: str
@@ -37,6 +38,7 @@ class BenchRow:
     bare_s: tuple[float, ...] = ()
     sampling_s: tuple[float, ...] = ()
     update_s: tuple[float, ...] = ()
+    gflop: float = 0.0
     peak_memory_mib: float = 0.0
     parameters_mib: float = 0.0
     gradients_mib: float = 0.0
@@ -64,6 +66,7 @@ class BenchRow:
         }
         if self.peak_memory_mib:
             values |= {
+                "gflop": self.gflop,
                 "peak_memory_mib": self.peak_memory_mib,
                 "parameters_mib": self.parameters_mib,
                 "gradients_mib": self.gradients_mib,
@@ -142,6 +145,7 @@ def table(rows: Sequence[BenchRow]) -> str:
         "/bare",
         "sampling",
         "update",
+        "GFLOP",
         "MiB",
         "/forward",
         "/backprop",
@@ -161,6 +165,7 @@ def table(rows: Sequence[BenchRow]) -> str:
                     ("time_to_bare_step", 2),
                     ("sampling_time_ms", 2),
                     ("update_time_ms", 2),
+                    ("gflop", 2),
                     ("peak_memory_mib", 1),
                     ("memory_to_forward", 2),
                     ("memory_to_backprop", 2),
