@@ -1,38 +1,41 @@
-"""Epoch time of the usual loop around the fully connected model: what ``fgbench run`` is compared with.
+"""Epoch time of the training loop against that of the usual one, around the same fully connected model.
 
 The loop most code has: a torchvision dataset that decodes, converts and normalises one image at a time, a
-``DataLoader``, ``loss.backward()`` and ``loss.item()`` at every step. Same model, batch size, optimizer and
-training part as ``fgbench run configs/fc_fmnist_bp.yaml``.
+``DataLoader``, ``loss.backward()`` and ``loss.item()`` at every step. Same images, model, batch size and
+optimizer on both sides; epochs of the two take turns in one process.
 
-    python scripts/dataloader_baseline.py [--epochs 2] [--workers 0] [--data-dir DIR]
+    python scripts/dataloader_baseline.py [--epochs 3] [--workers 0] [--data-dir DIR] [--out FILE.csv]
 """
 
 import argparse
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from fgbench import measure
+from fgbench.building import build_training
+from fgbench.config import load_config
+from fgbench.datasets.base import Split, load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.models.build import build_model
-from fgbench.models.options import FCOptions
-from fgbench.options import Options
-from fgbench.registry import load, options_model
+from fgbench.training import Training, start_next_epoch, train_epoch
 
-MEAN, STD = 0.2860, 0.3530
+CONFIG = Path(__file__).parents[1] / "configs" / "fc_fmnist_bp.yaml"
 
 
 class Images(Dataset):
     """What torchvision's ``FashionMNIST`` gives: a PIL image made, transformed and returned one by one."""
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def __init__(self, split: Split) -> None:
         from PIL import Image
 
-        self.images, self.labels, self.make = images.squeeze(1).numpy(), labels, Image.fromarray
-        self.transform = Compose([ToTensor(), Normalize((MEAN,), (STD,))])
+        self.images, self.labels, self.make = split.images.squeeze(3).numpy(), split.labels, Image.fromarray
+        self.transform = Compose([ToTensor(), Normalize(split.mean.tolist(), split.std.tolist())])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,36 +44,63 @@ class Images(Dataset):
         return self.transform(self.make(self.images[index], mode="L")), int(self.labels[index])
 
 
+def usual_epoch(loader: DataLoader, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The loop most code has."""
+    loss_fn, total = nn.CrossEntropyLoss(), 0.0
+    for images, labels in loader:
+        optimizer.zero_grad()
+        loss = loss_fn(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+
+
+def fgbench_epoch(training: Training) -> None:
+    """The loop of ``fgbench run``."""
+    train_epoch(training)
+    training.train_means()
+    start_next_epoch(training)
+
+
 def main() -> None:
-    """Time the epochs and print them."""
+    """Time the epochs; print them and write them to a file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", default="fashion-mnist")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="processes of the DataLoader")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
-    options: Options = options_model("dataset", arguments.dataset)(name=arguments.dataset)
-    data = load("dataset", arguments.dataset)(options, DataSearch(arguments.data_dir, None))
-    dataset = Images(data.train_images, data.train_labels)
-    training = Subset(dataset, range(len(dataset) * 4 // 5))
-    loader = DataLoader(training, arguments.batch_size, shuffle=True, num_workers=arguments.workers)
-    model = build_model(FCOptions(), (1, 28, 28), len(data.class_names), 0, "cpu")
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loss_fn = nn.CrossEntropyLoss()
+    config = load_config(CONFIG, [f"dataset={arguments.dataset}"])
+    device = torch.device("cpu")
+    measure.prepare(device, None)
+    splits = load_splits(config.dataset, 0, device, DataSearch(arguments.data_dir, None))
+    training = build_training(config, device, splits)
+    loader = DataLoader(
+        Images(splits.train), config.batch_size, shuffle=True, drop_last=True, num_workers=arguments.workers
+    )
+    model = build_model(config.model, splits.image_shape, splits.num_classes, 0, device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
+    rows = []
     for epoch in range(1, arguments.epochs + 1):
-        start, total = time.perf_counter(), 0.0
-        for images, labels in loader:
-            optimizer.zero_grad()
-            loss = loss_fn(model(images), labels)
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
-        seconds = time.perf_counter() - start
-        print(f"epoch {epoch}: {seconds:.1f} s, training loss {total / len(loader):.3f}")
+        row: dict[str, object] = {"epoch": epoch}
+        with measure.OtherLoad() as load:
+            for name, work in (
+                ("dataloader_s", lambda: usual_epoch(loader, model, optimizer)),
+                ("fgbench_s", lambda: fgbench_epoch(training)),
+            ):
+                start = time.perf_counter()
+                work()
+                row[name] = round(time.perf_counter() - start, 3)
+        rows.append(row | {"timing_note": load.reason})
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False))
+    print(f"ratio of medians: {table['dataloader_s'].median() / table['fgbench_s'].median():.1f}")
+    if arguments.out:
+        table.to_csv(arguments.out, index=False)
 
 
 if __name__ == "__main__":
