@@ -9,6 +9,7 @@ starting points and learning rates are this script's own.
 Source: the test functions of Baydin et al. (2022), arXiv 2202.08587.
 """
 
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,11 @@ def draw_values(axes: Axes, runs: pd.DataFrame) -> None:
 
 def main() -> None:
     """Run everything and write it down."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
     rows = []
     for name, problem in PROBLEMS.items():
         for seed in SEEDS:
@@ -133,8 +139,8 @@ def main() -> None:
                 for row in minimise(problem, trainer, seed)
             ]
     runs = pd.DataFrame(rows)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    runs.to_csv(RESULTS / "functions.csv", index=False, float_format="%.6g")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    runs.to_csv(arguments.out / "functions.csv", index=False, float_format="%.6g")
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.4), layout="constrained")
         for (name, problem), (paths, values) in zip(PROBLEMS.items(), figure.subplots(2, 2), strict=True):
@@ -144,7 +150,7 @@ def main() -> None:
             paths.set_title(name)
             values.set_title(f"learning rate {problem.lr:g}")
         for ending in ("png", "svg"):
-            save_figure(figure, RESULTS / f"functions.{ending}")
+            save_figure(figure, arguments.out / f"functions.{ending}")
     last = runs[runs.step == runs.groupby("function").step.transform("max")]
     print(last.groupby(["function", "trainer"]).value.describe()[["count", "min", "50%", "max"]].to_string())
 

@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50, 100])
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each trainer at each depth")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = torch.device("cpu")
     measure.set_threads(options.threads)
@@ -141,14 +142,14 @@ def main() -> None:
     for depth in options.depths:
         rows += measure_depth(depth, options.width, options.repeats)
         print(pd.DataFrame(rows[-len(TRAINERS) :]).to_string(index=False), flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(rows)
-    frame.to_csv(RESULTS / "depth.csv", index=False, float_format="%.5g")
-    (RESULTS / "depth.json").write_text(json.dumps(measure.environment(device), indent=2) + "\n")
+    frame.to_csv(options.out / "depth.csv", index=False, float_format="%.5g")
+    (options.out / "depth.json").write_text(json.dumps(measure.environment(device), indent=2) + "\n")
     with mpl.rc_context(STYLE):
         figure = draw(frame)
         for ending in ("png", "svg"):
-            save_figure(figure, RESULTS / f"depth.{ending}")
+            save_figure(figure, options.out / f"depth.{ending}")
 
 
 if __name__ == "__main__":

@@ -192,12 +192,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--redraw", action="store_true", help="from the figures measured before")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     device = torch.device("cpu")
     measure.prepare(device, arguments.threads)
     torch.manual_seed(0)
     if arguments.redraw:
-        environment = json.loads((RESULTS / "scale_model.json").read_text())
+        environment = json.loads((arguments.out / "scale_model.json").read_text())
         costs = {model: Costs(**cost) for model, cost in environment.pop("measured").items()}
         arguments.batch = environment.pop("batch_per_worker")
     else:
@@ -221,10 +222,10 @@ def main() -> None:
         for method, (seconds, sent) in step_times(cost, workers, link).items()
     ]
     table = pd.DataFrame(rows)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    table.to_csv(RESULTS / "scale_model.csv", index=False, float_format="%.6g")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(arguments.out / "scale_model.csv", index=False, float_format="%.6g")
     measured = {model: cost._asdict() for model, cost in costs.items()}
-    (RESULTS / "scale_model.json").write_text(
+    (arguments.out / "scale_model.json").write_text(
         json.dumps(
             {"batch_per_worker": arguments.batch, "measured": measured, **environment}, indent=2, default=str
         )
@@ -233,7 +234,7 @@ def main() -> None:
     machine = f"{environment['cpu']}, {environment['threads']} threads"
     figure = draw(table, costs, arguments.batch, machine, environment["other_load"])
     for ending in ("png", "svg"):
-        save_figure(figure, RESULTS / f"scale_model.{ending}")
+        save_figure(figure, arguments.out / f"scale_model.{ending}")
     for name, cost in costs.items():
         print(name, {key: round(value, 6) for key, value in cost._asdict().items()})
     shown = table[table.workers.isin([1, 8, 100, 1000, 10_000])]
