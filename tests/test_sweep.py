@@ -1,10 +1,6 @@
 """Sweeps: which runs a file stands for, and that each is made once whatever happens in between."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,31 +9,7 @@ from fgbench.config import config_hash
 from fgbench.errors import ConfigError
 from fgbench.results import RunDirectory
 from fgbench.sweep import label_configs, load_sweep
-
-BASE = """
-base:
-  dataset: {name: synthetic, shape: [1, 8, 8], classes: 3, train: 60, test: 12}
-  model: {name: fc, hidden: 6}
-  trainer: backprop
-  epochs: 2
-  device: cpu
-"""
-TWELVE = (
-    BASE
-    + """
-axes:
-  trainer: [backprop, forward-gradient]
-  optimizer.lr: {log: [1e-3, 1e-1, 3]}
-seeds: [0, 1]
-"""
-)
-MEASURED = ("time", "memory", "elapsed", "samples_per_s", "timing_note")
-
-
-def write(folder: Path, text: str, name: str = "s.yaml") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
+from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
 
 
 def sweep(folder: Path, text: str, **options):
@@ -48,37 +20,6 @@ def mistakes(folder: Path, text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         sweep(folder, text)
     return str(caught.value).replace(f"{folder}/", "").splitlines()
-
-
-def start(folder: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "fgbench", "sweep", "s.yaml", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=200)
-    return process.returncode, out, err
-
-
-def reproducible(results: Path) -> dict[str, list[dict]]:
-    """The rows of every run, without what is measured."""
-    return {
-        str(path.parent.relative_to(results)): [
-            {key: value for key, value in row.items() if not any(word in key for word in MEASURED)}
-            for row in RunDirectory(path.parent).read_metrics()
-        ]
-        for path in sorted(results.rglob("metrics.csv"))
-    }
-
-
-def wait_for(condition, seconds: float = 100) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
