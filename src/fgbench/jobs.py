@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -160,6 +161,7 @@ def last_words(path: Path) -> str:
 def _run_child(arguments: list[str], log: str, environment: dict[str, str], threads: int) -> None:
     """In the new process: the command ``fgbench``, its output in a log."""
     os.setsid()  # or the terminal's Ctrl-C would come as a second one, which ends a run without saving
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a driver in the background may ignore it
     os.environ.update(environment)
     with open(log, "ab", buffering=0) as file:  # noqa: PTH123
         for descriptor in (1, 2):
@@ -177,7 +179,5 @@ def _run_child(arguments: list[str], log: str, environment: dict[str, str], thre
 def _end_with_driver() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        import signal
-
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
