@@ -45,6 +45,13 @@ class Job:
 class Executor(Protocol):
     """Something that makes runs. The driver calls ``poll`` again and again, and ``start`` where it may."""
 
+    threads: int
+    """CPU threads of each run."""
+
+    @property
+    def size(self) -> int:
+        """How many runs can be made at once."""
+
     def has_room(self) -> bool:
         """Whether another run can be started now."""
 
@@ -77,7 +84,7 @@ class LocalPool:
     """
 
     def __init__(self, size: int, threads: int, gpus: Sequence[str] = ()) -> None:
-        self.threads, self.gpus = threads, gpus
+        self.size, self.threads, self.gpus = size, threads, gpus
         self._free = list(reversed(range(size)))
         self._running: dict[Job, tuple[BaseProcess, int]] = {}
         self._context = multiprocessing.get_context("forkserver")

@@ -185,7 +185,7 @@ class RunDirectory:
         reason = ""
         if _seconds_since(status.get("heartbeat")) > STALE_AFTER_S:
             reason = f"no sign of life since {status.get('heartbeat')}"
-        elif status.get("host") == self.host and not _is_alive(status.get("pid")):
+        elif status.get("host") == self.host and not is_alive(status.get("pid")):
             reason = f"process {status.get('pid')} on {self.host} was killed"
         return {**status, "state": "interrupted", "reason": reason} if reason else status
 
@@ -296,7 +296,8 @@ def _seconds_since(timestamp: Any) -> float:
         return float("inf")
 
 
-def _is_alive(pid: Any) -> bool:
+def is_alive(pid: Any) -> bool:
+    """Whether this machine has a process of this number."""
     try:
         os.kill(int(pid), 0)
     except PermissionError:

@@ -27,7 +27,27 @@ def sweep(
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Runs side by side; one per GPU, or one, when not given.", show_default=False
+            min=1,
+            help="Runs side by side; one per GPU, or one, when not given; with --ray as many as have room.",
+            show_default=False,
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Make the runs on a Ray cluster: HOST:PORT, or auto.", show_default=False
+        ),
+    ] = None,
+    cpus_per_run: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --ray: CPUs of a run; 1 when not given.", show_default=False),
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --ray: GPUs of a run, such as 0.5; 1 when not given and there are some.",
+            show_default=False,
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -49,30 +69,39 @@ def sweep(
     loaded = _load(file, override, seeds, results)
     if loaded.exclusive and (jobs or 1) > 1:
         raise ConfigError(f"{file}: exclusive: true makes one run at a time, and --jobs says {jobs}")
+    if loaded.exclusive and ray is not None:
+        raise ConfigError(f"{file}: exclusive: true makes one run at a time on this machine, not with --ray")
+    if ray is None and (cpus_per_run, gpus_per_run) != (None, None):
+        raise ConfigError("--cpus-per-run and --gpus-per-run go with --ray")
     import torch
 
     from fgbench.datasets.search import DataSearch
-    from fgbench.jobs import LocalPool, share_threads
+    from fgbench.jobs import Executor, LocalPool, share_threads
     from fgbench.sweep_run import make_plans, run_sweep
 
     gpus = torch.cuda.device_count()
-    plans = make_plans(
-        loaded.configs,
-        DataSearch(data_dir, None, not no_download),
-        gpus > 0,
-    )
+    cuda = gpus > 0
+    if ray is not None:
+        from fgbench.ray_pool import RayPool, connect
+
+        cuda = connect(ray) and gpus_per_run != 0
+    plans = make_plans(loaded.configs, DataSearch(data_dir, None, not no_download), cuda)
     on_gpu = any(plan.device.type == "cuda" for plan in plans.values())
-    if jobs is None:
-        jobs = max(1, gpus) if on_gpu and not loaded.exclusive else 1
+    executor: Executor
+    if ray is not None:
+        executor = RayPool(jobs, cpus_per_run or 1, float(on_gpu) if gpus_per_run is None else gpus_per_run)
+    else:
+        if jobs is None:
+            jobs = max(1, gpus) if on_gpu and not loaded.exclusive else 1
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = visible.split(",") if visible else [str(index) for index in range(gpus)]
+        executor = LocalPool(jobs, share_threads(jobs), names if on_gpu else ())
     if dry_run:
         from fgbench.estimate import describe_sweep
 
-        typer.echo(describe_sweep(list(plans.values()), jobs, share_threads(jobs)))
+        typer.echo(describe_sweep(list(plans.values()), executor.size, executor.threads))
         return
     flags = ["--data-dir", str(data_dir.absolute())] if data_dir else []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = visible.split(",") if visible else [str(index) for index in range(gpus)]
-    executor = LocalPool(jobs, share_threads(jobs), names if on_gpu else ())
     code = run_sweep(
         file.stem,
         plans,
