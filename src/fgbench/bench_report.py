@@ -194,27 +194,46 @@ def draw(rows: Sequence[BenchRow]) -> Figure:
             key=lambda row: (row.model, row.batch_size),
         )
     ]
+    cases = list(dict.fromkeys(row.case for _, group in groups for row in group))
     with mpl.rc_context(STYLE):
-        count = max(len(group) for _, group in groups)
-        figure = Figure(figsize=(2.2 + 2.6 * len(groups), 1.2 + 0.4 * count), layout="constrained")
-        axes = figure.subplots(2, len(groups), squeeze=False, sharey="col")
+        figure = Figure(figsize=(2.2 + 2.6 * len(groups), 1.2 + 0.4 * len(cases)), layout="constrained")
+        axes = figure.subplots(2, len(groups), squeeze=False, sharey=True)
         for column, ((model, size), group) in enumerate(groups):
             for row_axes, key, label in (
                 (axes[0][column], "time_to_backprop", "step time / backprop's"),
                 (axes[1][column], "memory_to_backprop", "peak memory / backprop's"),
             ):
-                values = [row.columns()[key] for row in group]
-                hues = [_hue(row.case) for row in group]
-                bars = row_axes.barh([row.case for row in group], values, color=hues, height=0.7)
-                row_axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=6)
-                row_axes.axvline(1, color="0.3", linewidth=0.7, linestyle="--")
+                values = {row.case: float(row.columns()[key]) for row in group}
+                _draw_bars(row_axes, cases, values)
                 row_axes.set_xlabel(label)
-                row_axes.set_xlim(0, min(max(values), 4) * 1.15)
-                row_axes.grid(axis="y", visible=False)
                 row_axes.tick_params(axis="y", labelleft=column == 0)
             axes[0][column].set_title(f"{model}, batch {size}")
-            axes[0][column].invert_yaxis()
+        axes[0][0].set_yticks(range(len(cases)), cases)
+        axes[0][0].invert_yaxis()
     return figure
+
+
+def _draw_bars(axes: Any, cases: Sequence[str], values: dict[str, float]) -> None:
+    """A bar for each case, its number beside it or, where it leaves the panel, at the panel's edge."""
+    limit = 1.15 * min(max(values.values()), 4)
+    for place, case in enumerate(cases):
+        value = values.get(case)
+        axes.barh(place, value or 0, color=_hue(case), height=0.7)
+        inside = value is None or value < 0.9 * limit
+        axes.annotate(
+            "not measured" if value is None else f"{value:.2f}",
+            (min(value or 0, limit), place),
+            xytext=(2 if inside else -2, 0),
+            textcoords="offset points",
+            ha="left" if inside else "right",
+            va="center",
+            fontsize=6,
+            color="black" if inside else "white",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3} if inside else None,
+        )
+    axes.axvline(1, color="0.3", linewidth=0.7, linestyle="--", zorder=0.5)
+    axes.set_xlim(0, limit)
+    axes.grid(axis="y", visible=False)
 
 
 def _hue(case: str) -> str:
