@@ -4,10 +4,12 @@ python scripts/bench_table.py [results/bench/bench.csv]
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+BENCH = Path(__file__).parents[1] / "results" / "bench"
 NAMES = {"fc": "FC", "cnn": "CNN", "vgg16": "VGG-16", "resnet18": "ResNet-18"}
 FORWARD, BACKPROP, TEXTBOOK = "forward only", "backprop", "textbook forward gradient (reference)"
 NORMAL, RANK_ONE = "forward-gradient, normal", "forward-gradient, rank-one"
@@ -39,12 +41,11 @@ def ratios(case: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def make_table(path: Path) -> str:
+def make_table(paths: Sequence[Path]) -> str:
     """The table in Markdown, a column per model."""
-    rows = pd.read_csv(path)
-    columns = {
-        NAMES[str(name)]: ratios(each.set_index("case")) for name, each in rows.groupby("model", sort=False)
-    }
+    rows = pd.concat([pd.read_csv(path) for path in paths])
+    models = [name for name in NAMES if name in set(rows["model"])]
+    columns = {NAMES[name]: ratios(rows[rows["model"] == name].set_index("case")) for name in models}
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for label in next(iter(columns.values())):
         cells = [f"{column[label]:.2f}" for column in columns.values()]
@@ -53,4 +54,4 @@ def make_table(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(make_table(Path(sys.argv[1] if len(sys.argv) > 1 else "results/bench/bench.csv")))
+    print(make_table([Path(each) for each in sys.argv[1:]] or sorted(BENCH.glob("**/bench.csv"))))

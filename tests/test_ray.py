@@ -18,23 +18,24 @@ from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, writ
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
 
-HELD = BASE.replace("backprop", "held:Trainer").replace("epochs: 2", "epochs: 12") + "seeds: [0, 1]\n"
+NAME = f"held-{os.getpid()}"
+HELD = BASE.replace("backprop", "held:Trainer").replace("epochs: 2", f"epochs: 12\n  name: {NAME}")
+HELD += "seeds: [0, 1]\n"
 TRAINER = """
-import signal, time
+import signal, sys, time
 from pathlib import Path
 from fgbench.trainers.backprop import Backprop
 
-class Trainer(Backprop):
-    steps = 0
+state = Path(sys.argv[2].replace("/logs/", "/")).with_suffix("") / "state.pt"
 
+class Trainer(Backprop):
     def compute_gradients(self, *batch):
-        self.steps += 1
         stop = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        while self.steps > 4 and Path("hold").exists() and not (stop and stop.requested):
+        while state.exists() and Path("hold").exists() and not (stop and stop.requested):
             time.sleep(0.02)
         return super().compute_gradients(*batch)
 """
-"""Of a user's own: waits in the middle of a run while there is a file called hold, or until it is stopped."""
+"""Of a user's own: once there is a state file, it waits for a file called hold to go, or to be stopped."""
 LOOPBACK = {"node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
 DETECTION = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
 
@@ -46,6 +47,7 @@ class Nodes:
         head = LOOPBACK | {"num_cpus": 1, "include_dashboard": False, "_system_config": DETECTION}
         self.cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
         self.second = None
+        self.drivers = []
 
     def complete(self) -> None:
         if self.second is None:
@@ -57,7 +59,10 @@ class Nodes:
 
     def start(self, folder: Path, *flags: str, shared: bool = True, **options):
         """A sweep into ``folder/results``; if not shared, by a path that leads there in the driver only."""
-        flags = ("--ray", self.cluster.address, *flags)
+        self.drivers.append(self._start(folder, ("--ray", self.cluster.address, *flags), shared, options))
+        return self.drivers[-1]
+
+    def _start(self, folder: Path, flags: tuple[str, ...], shared: bool, options: dict):
         if shared:
             return start(folder, *flags, **options)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -78,9 +83,11 @@ def all_nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture
-def nodes(all_nodes: Nodes) -> Nodes:
+def nodes(all_nodes: Nodes) -> Iterator[Nodes]:
     all_nodes.complete()
-    return all_nodes
+    yield all_nodes
+    for driver in all_nodes.drivers:
+        driver.kill()
 
 
 @pytest.fixture(params=["shared", "unshared"])
@@ -123,17 +130,17 @@ def make_here(folder: Path, text: str) -> dict[str, list[dict]]:
 def states(folder: Path, shared: bool) -> list[Path]:
     """The state files of the runs being made, wherever they are."""
     if shared:
-        return [*folder.glob("results/s/*/state.pt")]
-    return [*Path(tempfile.gettempdir()).glob("fgbench-ray-*/s/*/state.pt")]
+        return [*folder.glob(f"results/{NAME}/*/state.pt")]
+    return [*Path(tempfile.gettempdir()).glob(f"fgbench-ray-*/{NAME}/*/state.pt")]
 
 
 def words(folder: Path) -> set[str]:
     """How the runs of the seeds 0 and 1 stand."""
-    return {RunDirectory(path).status()["state"] for path in folder.glob("results/s/s[01]-*")}
+    return {RunDirectory(path).status()["state"] for path in folder.glob(f"results/{NAME}/s[01]-*")}
 
 
 def logs(folder: Path) -> dict[str, str]:
-    return {path.stem: path.read_text() for path in folder.glob("results/logs/s/*.log")}
+    return {path.stem: path.read_text() for path in folder.glob("results/logs/*/*.log")}
 
 
 def test_twelve_runs_give_what_they_give_here_and_are_skipped_the_next_time(nodes, twelve, tmp_path):
@@ -162,7 +169,7 @@ def test_the_runs_of_a_node_that_dies_are_made_by_another(nodes, whole, held, sh
     assert (code, err) == (0, "")
     assert reproducible(held / "results") == whole
     for run, text in logs(held).items():
-        lost = f"s/{run}: lost its node" in (held / "out").read_text()
+        lost = f"{NAME}/{run}: lost its node" in (held / "out").read_text()
         assert ("goes on after epoch" in text) == (shared and lost)
         assert all(text.count(f"epoch {epoch}/12  loss") == 1 for epoch in range(1, 13)), text
     assert states(held, shared=False) == []  # what the killed node left is gone
