@@ -7,7 +7,7 @@ is the median over rounds of two times from the same round, so drift of the mach
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,16 +179,16 @@ def _row(
     backprop_s: list[float],
     device: torch.device,
 ) -> BenchRow:
+    row = BenchRow(
+        model,
+        batch_size,
+        case.name,
+        times_s=tuple(case.times_s),
+        forward_s=tuple(forward_s),
+        backprop_s=tuple(backprop_s),
+    )
     if case.bare is not None:
-        return BenchRow(
-            model,
-            batch_size,
-            case.name,
-            times_s=tuple(case.times_s),
-            forward_s=tuple(forward_s),
-            backprop_s=tuple(backprop_s),
-            bare_s=tuple(case.bare.times_s),
-        )
+        return replace(row, bare_s=tuple(case.bare.times_s))
     turns = min(len(case.times_s), 9)
     parts = {part: [_turn(piece, device) for _ in range(turns)] for part, piece in case.parts.items()}
     total = memory[case.name]
@@ -197,13 +197,8 @@ def _row(
     gradients = _mib([param.grad for param in case.model.parameters() if param.grad is not None])
     optimizer = _mib([each for values in state for each in values.values() if torch.is_tensor(each)])
     tangents = case.tangent_bytes / measure.MIB
-    return BenchRow(
-        model,
-        batch_size,
-        case.name,
-        times_s=tuple(case.times_s),
-        forward_s=tuple(forward_s),
-        backprop_s=tuple(backprop_s),
+    return replace(
+        row,
         sampling_s=tuple(parts.get("sampling", ())),
         update_s=tuple(parts.get("update", ())),
         gflop=_count_gflop(case.step),
