@@ -1,3 +1,4 @@
+import gc
 import math
 
 import pytest
@@ -6,6 +7,7 @@ from torch import nn
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.dual_pass import DualPass
 from fgbench.trainers.forward_gradient import ForwardGradient
 from fgbench.trainers.sampling import sample_tangents
 
@@ -131,7 +133,17 @@ def test_exact_output_layer_has_the_true_gradient_and_the_rest_an_estimate(struc
     torch.testing.assert_close(stats.grad_norm, flat(estimate).norm())
 
 
-@pytest.mark.parametrize("options", [{}, {"tangents": 2}, {"exact_output": True}, {"combine": "projection"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guess": "rademacher"},
+        {"guess": "sphere"},
+        {"tangents": 2},
+        {"exact_output": True},
+        {"combine": "projection"},
+    ],
+)
 def test_sgd_step_agrees_with_the_optimizer(options):
     model, inputs, labels = problem()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -143,6 +155,24 @@ def test_sgd_step_agrees_with_the_optimizer(options):
     stats = trainer.sgd_step(model, LOSS, inputs, labels, torch.Generator().manual_seed(0), lr=0.01)
     torch.testing.assert_close(dict(model.state_dict()), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(stats.grad_norm, dense.grad_norm)
+
+
+@pytest.mark.parametrize("options", [{}, {"tangents": 2}, {"guess": "rademacher", "structure": "rank1"}])
+def test_no_pass_and_no_tangent_outlives_its_step(options):
+    model, inputs, labels = problem()
+    trainer = ForwardGradient(**options)
+    trainer.sgd_step(model, LOSS, inputs, labels, torch.Generator().manual_seed(0), lr=0.01)
+    model.zero_grad()
+    gc.collect()
+    gc.disable()  # as between two collections
+    try:
+        before = {id(each) for each in gc.get_objects() if isinstance(each, torch.Tensor | DualPass)}
+        trainer.sgd_step(model, LOSS, inputs, labels, torch.Generator().manual_seed(0), lr=0.01)
+        model.zero_grad()
+        after = [each for each in gc.get_objects() if isinstance(each, torch.Tensor | DualPass)]
+        assert [type(each) for each in after if id(each) not in before] == []
+    finally:
+        gc.enable()
 
 
 def test_scalar_loss_is_refused():

@@ -123,13 +123,13 @@ def run_bench(
     measure.prepare(target, threads)
     rows: list[BenchRow] = []
     loads: list[str] = []
-    told = ""
+    told, environment = "", measure.environment(target)
     for model in known:
         for size in batch_sizes:
             with measure.OtherLoad() as load:
                 rows += bench_model(model, size, target, rounds or (7 if quick else 25), quick=quick)
             loads += [f"{load.reason} ({model}, batch {size})"] if load.reason else []
-            told = write_report(rows, measure.environment(target), "; ".join(loads) or None, out)
+            told = write_report(rows, environment, "; ".join(loads) or None, out)
             say(table([row for row in rows if (row.model, row.batch_size) == (model, size)]))
     return told
 

@@ -20,6 +20,22 @@ from fgbench.trainers.watch import INERT, Call, references
 
 CHUNK_ENTRIES = 2**18  # 1 MiB
 
+# By name: bound methods would tie a pass to itself, and keep its tangents until garbage is collected.
+RULES: dict[Any, str] = {
+    F.linear: "linear",
+    F.conv2d: "conv2d",
+    F.relu: "relu",
+    torch.relu_: "relu_",
+    Tensor.relu_: "relu_",
+}
+IN_PLACE_RULES: dict[Any, str] = {
+    F.batch_norm: "batch_norm",
+    F.max_pool2d: "max_pool2d",
+    torch.max_pool2d: "max_pool2d",
+    Tensor.__iadd__: "add_",
+    Tensor.add_: "add_",
+}
+
 
 class Factors(NamedTuple):
     """The vectors of a rank-one tangent: V = rows columns^T, columns over inputs (and kernel positions)."""
@@ -72,21 +88,7 @@ class DualPass(TorchFunctionMode):
         self.in_place = calls is not None
         self.calls = iter(calls or ())
         self.last_use = False
-        self.rules: dict[Any, Callable[..., Any]] = {
-            F.linear: self.linear,
-            F.conv2d: self.conv2d,
-            F.relu: self.relu,
-            torch.relu_: self.relu_,
-            Tensor.relu_: self.relu_,
-        }
-        if self.in_place:
-            self.rules |= {
-                F.batch_norm: self.batch_norm,
-                F.max_pool2d: self.max_pool2d,
-                torch.max_pool2d: self.max_pool2d,
-                Tensor.__iadd__: self.add_,
-                Tensor.add_: self.add_,
-            }
+        self.rules = RULES | IN_PLACE_RULES if self.in_place else RULES
 
     def __torch_function__(
         self,
@@ -99,7 +101,7 @@ class DualPass(TorchFunctionMode):
         self.last_use = seen is not None and seen == (func, references(args), True)
         rule = self.rules.get(func)
         if rule is not None:
-            return rule(*args, **(kwargs or {}))
+            return getattr(self, rule)(*args, **(kwargs or {}))
         return self.otherwise(func, *args, **(kwargs or {}))
 
     def otherwise(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
