@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -127,19 +126,12 @@ def step_memory(
     Every allocation and release torch makes in the step is summed in the order of time, convolution scratch
     and short-lived buffers included. The profiler does not see the release of what is older than itself, so
     gradients are dropped first and two steps are made: the second finds gradients that were seen to be made.
-    Now and then it loses events, so the median of three such measurements is taken.
 
     Args:
-        step: called six times; warm it up first, so that the optimizer has its state.
+        step: called twice under the profiler; warm it up first, so that the optimizer has its state.
         model: what the step trains.
         optimizer: what updates it, with its own and a trainer's parameters.
     """
-    return statistics.median(_step_memory(step, model, optimizer) for _ in range(3))
-
-
-def _step_memory(
-    step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> float:
     for param in _parameters(model, optimizer):
         param.grad = None
     resident = resident_bytes(model, optimizer)
