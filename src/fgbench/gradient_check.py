@@ -247,7 +247,7 @@ def gradient_quality(
             estimate = gradient_of(trainer, model, loss_fn, inputs, labels, generator).double()
         with replay:
             true = gradient_of(Backprop(), model, loss_fn, inputs, labels, generator).double()
-    cosine = torch.cosine_similarity(estimate, true, dim=0)
+    cosine = torch.cosine_similarity(estimate, true, dim=0).clamp(-1, 1)  # rounding may leave the range
     return cosine.item(), ((estimate - true).norm() / true.norm()).item()
 
 
