@@ -1,6 +1,8 @@
 """The README's table of step times and memory, as ratios, from what ``fgbench bench`` wrote.
 
-python scripts/bench_table.py [results/bench/bench.csv]
+    python scripts/bench_table.py [FILE.csv ...]
+
+By default of all bench.csv in results/bench and the folders in it.
 """
 
 import sys
@@ -23,11 +25,11 @@ def ratios(case: pd.DataFrame) -> dict[str, float]:
     least = (forward.parameters_mib + 2 * forward.activations_mib) / forward.peak_memory_mib
     return {
         "**rank-one / backprop**, time": time[RANK_ONE],
-        "the limit: operations of the two": flop[RANK_ONE] / flop[BACKPROP],
+        "the limit: operations of rank-one / of backprop": flop[RANK_ONE] / flop[BACKPROP],
         "rank-one / two forward passes, time": case["time_to_forward"][RANK_ONE] / 2,
         "four rank-one tangents / one, time (2.5 expected)": time[f"{RANK_ONE}, K=4"] / time[RANK_ONE],
         "normal tangents, with sampling / backprop, time": time[NORMAL],
-        "the limit: operations of the two ": flop[NORMAL] / flop[BACKPROP],
+        "the limit: operations with normal tangents / of backprop": flop[NORMAL] / flop[BACKPROP],
         "rank-one / textbook loop, time": time[RANK_ONE] / time[TEXTBOOK],
         "textbook loop / backprop, time": time[TEXTBOOK],
         "backprop with recomputation / backprop, time": time[f"{BACKPROP}, recompute"],
@@ -49,7 +51,7 @@ def make_table(paths: Sequence[Path]) -> str:
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for label in next(iter(columns.values())):
         cells = [f"{column[label]:.2f}" for column in columns.values()]
-        lines.append(f"| {label.strip()} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torchvision.datasets import FashionMNIST
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from fgbench import measure
@@ -28,20 +29,13 @@ from fgbench.training import Training, start_next_epoch, train_epoch
 CONFIG = Path(__file__).parents[1] / "configs" / "fc_fmnist_bp.yaml"
 
 
-class Images(Dataset):
-    """What torchvision's ``FashionMNIST`` gives: a PIL image made, transformed and returned one by one."""
-
-    def __init__(self, split: Split) -> None:
-        from PIL import Image
-
-        self.images, self.labels, self.make = split.images.squeeze(3).numpy(), split.labels, Image.fromarray
-        self.transform = Compose([ToTensor(), Normalize(split.mean.tolist(), split.std.tolist())])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.make(self.images[index], mode="L")), int(self.labels[index])
+def usual_dataset(split: Split) -> FashionMNIST:
+    """Torchvision's dataset over the images of a split: decodes, converts and normalises one at a time."""
+    dataset = FashionMNIST.__new__(FashionMNIST)  # without its search for files
+    dataset.data, dataset.targets = split.images.squeeze(3), split.labels
+    dataset.transform = Compose([ToTensor(), Normalize(split.mean.tolist(), split.std.tolist())])
+    dataset.target_transform = None
+    return dataset
 
 
 def usual_epoch(loader: DataLoader, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -80,7 +74,11 @@ def main() -> None:
     splits = load_splits(config.dataset, 0, device, DataSearch(arguments.data_dir, None))
     training = build_training(config, device, splits)
     loader = DataLoader(
-        Images(splits.train), config.batch_size, shuffle=True, drop_last=True, num_workers=arguments.workers
+        usual_dataset(splits.train),
+        config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=arguments.workers,
     )
     model = build_model(config.model, splits.image_shape, splits.num_classes, 0, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
@@ -98,7 +96,8 @@ def main() -> None:
         rows.append(row | {"timing_note": load.reason})
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
-    print(f"ratio of medians: {table['dataloader_s'].median() / table['fgbench_s'].median():.1f}")
+    usual, own = table["dataloader_s"], table["fgbench_s"]
+    print(f"ratio of medians {usual.median() / own.median():.1f}, of minima {usual.min() / own.min():.1f}")
     if arguments.out:
         table.to_csv(arguments.out, index=False)
 

@@ -40,8 +40,10 @@ if [ -n "$quick" ]; then
     step "$out/bench/bench.csv" fgbench bench --quick --out "$out/bench"
     step "$out/baydin/depth.csv" python scripts/depth.py --threads 2 --repeats 3 --depths 1 10 --out "$out/baydin"
 else
-    step "$out/bench/bench.csv" fgbench bench --rounds 9 --out "$out/bench"
-    step "$out/bench/epoch.csv" python scripts/dataloader_baseline.py --epochs 5 --out "$out/bench/epoch.csv"
+    step "$out/bench/bench.csv" fgbench bench fc cnn --out "$out/bench"
+    step "$out/bench/vgg16/bench.csv" fgbench bench vgg16 --rounds 7 --out "$out/bench/vgg16"
+    step "$out/bench/resnet18/bench.csv" fgbench bench resnet18 --rounds 5 --out "$out/bench/resnet18"
+    step "$out/bench/epoch.csv" python scripts/dataloader_baseline.py --epochs 9 --out "$out/bench/epoch.csv"
     step "$out/baydin/depth.csv" python scripts/depth.py --threads 2 --repeats 3 --out "$out/baydin"
 fi
 step "$out/baydin/functions.csv" python scripts/baydin_functions.py --out "$out/baydin"
