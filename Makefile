@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format install clean
+.PHONY: demo test check reproduce format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fgbench run configs/demo_bp.yaml configs/demo_fg.yaml --results demo
@@ -20,6 +20,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+reproduce:  # all of results/, many hours; scripts/reproduce.sh --quick: a small part of each
+	scripts/reproduce.sh
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -8,6 +8,7 @@
 # Many hours on two CPU cores without --quick; timings want a machine that does nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+make --no-print-directory .venv/.installed-dev
 quick=
 if [ "${1:-}" = --quick ]; then
     quick=1
@@ -36,7 +37,7 @@ sweep() { # sweep NAME [ARGUMENT...]
 
 small=()
 if [ -n "$quick" ]; then
-    small=(-o epochs=2 -o dataset=fashion-mnist-mini -o dataset.limit=640 -o dataset.test_limit=200)
+    small=(-o epochs=1 -o dataset=fashion-mnist-mini -o dataset.limit=320 -o dataset.test_limit=200)
     step "$out/bench/bench.csv" fgbench bench --quick --out "$out/bench"
     step "$out/baydin/depth.csv" python scripts/depth.py --threads 2 --repeats 3 --depths 1 10 --out "$out/baydin"
 else
