@@ -68,7 +68,7 @@ def make_run(
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     run = RunDirectory(Path(results) / config["name"] / f"s{seed}-{digest}").create()
     run.write_config(dump_yaml(config))
-    run.write_env({"device_type": "cpu"})
+    run.write_env({"device": "cpu"})
     chance = random.Random(f"{seed} {digest}")
     time_s, memory_mib, level = COST.get(trainer, (2.9, 50.0, 0.8))
     level += random.Random(digest).uniform(-0.06, 0.06)

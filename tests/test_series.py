@@ -150,3 +150,11 @@ def test_the_table_flags_times_taken_on_a_busy_machine(tmp_path):
 def test_missing_numbers_read_as_nan(tmp_path):
     make_run(tmp_path, cells={"grad_norm": None})
     assert math.isnan(load_results(tmp_path)[0].final("grad_norm"))
+
+
+def test_a_device_left_open_is_the_one_the_run_was_made_on(tmp_path):
+    make_run(tmp_path, device="auto", name="open")
+    make_run(tmp_path, "forward-gradient", device="cpu", name="said")
+    records = load_results(tmp_path)
+    assert {record.settings["device"] for record in records} == {"cpu"}
+    assert "device" not in summary_table(records)

@@ -63,8 +63,14 @@ class RunRecord:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The config by dotted key, such as ``optimizer.lr``, without what is in ``IDENTITY``."""
-        return dict(flatten({key: value for key, value in self.config.items() if key not in IDENTITY}))
+        """The config by dotted key, such as ``optimizer.lr``, without what is in ``IDENTITY``.
+
+        Where the config leaves the device open, it is the kind of device the run was made on.
+        """
+        content = {key: value for key, value in self.config.items() if key not in IDENTITY}
+        if content.get("device") == "auto" and "device" in self.env:
+            content["device"] = str(self.env["device"]).partition(":")[0]
+        return dict(flatten(content))
 
     def component(self, kind: str) -> str:
         """Name of the run's ``dataset``, ``model`` or ``trainer``."""
