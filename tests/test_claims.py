@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fake_records import make_record
 from fake_results import make_run
 from fgbench.analysis.claims import audit, claims_report, load_claims
+from fgbench.analysis.judging import kind_of
 from fgbench.analysis.rules import RULES
 from fgbench.analysis.verdicts import Kind, Outcome, conclude
 from fgbench.cli import app
@@ -332,3 +333,18 @@ def test_the_command_writes_every_claim_as_a_row(tmp_path):
     assert set(rows) == set(CLAIMS)
     assert rows["study-lower-memory"]["verdict"] == "refuted"
     assert rows["study-larger-for-cnn"]["verdict"] == "not enough data"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind"),
+    [
+        (0.001, 0.002, Kind.against),  # there, but as good as nothing
+        (-0.002, 0.001, Kind.against),
+        (0.001, 0.03, Kind.for_),
+        (0.03, 0.04, Kind.for_),
+        (-0.01, 0.03, Kind.unclear),
+        (-0.04, -0.03, Kind.against),
+    ],
+)
+def test_a_difference_that_is_as_good_as_none_is_none(low, high, kind):
+    assert kind_of(low, high, 0.02) is kind

@@ -55,11 +55,9 @@ def judge(pair: Pair, measure: Measure, side: Side, at_most: float | None = None
 
 def kind_of(low: float, high: float, negligible: float) -> Kind:
     """From the interval of the claimed effect, positive as claimed."""
-    if low > 0:
-        return Kind.for_
     if high < 0 or (-negligible <= low and high <= negligible):
         return Kind.against
-    return Kind.unclear
+    return Kind.for_ if low > 0 else Kind.unclear
 
 
 def find_lack(pair: Pair, measure: Measure) -> Outcome | None:
