@@ -1,6 +1,7 @@
 """Every result the README states is what the files in results/ say."""
 
 import csv
+import itertools
 import json
 import re
 import statistics
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench_table import BENCH, make_table
+from fgbench.analysis.measures import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results
+from fgbench.analysis.speed import geometric_mean
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -96,3 +99,31 @@ def test_the_epochs_beside_the_usual_loop_are_those_measured():
     own, usual = ([float(row[column]) for row in rows] for column in ("fgbench_s", "dataloader_s"))
     stated = f"took {min(own):.1f} to {max(own):.1f} s against {min(usual):.1f} to {max(usual):.1f} s"
     assert stated in " ".join(README.split())
+
+
+def test_the_costs_with_adam_are_those_of_the_timed_runs():
+    costs = {}
+    for model, (name, wanted) in itertools.product(("fc", "cnn"), STUDY.items()):
+        runs = select(RESULTS / "timing", wanted | {"model.name": model})
+        assert all(run.metrics["timing_note"].isna().all() for run in runs)
+        costs[model, name] = [
+            [read(run, MEASURES[measure], run.last_epoch) for run in sorted(runs, key=lambda run: run.seed)]
+            for measure in ("epoch_time_s", "peak_memory_mib")
+        ]
+
+    def ratio(model: str, name: str, measure: int) -> str:
+        pairs = zip(costs[model, name][measure], costs[model, "backprop"][measure], strict=True)
+        return f"{geometric_mean([mine / other for mine, other in pairs]):.2f}"
+
+    rank_one, study = (
+        [ratio(model, name, measure) for model in ("fc", "cnn") for measure in (0, 1)]
+        for name in ("forward-gradient, rank-one", "forward-gradient (the study's)")
+    )
+    text = " ".join(README.split())
+    assert (
+        "rank-one takes {} of backprop's time and {} of its memory on the FC, {} and {} on the CNN".format(
+            *rank_one
+        )
+        in text
+    )
+    assert "the study's forward gradient {} and {}, {} and {}.)".format(*study) in text
