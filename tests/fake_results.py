@@ -42,7 +42,7 @@ def make_run(
         planned: epochs in the config.
         state: of status.json.
         model: its name, or its block.
-        dataset: its name.
+        dataset: its name, or its block.
         name: of the config; made from the model, dataset and trainer if not given.
         options: more keys for the trainer's block.
         status: more fields for status.json.
@@ -51,12 +51,15 @@ def make_run(
     """
     model_block = {"name": model} if isinstance(model, str) else {"name": "fc", **model}
     model = model_block["name"]
+    named = {"name": dataset} if isinstance(dataset, str) else dataset
+    dataset_block = {"name": "fashion-mnist-mini", **named}
+    dataset = dataset_block["name"]
     config = {
         "name": name or f"{model}_{dataset}_{trainer}",
         "seed": seed,
         "epochs": planned or (epochs if state == "finished" else 10),
         "batch_size": 64,
-        "dataset": {"name": dataset, "limit": None},
+        "dataset": {"limit": None} | dataset_block,
         "model": model_block,
         "trainer": {"name": trainer, **(options or {})},
         "optimizer": {"name": "adam", "lr": 0.001},

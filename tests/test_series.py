@@ -48,6 +48,19 @@ def test_labels_tell_the_keys_that_differ_and_no_others(tmp_path):
     ]
 
 
+def test_a_part_of_a_dataset_is_a_dataset_of_its_own(tmp_path):
+    make_run(tmp_path, "backprop")
+    make_run(tmp_path, "forward-gradient")
+    make_run(tmp_path, "backprop", dataset={"limit": 2000, "test_limit": 1000})
+    make_run(tmp_path, "backprop", model="cnn", dataset={"limit": 2000})
+    groups = group_series(load_results(tmp_path))
+    assert {group: [each.label for each in series] for group, series in groups.items()} == {
+        ("fashion-mnist-mini", "cnn"): ["backprop"],
+        ("fashion-mnist-mini", "fc"): ["backprop", "forward-gradient"],
+        ("fashion-mnist-mini, limit=2000, test_limit=1000", "fc"): ["backprop"],
+    }
+
+
 def test_labels_of_configs_that_read_the_same_still_differ(tmp_path):
     first = make_run(tmp_path)
     shutil.copytree(first, first.with_name("s0-00000000"))

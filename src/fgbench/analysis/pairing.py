@@ -8,7 +8,7 @@ from typing import Any
 
 from fgbench.analysis.measures import MEASURES, best
 from fgbench.analysis.records import RunRecord
-from fgbench.analysis.series import Series, differing, group_series, setting_word
+from fgbench.analysis.series import Series, differing, group_series, is_off, setting_word
 from fgbench.registry import TRAINERS, options_model
 
 TUNABLE = ("optimizer.", "schedule.", "clip_gradient_norm")
@@ -100,12 +100,8 @@ def _task_settings(run: RunRecord) -> dict[str, Any]:
     return {
         key: value
         for key, value in sorted(run.settings.items())
-        if key.startswith(("dataset.", "model.")) and key not in PLACES and not _is_off(value)
+        if key.startswith(("dataset.", "model.")) and key not in PLACES and not is_off(value)
     }
-
-
-def _is_off(value: Any) -> bool:
-    return value is None or value is False
 
 
 def settings(series: Series) -> dict[str, Any]:
@@ -114,7 +110,7 @@ def settings(series: Series) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in run.settings.items()
-        if not key.startswith("trainer.") and key not in PLACES and not _is_off(value)
+        if not key.startswith("trainer.") and key not in PLACES and not is_off(value)
     }
     device = _environment(run)["device"]
     return kept | ({"device type": device} if device else {})

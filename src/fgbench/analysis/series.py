@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -53,11 +54,14 @@ class Series:
 def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Series]]:
     """The series of every (dataset, model): by trainer in the registry's order, then by what differs.
 
+    A dataset is named with the options in which a model's datasets differ: ``fashion-mnist, limit=2000``.
     Of two runs of one configuration and seed the finished one counts, or else the one that got furthest.
     """
     groups: dict[tuple[str, str], dict[str, dict[int, RunRecord]]] = {}
-    for record in records:
-        by_hash = groups.setdefault((record.component("dataset"), record.component("model")), {})
+    all_records = list(records)
+    names = _dataset_names(all_records)
+    for record in all_records:
+        by_hash = groups.setdefault((names[record.path], record.component("model")), {})
         seeds = by_hash.setdefault(record.hash, {})
         if record.seed not in seeds or _progress(record) > _progress(seeds[record.seed]):
             seeds[record.seed] = record
@@ -65,6 +69,28 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
         group: _labelled([tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_hash.values()])
         for group, by_hash in sorted(groups.items())
     }
+
+
+def _dataset_names(records: list[RunRecord]) -> dict[Path, str]:
+    """Every run's dataset, told apart from others of its name that the same model is trained on."""
+    alike: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in records:
+        alike.setdefault((run.component("dataset"), run.component("model")), []).append(run)
+    names = {}
+    for (dataset, _), runs in alike.items():
+        options = [
+            {
+                key: value
+                for key, value in run.settings.items()
+                if key.startswith("dataset.") and key not in _UNLABELLED and not is_off(value)
+            }
+            for run in runs
+        ]
+        keys = differing(options)
+        for run, own in zip(runs, options, strict=True):
+            words = [word for key in keys if (word := setting_word(key, own.get(key)))]
+            names[run.path] = ", ".join([dataset, *words])
+    return names
 
 
 def _progress(record: RunRecord) -> tuple[bool, int, str]:
@@ -98,6 +124,11 @@ def _labelled(groups: list[tuple[RunRecord, ...]]) -> list[Series]:
     return series
 
 
+def is_off(value: Any) -> bool:
+    """Whether a setting with this value does nothing."""
+    return value is None or value is False
+
+
 def differing(settings: list[dict[str, Any]]) -> list[str]:
     """The keys with more than one value."""
     keys = dict.fromkeys(key for each in settings for key in each)
@@ -106,7 +137,7 @@ def differing(settings: list[dict[str, Any]]) -> list[str]:
 
 def setting_word(key: str, value: Any, keys: Sequence[str] = ()) -> str:
     """How a label tells a setting: ``tangents=4``; a switch by its name alone, what is off not at all."""
-    if value is None or value is False:
+    if is_off(value):
         return ""
     name = _short(key)
     if [_short(other) for other in keys].count(name) > 1:

@@ -185,16 +185,12 @@ def _compare(records: Sequence[RunRecord]) -> list[Comparison]:
 def _groups(groups: dict[tuple[str, str], list[Series]], comparisons: Sequence[Comparison]) -> list[Group]:
     shown = []
     for number, ((dataset, model), series) in enumerate(groups.items(), 1):
-        own = [each for each in comparisons if _is_of(each, dataset, model)]
+        paths = {run.path for each in series for run in each.runs}
+        own = [each for each in comparisons if each.pair.series.runs[0].path in paths]
         shown.append(
             Group(f"g{number}", f"{model} on {dataset}", draw_charts(series, f"g{number}"), _tables(own))
         )
     return shown
-
-
-def _is_of(comparison: Comparison, dataset: str, model: str) -> bool:
-    run = comparison.pair.series.runs[0]
-    return (run.component("dataset"), run.component("model")) == (dataset, model)
 
 
 def _tables(comparisons: Sequence[Comparison]) -> list[Table]:
