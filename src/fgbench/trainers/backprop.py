@@ -39,15 +39,17 @@ class Backprop(Trainer):
         generator: torch.Generator,
     ) -> StepStats:
         """Fill ``param.grad`` with the exact gradient; see :meth:`Trainer.compute_gradients`."""
+        parameters = [param for param in model.parameters() if param.requires_grad]
+        for param in parameters:
+            param.grad = None
         with torch.enable_grad():
-            model.zero_grad(set_to_none=True)
             outputs = recomputing(model, inputs) if self.options.recompute else model(inputs)
             loss = sample_losses(loss_fn, outputs, labels).mean()
             loss.backward()
-        for param in model.parameters():
-            if param.requires_grad and param.grad is None:
+        for param in parameters:
+            if param.grad is None:
                 param.grad = torch.zeros_like(param)
-        norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
+        norm = gradient_norm(param.grad for param in parameters if param.grad is not None)
         return StepStats(loss.detach(), outputs.detach(), loss.new_empty(0), norm)
 
 
