@@ -70,6 +70,48 @@ def test_p_values_are_adjusted_over_all_comparisons_and_their_number_is_told():
     assert "4 tests were made" in compare_report(records, ["test_accuracy"])
 
 
+def test_what_is_said_of_a_task_does_not_depend_on_other_tasks():
+    records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD)
+    noisy = [0.5, 0.9, 0.7]
+    others = [
+        run
+        for model in ("cnn", "vgg16", "resnet18")
+        for run in make_seeds("backprop", BACKPROP, model=model)
+        + make_seeds("zeroth-order", noisy, model=model)
+    ]
+    [alone] = [each for each in compare(records) if each.budget == "epochs"]
+    [among] = [
+        each
+        for each in compare(records + others)
+        if each.budget == "epochs" and each.pair.task == alone.pair.task
+    ]
+    assert among.p_adjusted == alone.p_adjusted < 0.05
+
+
+@pytest.mark.parametrize(
+    ("costs", "conclusion"), [((101, 100.5, 101), "about the same"), ((140, 141, 142), "worse")]
+)
+def test_a_cost_within_two_percent_is_about_the_same(costs, conclusion):
+    records = make_seeds("backprop", BACKPROP, peak_memory_mib=100.0)
+    records += [
+        make_record("forward-gradient", seed, peak_memory_mib=cost) for seed, cost in enumerate(costs)
+    ]
+    assert at(records, column="peak_memory_mib").conclusion == conclusion
+
+
+def test_an_accuracy_within_half_a_point_is_about_the_same():
+    records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", [a - 0.001 for a in BACKPROP])
+    assert at(records).conclusion == "about the same"
+
+
+def test_times_taken_beside_other_work_throughout_are_not_concluded_from():
+    busy = {"timing_note": "other processes kept 1.0 of 2 CPU cores busy"}
+    records = make_seeds("backprop", BACKPROP)
+    records += make_seeds("forward-gradient", FORWARD, epoch_time_s=3.0, **busy)
+    assert at(records, column="epoch_time_s").conclusion == "no claim: timed beside other work"
+    assert at(records).conclusion == "worse"
+
+
 def test_a_lower_loss_is_better():
     records = [make_record("backprop", seed, train_loss=0.5 + seed / 100) for seed in range(3)]
     records += [make_record("forward-gradient", seed, train_loss=0.3 + seed / 99) for seed in range(3)]
@@ -230,6 +272,15 @@ def test_time_to_accuracy_is_to_one_that_all_reach_or_to_the_one_asked_for():
     assert time_to_accuracy(only_pair([make_record("backprop"), make_record("zeroth-order")])) is None
 
 
+def test_what_both_reach_in_their_first_epoch_is_not_timed():
+    records = [
+        make_record("backprop", val_accuracy=[0.11, 0.5], val_loss=[2.0, 1.0], epoch_time_s=4.0),
+        make_record("forward-gradient", val_accuracy=[0.12, 0.10], val_loss=[2.1, 2.3], epoch_time_s=2.0),
+    ]
+    assert time_to_accuracy(only_pair(records)).at_once
+    assert "both within an epoch" in compare_report(records, ["test_accuracy"])
+
+
 def test_csv_has_one_full_row_for_every_comparison():
     records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD)
     rows = list(csv.DictReader(io.StringIO(compare_report(records, ["test_accuracy"], form="csv"))))
@@ -255,7 +306,7 @@ def test_the_command_reads_a_folder_and_writes_a_file(tmp_path):
     out = tmp_path / "compare.md"
     arguments = ["compare", str(tmp_path / "results"), "--format", "markdown", "--out", str(out)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert "| forward-gradient | 3 |" in out.read_text()
+    assert "| forward-gradient | " in out.read_text()
 
 
 def test_the_command_refuses_what_it_does_not_know(tmp_path):

@@ -108,6 +108,19 @@ def test_the_answer_comes_first_with_seeds_and_interval(no_figures):
     assert {"−17.1", "×0.50", "×1.50"} <= {word.strip() for word in text.split()}
 
 
+def test_the_best_and_the_plain_form_of_a_trainer_both_have_an_answer(no_figures):
+    best = [
+        accurate("forward-gradient", seed, 0.84 + 0.001 * seed, trainer_options={"structure": "rank1"})
+        for seed in range(3)
+    ]
+    lucky = accurate("forward-gradient", 0, 0.99, trainer_options={"tangents": 8})
+    text = Page(render([*three_seeds(), *best, lucky], "")).text
+    assert "Test accuracy is 84.1 % against" in text
+    assert "Test accuracy is 70.0 % against" in text
+    assert "Test accuracy is 99.0 % against" not in text  # one seed does not displace three
+    assert "on 1 task: less accurate in 1 of 1 (−2.9)" in text
+
+
 def test_one_seed_makes_no_claim(no_figures):
     text = Page(render([run for run in three_seeds() if run.seed == 0], "")).text
     assert "nothing that the seeds at hand can show" in text

@@ -5,11 +5,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fgbench.analysis.measures import MEASURES, Measure, epochs_within, has_diverged, read, training_time
+from fgbench.analysis.measures import (
+    MEASURES,
+    Measure,
+    disturbed_epochs,
+    epochs_within,
+    has_diverged,
+    negligible,
+    read,
+    training_time,
+)
 from fgbench.analysis.pairing import Pair, Task, make_tasks, nearest, plainest
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
-from fgbench.analysis.statistics import Paired, adjust_holm, summarise_differences
+from fgbench.analysis.statistics import Paired, adjust_holm, log_ratios, summarise_differences
 from fgbench.errors import ConfigError
 
 Budget = Literal["epochs", "time", "memory"]
@@ -29,7 +38,7 @@ class Comparison:
         epochs: at which each pair of runs was read, the series' first.
         values: of each pair of runs; NaN for a run that has diverged or has none.
         paired: of the differences, series - baseline; None where not every pair has both values.
-        p_adjusted: Holm's, over all comparisons made together.
+        p_adjusted: Holm's, over the comparisons of this measure on this task.
         obstacle: why there is no difference to tell; empty where there is one.
     """
 
@@ -59,6 +68,14 @@ class Comparison:
         return wins, losses
 
     @property
+    def is_negligible(self) -> bool:
+        """Whether the whole interval is so close to no difference that it is as good as none."""
+        effect = self.paired if self.measure.learns else log_ratios(self.values)
+        if effect is None or effect.interval is None:
+            return False
+        return max(map(abs, effect.interval)) <= negligible(self.measure)
+
+    @property
     def conclusion(self) -> str:
         """What may be said: better, worse, or why nothing may be."""
         if self.obstacle or self.paired is None:
@@ -67,6 +84,10 @@ class Comparison:
             return "no claim from 1 seed"
         if self.paired.mean == 0:
             return "no difference"
+        if was_disturbed(self.pair, self.measure):
+            return "no claim: timed beside other work"
+        if self.is_negligible:
+            return "about the same"
         if self.p_adjusted is not None and self.p_adjusted < ALPHA:
             return "better" if self.measure.gain(self.paired.mean) > 0 else "worse"
         needed = self.paired.seeds_needed
@@ -87,26 +108,37 @@ def compare(
         baseline: a trainer, or the label of one series.
 
     Returns:
-        By task, column, series and budget. p values are adjusted over all of them; a comparison at equal
-        memory repeats the one at equal epochs and counts no second time.
+        By task, column, series and budget. p values are adjusted over those of one column and task, so that
+        what is said of a task does not depend on what else there is; a comparison at equal memory repeats the
+        one at equal epochs and counts no second time.
 
     Raises:
         ConfigError: a column that cannot be compared, or no such baseline.
     """
     measures = [find_measure(column) for column in columns]
     pairs = pair_all(make_tasks(records), baseline)
-    comparisons = [
-        compare_pair(pair, measure, budget)
+    return [
+        comparison
         for task in pairs
         for measure in measures
-        for pair in task
-        for budget in (("epochs", "time", "memory") if measure.learns else ("epochs",))
+        for comparison in _adjusted(
+            [
+                compare_pair(pair, measure, budget)
+                for pair in task
+                for budget in (("epochs", "time", "memory") if measure.learns else ("epochs",))
+            ]
+        )
     ]
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons of one measure on one task, with p values adjusted for their number."""
     adjusted = adjust_holm([p_value(each) for each in comparisons])
+    told = []
     for index, each in enumerate(comparisons):  # the one at equal memory follows two after equal epochs
         source = index - 2 if each.budget == "memory" else index
-        comparisons[index] = replace(each, p_adjusted=adjusted[source] if each.paired else None)
-    return comparisons
+        told.append(replace(each, p_adjusted=adjusted[source] if each.paired else None))
+    return told
 
 
 def p_value(comparison: Comparison) -> float | None:
@@ -193,6 +225,14 @@ def _obstacle(
 def common_epoch(pair: Pair) -> int:
     """The last epoch that all paired runs have; one that diverged has no more to come and does not count."""
     return min((run.last_epoch for run in _lasting(pair) or _all_runs(pair)), default=0)
+
+
+def was_disturbed(pair: Pair, measure: Measure) -> bool:
+    """Whether a time cannot be told: other work kept the machine busy in every epoch of some run."""
+    epoch = common_epoch(pair)
+    return measure.timed and any(
+        disturbed_epochs(run, epoch) == epoch for both in pair.runs for run in both if epoch
+    )
 
 
 def peak_memory(series: Series) -> float:

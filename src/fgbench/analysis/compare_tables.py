@@ -66,19 +66,19 @@ def measure_table(comparisons: Sequence[Comparison]) -> Table:
     """One measure of one task at equal epochs, a row for each series."""
     head = [
         "trainer",
-        "seeds",
+        "conclusion",
+        "difference [95 %]",
         "mean",
         "baseline",
-        "difference [95 %]",
-        "d_z",
+        "seeds",
         "wins",
+        "d_z",
         "p (Holm)",
-        "conclusion",
     ]
     rows = [
         [
-            *(each.pair.series.label, str(len(each.values)), *_means(each), difference_text(each)),
-            *(_effect_text(each), f"{each.wins[0]}/{len(each.values)}", _p_text(each), each.conclusion),
+            *(each.pair.series.label, each.conclusion, difference_text(each), *_means(each)),
+            *(str(len(each.values)), f"{each.wins[0]}/{len(each.values)}", _effect_text(each), _p_text(each)),
         ]
         for each in comparisons
     ]
@@ -113,7 +113,7 @@ def cost_table(pairs: Sequence[Pair], accuracy: float | None = None) -> Table:
             _ratio_text(pair, MEASURES["peak_memory_mib"]),
             _time_to_text(time_to_same_loss(pair)),
             _time_to_text(reached := time_to_accuracy(pair, accuracy))
-            + (f" to {reached.targets[0]:.2f}" if reached else ""),
+            + (f" to {reached.targets[0]:.2f}" if reached and not reached.at_once else ""),
         ]
         for pair in pairs
     ]
@@ -124,15 +124,21 @@ def cost_table(pairs: Sequence[Pair], accuracy: float | None = None) -> Table:
 
 def summary_lines(comparisons: Sequence[Comparison]) -> list[str]:
     """How many comparisons there were, and what that means for the intervals."""
-    tests = sum(p_value(each) is not None for each in comparisons)
-    lines = [
-        f"{tests} tests were made. p values are adjusted for that (Holm); the intervals are not."
-        + (
-            f" From {BOOTSTRAP_FROM} seeds on, the CSV form has BCa bootstrap intervals."
-            if any(each.paired and each.paired.bootstrap for each in comparisons)
-            else ""
+    tested = [each for each in comparisons if p_value(each) is not None]
+    families = len({(each.pair.task, each.measure) for each in tested})
+    lines = []
+    if tested:
+        many = f", in {families} families: one for each metric of a task" if families > 1 else ""
+        number = "the number in its family" if families > 1 else "that"
+        lines.append(
+            f"{len(tested)} tests were made{many}. "
+            f"p values are adjusted for {number} (Holm), the intervals are not."
+            + (
+                f" From {BOOTSTRAP_FROM} seeds on, the CSV form has BCa bootstrap intervals."
+                if any(each.paired and each.paired.bootstrap for each in comparisons)
+                else ""
+            )
         )
-    ]
     if any(len(each.pair.runs) == 1 for each in comparisons):
         lines.append(ONE_SEED)
     if not comparisons:
@@ -160,8 +166,8 @@ def _means(comparison: Comparison) -> list[str]:
 
 
 def _effect_text(comparison: Comparison) -> str:
-    effect = comparison.paired and comparison.paired.effect_size
-    return "-" if effect is None else f"{effect:+.1f}"
+    effect = comparison.paired.effect_size if comparison.paired else None
+    return "-" if effect is None or math.isinf(effect) else f"{effect:+.1f}"
 
 
 def _p_text(comparison: Comparison) -> str:
@@ -204,6 +210,8 @@ def _ratio_text(pair: Pair, measure: Measure) -> str:
 def _time_to_text(reached: TimeTo | None) -> str:
     if reached is None:
         return "-"
+    if reached.at_once:
+        return "both within an epoch"
     arrived = [sum(map(math.isfinite, side)) for side in zip(*reached.seconds, strict=True)]
     n = len(reached.seconds)
     if arrived != [n, n]:

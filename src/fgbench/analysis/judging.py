@@ -1,20 +1,15 @@
 """What one pair of series says about a claim. Imports no torch."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
-from fgbench.analysis.compare import common_epoch, compare_pair
-from fgbench.analysis.measures import Measure, disturbed_epochs
+from fgbench.analysis.compare import common_epoch, compare_pair, was_disturbed
+from fgbench.analysis.measures import Measure, negligible
 from fgbench.analysis.pairing import TUNABLE, Pair
-from fgbench.analysis.statistics import Paired, summarise_differences
+from fgbench.analysis.statistics import Paired, log_ratios
 from fgbench.analysis.verdicts import Kind, Outcome
 
 MIN_SEEDS = 3
-
-NEGLIGIBLE = {"accuracy": 0.005, "loss": 0.01}
-NEGLIGIBLE_RATIO = 1.02
-"""A difference, or a ratio of costs, whose whole interval is within this of none counts as none."""
 
 Side = Literal["better", "worse"]
 
@@ -69,10 +64,7 @@ def find_lack(pair: Pair, measure: Measure) -> Outcome | None:
         return None
     if different := pair.environments:
         return outcome_of(Kind.too_few, pair, f"measured in different environments: {', '.join(different)}")
-    epoch = common_epoch(pair)
-    if measure.reading == "median" and any(
-        disturbed_epochs(run, epoch) == epoch for both in pair.runs for run in both
-    ):
+    if was_disturbed(pair, measure):
         return outcome_of(Kind.too_few, pair, "timed while other work kept the machine busy")
     return None
 
@@ -101,15 +93,3 @@ def ratio_text(logs: Paired) -> str:
     """Such as ``1.500× [1.400, 1.600]``, from paired logarithms."""
     low, high = logs.interval or (math.nan, math.nan)
     return f"{math.exp(logs.mean):.3f}× [{math.exp(low):.3f}, {math.exp(high):.3f}]"
-
-
-def log_ratios(values: Sequence[tuple[float, float]]) -> Paired | None:
-    """Paired logarithms of the ratios; None where a value is no positive number."""
-    if not all(math.isfinite(value) and value > 0 for both in values for value in both):
-        return None
-    return summarise_differences([math.log(mine / other) for mine, other in values])
-
-
-def negligible(measure: Measure) -> float:
-    """The largest difference, or logarithm of a ratio, that is as good as none."""
-    return NEGLIGIBLE.get(measure.column.rpartition("_")[2], math.log(NEGLIGIBLE_RATIO))

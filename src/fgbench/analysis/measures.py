@@ -10,6 +10,10 @@ from fgbench.analysis.records import RunRecord
 
 NAN = float("nan")
 
+NEGLIGIBLE = {"accuracy": 0.005, "loss": 0.01}
+NEGLIGIBLE_RATIO = 1.02
+"""A difference, or a ratio of costs, whose whole interval is within this of none counts as none."""
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -35,6 +39,11 @@ class Measure:
         """Whether it tells how well a network has learnt, not what that cost."""
         return self.reading == "last"
 
+    @property
+    def timed(self) -> bool:
+        """Whether it comes from a clock, which other work on the machine disturbs."""
+        return self.column in ("epoch_time_s", "batch_time_ms", "samples_per_s")
+
     def gain(self, difference: float) -> float:
         """The difference, positive where it is for the better."""
         return difference if self.better == "higher" else -difference
@@ -58,6 +67,11 @@ MEASURES: dict[str, Measure] = {
         Measure("bytes_sent_per_step", "bytes sent per step", "lower", "median", ".0f"),
     )
 }
+
+
+def negligible(measure: Measure) -> float:
+    """The largest difference, or logarithm of a ratio, that is as good as none."""
+    return NEGLIGIBLE.get(measure.column.rpartition("_")[2], math.log(NEGLIGIBLE_RATIO))
 
 
 def read(run: RunRecord, measure: Measure, epoch: int) -> float:

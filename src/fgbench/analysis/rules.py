@@ -23,17 +23,15 @@ from fgbench.analysis.judging import (
     interval_text,
     judge,
     kind_of,
-    log_ratios,
-    negligible,
     number_text,
     outcome_of,
     ratio_text,
 )
-from fgbench.analysis.measures import Measure, disturbed_epochs, has_diverged, read
+from fgbench.analysis.measures import Measure, disturbed_epochs, has_diverged, negligible, read
 from fgbench.analysis.pairing import TUNABLE, Pair, setting_differences, settings
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.speed import time_to_same_loss
-from fgbench.analysis.statistics import summarise_differences
+from fgbench.analysis.statistics import log_ratios, summarise_differences
 from fgbench.analysis.verdicts import Finding, Kind, Outcome, Verdict, conclude
 
 Rule = Callable[..., Finding]
@@ -165,6 +163,8 @@ def _judge_sooner(pair: Pair) -> Outcome:
             told = f"{disturbed} of {run.last_epoch} epochs timed while other work kept the machine busy"
             return outcome_of(Kind.too_few, pair, told)
     reached = time_to_same_loss(pair)
+    if reached and reached.at_once:
+        return outcome_of(Kind.too_few, pair, "no more than one epoch to the validation loss that both reach")
     paired = log_ratios(reached.seconds) if reached else None
     if paired is None:
         return outcome_of(Kind.too_few, pair, "no validation loss that both reach")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fgbench.analysis.measures import MEASURES, Measure, best, time_to
+from fgbench.analysis.measures import MEASURES, Measure, best, time_to, training_time
 from fgbench.analysis.pairing import Pair
 from fgbench.analysis.records import RunRecord
 
@@ -24,6 +24,12 @@ class TimeTo:
     measure: Measure
     targets: tuple[float, ...]
     seconds: tuple[tuple[float, float], ...]
+
+    @property
+    def at_once(self) -> bool:
+        """Whether every run is there by the end of its first epoch: then the times tell no more than that."""
+        first = [tuple(float(training_time(run)[0]) for run in both) for both in self.pair.runs]
+        return list(self.seconds) == first
 
     @property
     def ratio(self) -> float:

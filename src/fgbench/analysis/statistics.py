@@ -76,6 +76,13 @@ def summarise_differences(differences: Sequence[float]) -> Paired:
     )
 
 
+def log_ratios(values: Sequence[tuple[float, float]]) -> Paired | None:
+    """Paired logarithms of the ratios; None where there is none or a value is no positive number."""
+    if not values or not all(math.isfinite(value) and value > 0 for both in values for value in both):
+        return None
+    return summarise_differences([math.log(mine / other) for mine, other in values])
+
+
 def _without_spread(n: int, mean: float) -> Paired:
     effect = math.copysign(math.inf, mean) if mean else 0.0
     return Paired(

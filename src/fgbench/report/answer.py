@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from fgbench.analysis.compare import Comparison
+from fgbench.analysis.compare import Comparison, was_disturbed
+from fgbench.analysis.judging import MIN_SEEDS
 from fgbench.analysis.measures import MEASURES, best
-from fgbench.analysis.pairing import Pair
+from fgbench.analysis.pairing import Pair, plainest
 from fgbench.analysis.speed import geometric_mean
 
 COLUMNS = ("test_accuracy", "epoch_time_s", "peak_memory_mib")
@@ -17,10 +18,24 @@ HEADLINE = "forward-gradient"
 """The trainer that the first sentence is about, where there are runs of it."""
 
 _WORDS = {
-    "test_accuracy": ("more accurate", "less accurate", "accuracy"),
-    "epoch_time_s": ("faster", "slower", "time"),
-    "peak_memory_mib": ("less memory", "more memory", "memory"),
+    "test_accuracy": {
+        "better": "more accurate",
+        "worse": "less accurate",
+        "same": "as accurate",
+        "what": "accuracy",
+    },
+    "epoch_time_s": {"better": "faster", "worse": "slower", "same": "as fast", "what": "time"},
+    "peak_memory_mib": {
+        "better": "less memory",
+        "worse": "more memory",
+        "same": "as much memory",
+        "what": "memory",
+    },
 }
+
+
+VERDICTS = {"better": "better", "worse": "worse", "about the same": "same", "no difference": "same"}
+"""Of the conclusions of a comparison, those that say something."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class Fact:
         name: of the measure.
         value: the difference or ratio, short.
         size: the same as a number; NaN where there is none.
-        verdict: ``better``, ``worse`` or ``unclear``.
+        verdict: ``better``, ``worse``, ``same`` (as good as no difference) or ``unclear``.
         sentence: both means, the difference, its interval, the seeds.
     """
 
@@ -60,47 +75,58 @@ class Answer:
         if self.caution:
             return "no claim from 1 seed"
         return ", ".join(
-            _WORDS[column][("better", "worse").index(fact.verdict)]
-            if fact.verdict != "unclear"
-            else f"no claim about {_WORDS[column][2]}"
+            _WORDS[column].get(fact.verdict, f"no claim about {_WORDS[column]['what']}")
             for column, fact in zip(COLUMNS, self.facts, strict=True)
         )
 
 
 def find_answers(comparisons: Iterable[Comparison]) -> dict[str, list[Answer]]:
-    """By task, an answer for the best series of every trainer, judged by validation accuracy."""
+    """By task, an answer for the best series of every trainer, and for its plainest where that is another.
+
+    The best has three seeds or more, where one has, and the highest validation accuracy; the plainest is the
+    best of those whose trainer's options are nearest their defaults: the method as published.
+    """
     by_pair: dict[Pair, dict[str, Comparison]] = {}
     for each in comparisons:
         if each.budget == "epochs":
             by_pair.setdefault(each.pair, {})[each.measure.column] = each
-    chosen: dict[str, dict[str, Pair]] = {}
+    rivals: dict[str, dict[str, list[Pair]]] = {}
     for pair in by_pair:
-        trainers = chosen.setdefault(pair.task, {})
-        rival = trainers.setdefault(pair.series.trainer, pair)
-        if _validation(pair) > _validation(rival):
-            trainers[pair.series.trainer] = pair
+        rivals.setdefault(pair.task, {}).setdefault(pair.series.trainer, []).append(pair)
     return {
         task: [
-            Answer(pair, [_state(by_pair[pair][column]) for column in COLUMNS]) for pair in trainers.values()
+            Answer(pair, [_state(by_pair[pair][column]) for column in COLUMNS])
+            for pairs in trainers.values()
+            for pair in _chosen(pairs)
         ]
-        for task, trainers in chosen.items()
+        for task, trainers in rivals.items()
     }
 
 
+def _chosen(pairs: list[Pair]) -> list[Pair]:
+    plain = plainest(pair.series for pair in pairs)
+    best_of_plain = max((pair for pair in pairs if pair.series in plain), key=_merit)
+    return list(dict.fromkeys([max(pairs, key=_merit), best_of_plain]))
+
+
 def summarise(answers: dict[str, list[Answer]]) -> str:
-    """The first sentence: over all tasks, what the headline trainer loses and gains."""
+    """The first sentence: over all tasks, what the headline trainer's best series lose and gain."""
     found = [each for task in answers.values() for each in task]
-    headline = [each for each in found if each.pair.series.trainer == HEADLINE]
-    headline = headline or [
-        each for each in found if each.pair.series.trainer == found[0].pair.series.trainer
-    ]
-    if not headline:
+    if not found:
         return "There is no trainer beside the baseline yet, so nothing can be compared."
+    trainers = {each.pair.series.trainer for each in found}
+    trainer = HEADLINE if HEADLINE in trainers else found[0].pair.series.trainer
+    headline = [
+        next(each for each in task if each.pair.series.trainer == trainer)
+        for task in answers.values()
+        if any(each.pair.series.trainer == trainer for each in task)
+    ]
     subject, baseline, n = headline[0].pair.series.trainer, headline[0].pair.baseline.trainer, len(headline)
     parts = []
     for index, column in enumerate(COLUMNS):
         facts = sorted((each.facts[index] for each in headline), key=lambda fact: fact.size)
-        for verdict, word in zip(("better", "worse"), _WORDS[column], strict=False):
+        for verdict in ("better", "worse", "same"):
+            word = _WORDS[column][verdict]
             if counted := [fact.value for fact in facts if fact.verdict == verdict]:
                 ends = dict.fromkeys([counted[0], counted[-1]])
                 parts.append(f"{word} in {len(counted)} of {n} ({' to '.join(ends)})")
@@ -111,9 +137,10 @@ def summarise(answers: dict[str, list[Answer]]) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def _validation(pair: Pair) -> float:
+def _merit(pair: Pair) -> tuple[bool, float]:
     values = [best(run, MEASURES["val_accuracy"]) for run in pair.series.averaged]
-    return fmean(0.0 if math.isnan(value) else value for value in values) if values else -1.0
+    accuracy = fmean(0.0 if math.isnan(value) else value for value in values) if values else -1.0
+    return len(pair.seeds) >= MIN_SEEDS, accuracy
 
 
 def _state(comparison: Comparison) -> Fact:
@@ -134,7 +161,7 @@ def _state(comparison: Comparison) -> Fact:
     if name == "test_accuracy" or math.isnan(ratio):
         value, size = _signed(name, paired.mean), paired.mean
     conclusion = comparison.conclusion
-    verdict = conclusion if conclusion in ("better", "worse") else "unclear"
+    verdict = VERDICTS.get(conclusion, "unclear")
     compared = f"{title[name]} is {_level(name, mine)} against {_level(name, other)}"
     if paired.mean == 0:
         told = "no difference"
@@ -154,6 +181,8 @@ def _caution(comparison: Comparison) -> str:
     """Why a difference that was seen is not claimed."""
     assert comparison.paired is not None
     n, needed = comparison.paired.n, comparison.paired.seeds_needed
+    if was_disturbed(comparison.pair, comparison.measure):
+        return "Not claimed: other work kept the machine busy."
     if needed and needed > n:
         return f"Not enough seeds to call that a difference: about {needed} would be needed."
     return "Not shown once adjusted for the number of comparisons."
