@@ -93,6 +93,20 @@ def test_a_users_own_component_brings_its_options(write, tmp_path, monkeypatch):
 # ---- what is refused
 
 
+def test_a_key_in_the_wrong_place_is_told_its_place(write):
+    path = write("dataset: mnist\nmodel: fc\ntrainer: forward-gradient\ntangents: 2\n")
+    wrong, other = mistakes(path, "lr=0.1")
+    assert wrong.startswith("a.yaml:4: tangents: unknown key (did you mean 'trainer.tangents'?); allowed: ")
+    assert other.startswith("-o lr=0.1: lr: unknown key (did you mean 'optimizer.lr'?); allowed: ")
+
+
+def test_a_sweep_file_is_told_to_be_one(write):
+    path = write("base: {dataset: mnist}\naxes: {seed: [1, 2]}\n")
+    assert mistakes(path) == [
+        "a.yaml: a sweep file, not the config of a run: `fgbench sweep a.yaml` makes its runs"
+    ]
+
+
 def test_all_mistakes_are_reported_at_once_with_line_key_and_suggestion(write):
     path = write(
         "dataset: {name: mnist, limits: 5}\n"

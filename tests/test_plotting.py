@@ -68,6 +68,13 @@ def test_out_chooses_name_and_format(tmp_path, monkeypatch, out, models, expecte
     assert [path.name for path in saved] == expected
 
 
+def test_out_may_be_a_folder(tmp_path):
+    make_run(tmp_path / "results")
+    (tmp_path / "figures").mkdir()
+    written = plot_results(tmp_path / "results", tmp_path / "figures")
+    assert written == [tmp_path / "figures" / f"fc_fashion-mnist-mini.{ending}" for ending in ("png", "svg")]
+
+
 def test_another_format_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(ConfigError, match="png, svg, pdf, got 'docx'"):
         plot_results(tmp_path / "nowhere", "fig.docx")

@@ -122,10 +122,21 @@ def test_a_run_with_a_lost_file_is_still_read(tmp_path, lost):
     assert summary_table([record])
 
 
+@pytest.mark.parametrize("damage", ["", "garbage\n", None])
+def test_a_finished_run_whose_metrics_are_damaged_is_told_and_not_averaged(tmp_path, caplog, damage):
+    run = make_run(tmp_path)
+    make_run(tmp_path, seed=1)
+    metrics = run / "metrics.csv"
+    metrics.write_text(metrics.read_text().rpartition("5,")[0] if damage is None else damage)
+    [series] = [each for group in group_series(load_results(tmp_path)).values() for each in group]
+    assert [each.seed for each in series.averaged] == [1]
+    assert f"metrics.csv is damaged after epoch {4 if damage is None else 0} of 5" in caplog.text
+
+
 def test_no_runs_is_one_clear_line(tmp_path):
     with pytest.raises(ConfigError, match=r"no runs in .*fgbench run"):
         load_results(tmp_path)
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="no such folder"):
         load_results(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):

@@ -118,6 +118,11 @@ def test_mistakes_of_the_file_itself(tmp_path, text, message):
     assert any(message in line for line in mistakes(tmp_path, BASE + text))
 
 
+def test_the_config_of_a_run_is_told_to_be_one(tmp_path):
+    [mistake] = mistakes(tmp_path, "dataset: mnist\nmodel: fc\ntrainer: backprop\n")
+    assert "the config of a run, not a sweep file: `fgbench run " in mistake
+
+
 def test_labels_name_what_differs(tmp_path):
     labels = label_configs(sweep(tmp_path, TWELVE).configs)
     assert labels[0] == labels[1] == "fc on synthetic, backprop, lr=0.001"

@@ -16,6 +16,7 @@ from fgbench.models.build import build_model
 from fgbench.registry import TRAINERS, load, options_model
 from fgbench.trainers import sampling
 from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.forward_gradient import ForwardGradient
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 SHAPE, CLASSES, BATCH = (1, 8, 8), 3, 6
@@ -160,6 +161,13 @@ def test_a_trainer_goes_on_from_its_state(name, options):
     step(trainer, model)
     step(other, twin)
     assert same(gradients(model), gradients(twin))
+
+
+def test_a_wrong_option_is_one_clear_line():
+    with pytest.raises(ConfigError, match=r"^ForwardGradient: tangent: unknown; options: .*tangents.*$"):
+        ForwardGradient(tangent=4)
+    with pytest.raises(ConfigError, match=r"^ForwardGradient: tangents: got 0: .*; options: .*$"):
+        ForwardGradient(tangents=0)
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -36,6 +36,10 @@ UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "savin
 """Keys that do not make another experiment; the device's type is hashed in place of ``device``."""
 
 
+SWEEP_KEYS = {"base", "axes"}
+"""What tells a sweep file from a config."""
+
+
 class SavingOptions(BaseModel):
     """When state files to resume from are written."""
 
@@ -209,6 +213,10 @@ def read_config(path: str | Path) -> Source:
         ConfigError: it cannot be read, or is no YAML.
     """
     source = read_yaml(Path(path))
+    if SWEEP_KEYS & source.data.keys() and not TABLES.keys() & source.data.keys():
+        raise ConfigError(
+            f"{path}: a sweep file, not the config of a run: `fgbench sweep {path}` makes its runs"
+        )
     if "name" not in source.data:
         source.data = {"name": Path(path).stem, **source.data}
         source.places["name",] = f"{path} (its stem is the name, unless name: says another)"

@@ -87,7 +87,8 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
     if kind == "extra_forbidden":
         allowed = list(_allowed_keys(data, location[:-1], model))
         near = _nearest(location[-1], allowed)
-        return _Mistake(location, kind, f"unknown key{_hint(near)}; allowed: {', '.join(allowed)}", near)
+        hint = _hint(near or _inner_key(str(location[-1]), location[:-1], data, model))
+        return _Mistake(location, kind, f"unknown key{hint}; allowed: {', '.join(allowed)}", near)
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         near = _nearest(value, allowed)
@@ -151,13 +152,21 @@ def _allowed_keys(data: dict[str, Any], location: Location, model: type[BaseMode
     """The keys of the block at a location."""
     inner: Any = model
     for part in location:
-        if part in TABLES:
+        if part in TABLES and isinstance(data.get(part), dict) and "name" in data[part]:
             inner = options_model(str(part), data[str(part)]["name"])
             continue
         field = getattr(inner, "model_fields", {}).get(part)
         kinds = (field.annotation, *get_args(field.annotation)) if field else ()
         inner = next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
     return getattr(inner, "model_fields", {})
+
+
+def _inner_key(key: str, location: Location, data: dict[str, Any], model: type[BaseModel]) -> str | None:
+    """Where a key belongs that was put beside the block it belongs to: ``optimizer.lr`` for ``lr``."""
+    for block in _allowed_keys(data, location, model):
+        if key in _allowed_keys(data, (*location, block), model):
+            return f"{block}.{key}"
+    return None
 
 
 def _said(location: Location, data: Any) -> Location:

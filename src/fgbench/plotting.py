@@ -114,7 +114,8 @@ def plot_results(
     Args:
         path: a results folder, or any folder in it.
         out: the file, ending in png, svg or pdf; those of the style without an ending. Several get
-            ``-MODEL_DATASET`` and the kind before the ending. By default ``path/MODEL_DATASET.png`` ...
+            ``-MODEL_DATASET`` and the kind before the ending. Or a folder that is there, for
+            ``MODEL_DATASET.png`` ... in it; by default ``path``.
         kinds: names in ``KINDS``; all that have something to show when None.
         style: a name in ``SHEETS``.
 
@@ -125,7 +126,9 @@ def plot_results(
         ConfigError: no runs there, nothing in them to show, or ``out`` has another ending.
         FgbenchError: a file cannot be written.
     """
-    ending = figure_format(Path(out)) if out else ""
+    target = Path(path) if out is None else Path(out)
+    in_folder = out is None or target.is_dir()
+    ending = "" if in_folder else figure_format(target)
     sheet = SHEETS[style]
     endings = [ending] if ending else sheet.endings
     groups = group_series(load_results(path))
@@ -142,9 +145,9 @@ def plot_results(
     written = []
     for (dataset, model), kind, chosen in figures:
         name = re.sub(r"[^\w.-]+", "-", f"{model}_{dataset}")
-        base = Path(path, name) if out is None else Path(out).with_suffix("") if ending else Path(out)
-        parts = [base.name, *([name] if out is not None and several else [])]
-        parts += [kind] if kind != "panels" and (out is None or kinds is None) else []
+        base = target / name if in_folder else target.with_suffix("") if ending else target
+        parts = [base.name, *([name] if several and not in_folder else [])]
+        parts += [kind] if kind != "panels" and (in_folder or kinds is None) else []
         figure = compose(KINDS[kind], f"{model} on {dataset}", chosen, sheet)
         for each in endings:
             written.append(base.with_name(f"{'-'.join(parts)}.{each}"))

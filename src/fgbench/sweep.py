@@ -16,9 +16,10 @@ from pydantic import (
     PositiveInt,
 )
 
-from fgbench.config import Config, Override, check_config, parse_override, read_config
+from fgbench.config import SWEEP_KEYS, Config, Override, check_config, parse_override, read_config
 from fgbench.config_errors import validate_source
 from fgbench.errors import ConfigError
+from fgbench.registry import TABLES
 from fgbench.yaml_source import Location, Source, read_yaml, show
 
 MAX_RUNS = 100_000
@@ -88,6 +89,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), seeds: Sequence[int] |
         ConfigError: every mistake in the file, its base and all combinations, one a line.
     """
     source = read_yaml(path)
+    if TABLES.keys() & source.data.keys() and not SWEEP_KEYS & source.data.keys():
+        raise ConfigError(f"{path}: the config of a run, not a sweep file: `fgbench run {path}` makes it")
     spec = validate_source(source, SweepFile)
     axes = [*_axes(spec.axes, ("axes",), source)]
     ranges = {

@@ -175,7 +175,8 @@ def pair_all(tasks: Sequence[Task], baseline: str = "backprop") -> list[list[Pai
         )
     if not any(paired) and not any(each.trainer == baseline for task in tasks for each in task.series):
         labels = dict.fromkeys(each.label for task in tasks for each in task.series)
-        raise ConfigError(f"--baseline {baseline[:60]}: no such series; there are {'; '.join(labels)}")
+        make = "; `fgbench run CONFIG -o trainer=backprop` makes one" if baseline == "backprop" else ""
+        raise ConfigError(f"--baseline {baseline[:60]}: no such series; there are {'; '.join(labels)}{make}")
     return paired
 
 

@@ -77,7 +77,7 @@ def status_report(
     if left := [each.left_s for each in rows if each.left_s is not None]:
         line += f" The last of those running is done in about {duration(max(left))}."
     if counts["interrupted"]:
-        line += " `fgbench run` with the same config goes on with an interrupted run."
+        line += " The command that began an interrupted run also goes on with it."
     return f"{render([table], form)}\n\n{line}"
 
 

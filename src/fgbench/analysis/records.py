@@ -110,9 +110,8 @@ def load_results(path: str | Path) -> list[RunRecord]:
     """
     root = Path(path)
     if not root.is_dir():
-        raise ConfigError(
-            f"{root} is {'a file, not a folder' if root.exists() else 'not there'}: expected results"
-        )
+        problem = "is a file" if root.exists() else "no such folder"
+        raise ConfigError(f"{root}: {problem}, expected a folder with runs")
     records = [record for file in sorted(root.rglob("config.yaml")) if (record := _load_run(file.parent))]
     if not records:
         raise ConfigError(f"no runs in {root}: `fgbench run CONFIG --results {root}` makes one")
@@ -140,8 +139,13 @@ def _load_run(folder: Path) -> RunRecord | None:
     metrics = metrics.astype(dict.fromkeys(numbers, float) | {"epoch": int})
     match = _FOLDER.search(folder.resolve().name)
     identity = match[1] if match else _content_hash(config)
+    status = directory.status()
+    if status["state"] == "finished" and len(metrics) < int(config.get("epochs", 0)):
+        told = f"metrics.csv is damaged after epoch {len(metrics)} of {config['epochs']}"
+        logger.warning("%s: %s; the command that made the run mends it", folder, told)
+        status = status | {"state": "failed", "reason": told}
     return RunRecord(
-        folder, identity, config, directory.read_env(), directory.status(), directory.read_summary(), metrics
+        folder, identity, config, directory.read_env(), status, directory.read_summary(), metrics
     )
 
 
