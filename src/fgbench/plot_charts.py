@@ -7,16 +7,19 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
 from fgbench.plot_panels import MARKS, draw_curves, limit_values
-from fgbench.plot_style import Look, plain
+from fgbench.plot_style import Look, plain, series_marker
 
 MOST_LABELS = 8
 """With more series than this, points carry no names; the legend does."""
@@ -193,7 +196,8 @@ def _draw_points(
         farthest = max(farthest, table[0].max()) if isfinite(x) else farthest
         if isfinite(x) and isfinite(y):
             reach = np.array([table.mean() - table.min(), table.max() - table.mean()]).clip(min=0)
-            bars = axes.errorbar(x, y, reach[:, [1]], reach[:, [0]], fmt="o", ms=5, lw=1, color=look["color"])
+            style = {"fmt": series_marker(each), "ms": 5, "lw": 1, "color": look["color"]}
+            bars = axes.errorbar(x, y, reach[:, [1]], reach[:, [0]], **style)
             bars.set_label(each.label)
         elif isfinite(x):
             lost.append((x, look["color"]))
@@ -206,10 +210,8 @@ def _draw_points(
 
 
 def name_points(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> None:
-    """A name beside every point where one fits without touching another name, a point or the border."""
-    points = [
-        (bars.lines[0], bars.get_label()) for bars in axes.containers if isinstance(bars, ErrorbarContainer)
-    ]
+    """A name beside every point where one fits without touching a name, a point, a whisker or the border."""
+    points = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
     if len(points) > MOST_LABELS:
         return
     figure = cast(Figure, axes.figure)
@@ -217,14 +219,21 @@ def name_points(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> 
     if figure.get_layout_engine():
         figure.draw_without_rendering()
     axes.get_xlim(), axes.get_ylim()  # what has been drawn decides the limits only when they are asked for
-    ends = [tuple(np.asarray(line.get_xydata())[0]) for line, _ in points]
-    places = axes.transData.transform(ends)
-    boxes: list[Any] = []
-    for index, (line, label) in enumerate(points):
-        for offset, align in _PLACES:
+    drawn = [
+        [_extent(axes, line), *(_extent(axes, each) for each in bars.lines[2])]
+        for bars in points
+        for line in bars.lines[:1]
+    ]
+    taken = [box for boxes in drawn for box in boxes]
+    for bars, boxes in zip(points, drawn, strict=True):
+        own, line = Bbox.union(boxes), bars.lines[0]
+        at = tuple(np.asarray(line.get_xydata())[0])
+        x, y = axes.transData.transform(at)
+        reach = np.array([own.x0 - x, own.x1 - x, own.y0 - y, own.y1 - y]) * 72 / figure.dpi
+        for offset, align in _places(*reach):
             text = axes.annotate(
-                plain(str(label)),
-                ends[index],
+                plain(str(bars.get_label())),
+                at,
                 offset,
                 textcoords="offset points",
                 ha=align,
@@ -233,25 +242,30 @@ def name_points(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> 
                 color=line.get_color(),
             )
             box = text.get_window_extent(renderer)
-            others = [place for other, place in enumerate(places) if other != index]
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
             inside &= axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
-            if (
-                inside
-                and not any(box.padded(5).contains(*place) for place in others)
-                and box.count_overlaps(boxes) == 0
-            ):
-                boxes.append(box)
+            if inside and box.count_overlaps(taken) == 0:
+                taken.append(box)
                 break
             text.remove()
 
 
-_PLACES = (
-    ((6, 0), "left"),
-    ((-6, 0), "right"),
-    ((0, 9), "center"),
-    ((0, -9), "center"),
-    ((6, 7), "left"),
-    ((6, -7), "left"),
-)
-"""Where a name may stand, in points from its own, and how it is aligned there."""
+def _extent(axes: Axes, drawn: Artist) -> Bbox:
+    """Where a marker or a whisker is, in pixels, with a little room around it."""
+    data = drawn.get_datalim(axes.transData) if isinstance(drawn, LineCollection) else None
+    box = axes.transData.transform_bbox(data) if data else drawn.get_window_extent()
+    return box.padded(2)
+
+
+def _places(left: float, right: float, below: float, above: float) -> list[tuple[tuple[float, float], str]]:
+    """Where a name may stand beside a point whose whiskers reach so far, all in points, and its alignment."""
+    return [
+        ((right + 3, 0), "left"),
+        ((left - 3, 0), "right"),
+        ((0, above + 6), "center"),
+        ((0, below - 6), "center"),
+        ((4, 8), "left"),
+        ((4, -8), "left"),
+        ((-4, 8), "right"),
+        ((-4, -8), "right"),
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
@@ -137,6 +137,10 @@ def limit_values(axes: Axes, runs: Sequence[RunRecord], column: str) -> None:
     if column.endswith("loss") and low > 0 and high > 50 * low:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.2, high * 1.2)
+        if high < 3000 * low:  # too few powers of ten to read by
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         margin = 0.06 * (high - low) or 0.05
         axes.set_ylim(low - margin if low < 0 else max(0.0, low - margin), high + margin)
@@ -187,4 +191,6 @@ def count_runs(series: Series) -> str:
 
 
 def _shorten(label: str, length: int = 58) -> str:
-    return label if len(label) <= length else label[: length - 1].rstrip(" ,") + "…"
+    """Both ends of a label: the trainer, and what tells it from its like."""
+    end = length // 2
+    return label if len(label) <= length else f"{label[: length - end - 1].rstrip(' ,')}…{label[-end:]}"

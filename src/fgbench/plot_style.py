@@ -83,6 +83,7 @@ FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {
 _HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _OWN_HUES = ("#000000", "#7A7A7A", "#8C6D31")
 _SHADES = (0.0, 0.42, -0.45, 0.6, -0.22, 0.22)
+_MARKERS = ("o", "s", "^", "D")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 
@@ -104,6 +105,11 @@ def series_looks(series: Sequence[Series]) -> list[Look]:
         }
         for each in series
     ]
+
+
+def series_marker(series: Series) -> str:
+    """The marker of a point that stands for a series, by variant."""
+    return _MARKERS[series.variant % len(_MARKERS)]
 
 
 def plain(text: str) -> str:

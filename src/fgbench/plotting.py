@@ -18,7 +18,16 @@ from fgbench.analysis.records import load_results
 from fgbench.analysis.series import Series, group_series
 from fgbench.errors import ConfigError
 from fgbench.plot_panels import FOUR_PANELS, MARKS, Panel, count_runs
-from fgbench.plot_style import SHEETS, STYLE, Sheet, figure_format, plain, save_figure, series_looks
+from fgbench.plot_style import (
+    SHEETS,
+    STYLE,
+    Sheet,
+    figure_format,
+    plain,
+    save_figure,
+    series_looks,
+    series_marker,
+)
 
 SPREAD = "Lines, bars and points: mean over n seeds. Bands and whiskers: smallest to largest."
 
@@ -33,6 +42,7 @@ class Kind:
         choose: of the series of a dataset and model, those it has something to show of.
         lacks: what a results folder has not, when nothing can be shown.
         lines: the series that stand for a line each, where a line is not a series.
+        points: whether a series is a point, and not a line or a bar.
     """
 
     title: str
@@ -40,6 +50,7 @@ class Kind:
     choose: Callable[[Sequence[Series]], list[Series]]
     lacks: str
     lines: Callable[[Sequence[Series]], list[Series]] | None = None
+    points: bool = False
 
 
 def _having(*columns: str) -> Callable[[Sequence[Series]], list[Series]]:
@@ -78,6 +89,7 @@ KINDS = {
         ),
         _having("test_accuracy"),
         "has measured its test accuracy yet",
+        points=True,
     ),
     "cosine": Kind(
         "Quality of the gradient",
@@ -188,7 +200,11 @@ def compose(kind: Kind, title: str, series: Sequence[Series], sheet: Sheet = SHE
             marks |= panel.draw(axes, series, looks)
             if len(kind.panels) > 1:
                 axes.set_title(f"{letter}  {axes.get_title(loc='left')}")
-        handles = [Line2D([], [], **look, label=name) for look, name in zip(looks, names, strict=True)]
+        shown = [
+            look | {"linestyle": "", "marker": series_marker(each)} if kind.points else look
+            for each, look in zip(lines, looks, strict=True)
+        ]
+        handles = [Line2D([], [], **look, label=name) for look, name in zip(shown, names, strict=True)]
         handles += [
             Line2D([], [], **MARKS[mark], color="0.3", linestyle="", label=mark) for mark in sorted(marks)
         ]

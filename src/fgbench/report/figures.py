@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from fgbench.analysis.series import Series
 from fgbench.plot_panels import Panel, count_runs
-from fgbench.plot_style import STYLE, Look, series_looks
+from fgbench.plot_style import STYLE, Look, series_looks, series_marker
 from fgbench.plotting import KINDS, Kind
 
 MOST_SERIES = 12
@@ -38,6 +38,15 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
+_OUTLINES = {
+    "o": "M11 4a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
+    "s": "M11.5 .5h7v7h-7z",
+    "^": "M15 0l4.3 8h-8.6z",
+    "D": "M15-.5l4.5 4.5-4.5 4.5-4.5-4.5z",
+}
+"""The markers of points as paths."""
+
+
 @dataclass(frozen=True)
 class Line:
     """An entry of a legend: what a look stands for."""
@@ -45,17 +54,19 @@ class Line:
     label: str
     told: str
     look: Look
+    marker: str = ""
 
     @property
     def swatch(self) -> Markup:
-        """A short piece of the line."""
+        """A short piece of the line, or the marker of a point."""
         dashes = self.look["linestyle"]
-        pattern = " ".join(f"{2 * part:g}" for part in dashes[1]) if isinstance(dashes, tuple) else ""
-        style = f'style="stroke:{themed(self.look["color"])}"'
-        return Markup(
-            f'<svg class="swatch" viewBox="0 0 30 8" aria-hidden="true">'
-            f'<path d="M0 4H30" stroke-dasharray="{pattern}" {style}/></svg>'
-        )
+        colour = themed(self.look["color"])
+        if self.marker:
+            drawn = f'<path d="{_OUTLINES[self.marker]}" style="stroke:none;fill:{colour}"/>'
+        else:
+            pattern = " ".join(f"{2 * part:g}" for part in dashes[1]) if isinstance(dashes, tuple) else ""
+            drawn = f'<path d="M0 4H30" stroke-dasharray="{pattern}" style="stroke:{colour}"/>'
+        return Markup(f'<svg class="swatch" viewBox="0 0 30 8" aria-hidden="true">{drawn}</svg>')
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,12 @@ def _draw_chart(name: str, kind: Kind, series: Sequence[Series], left_out: int, 
     lines = kind.lines(series) if kind.lines else series
     looks = series_looks(lines)
     legend = [
-        Line(each.label, "" if kind.lines else count_runs(each), look)
+        Line(
+            each.label,
+            "" if kind.lines else count_runs(each),
+            look,
+            series_marker(each) if kind.points else "",
+        )
         for each, look in zip(lines, looks, strict=True)
     ]
     height = max(panel.height(len(looks)) for panel in kind.panels)
