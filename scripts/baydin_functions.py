@@ -88,7 +88,7 @@ def minimise(problem: Problem, trainer: Trainer, seed: int) -> Iterator[dict[str
     for step in range(problem.steps + 1):
         if step % (problem.steps // POINTS) == 0:
             x, y = model.position.tolist()
-            yield {"step": step, "value": float(model(inputs)), "x": x, "y": y}
+            yield {"step": step, "value": float(model(inputs).detach()), "x": x, "y": y}
         trainer.compute_gradients(model, value_itself, inputs, labels, generator)
         optimizer.step()
 
@@ -119,7 +119,7 @@ def draw_values(axes: Axes, runs: pd.DataFrame) -> None:
         label = f"{trainer}, median of {seeds} seeds" if seeds > 1 else trainer
         median = its.groupby("step").value.median()
         axes.plot(median.index, median, color=hue, label=label)
-    axes.set(yscale="log", xlabel="step", ylabel="f(x, y)")
+    axes.set(yscale="log", xlabel="step", ylabel="f(x, y)", xlim=(None, 1.08 * runs.step.max()))
     axes.legend()
 
 
@@ -142,13 +142,20 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     runs.to_csv(arguments.out / "functions.csv", index=False, float_format="%.6g")
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+        figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+        figure.suptitle(
+            "Gradient descent on two test functions, from the dot to the star",
+            fontsize=11,
+            fontweight="bold",
+            x=0.012,
+            ha="left",
+        )
         for (name, problem), (paths, values) in zip(PROBLEMS.items(), figure.subplots(2, 2), strict=True):
             its = runs[runs.function == name]
             draw_paths(paths, problem, its)
             draw_values(values, its)
             paths.set_title(name)
-            values.set_title(f"learning rate {problem.lr:g}")
+            values.set_title(f"{name}, learning rate {problem.lr:g}")
         for ending in ("png", "svg"):
             save_figure(figure, arguments.out / f"functions.{ending}")
     last = runs[runs.step == runs.groupby("function").step.transform("max")]

@@ -118,9 +118,20 @@ def draw(rows: pd.DataFrame) -> Figure:
             for axes, values in ((absolute, its[column]), (relative, its[column] / baseline)):
                 axes.plot(its.index, values, label=name, **look)
                 axes.plot(its.index[busy], values[busy], "o", color="white", markersize=1.5, zorder=3)
-        absolute.set(xscale="log", yscale="log", xlabel="hidden layers", ylabel=label)
-        relative.set(xscale="log", ylim=(0, None), xlabel="hidden layers", ylabel="relative to backprop")
+        absolute.set(xscale="log", yscale="log", ylabel=label)
+        relative.set(xscale="log", ylim=(0, None), ylabel="relative to backprop")
+        for axes in (absolute, relative):
+            axes.set_xlabel("hidden layers")
+            axes.set_xticks(rows.depth.unique(), map(str, rows.depth.unique()), minor=False)
+            axes.set_xticks([], minor=True)
         absolute.legend()
+    figure.suptitle(
+        f"A step of plain SGD by depth: hidden layers of {rows.width.iloc[0]} units, batch 64",
+        fontsize=11,
+        fontweight="bold",
+        x=0.012,
+        ha="left",
+    )
     return figure
 
 

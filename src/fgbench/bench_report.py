@@ -214,14 +214,14 @@ def draw(rows: Sequence[BenchRow]) -> Figure:
 
 
 def _draw_bars(axes: Any, cases: Sequence[str], values: dict[str, float]) -> None:
-    """A bar for each case, its number beside it or, where it leaves the panel, at the panel's edge."""
+    """A bar for each case, its number beside it or inside; with an arrow where the bar leaves the panel."""
     limit = 1.15 * min(max(values.values()), 4)
     for place, case in enumerate(cases):
         value = values.get(case)
         axes.barh(place, value or 0, color=_hue(case), height=0.7)
         inside = value is None or value < 0.9 * limit
         axes.annotate(
-            "not measured" if value is None else f"{value:.2f}",
+            "not measured" if value is None else f"{value:.2f}" + (" →" if value > limit else ""),
             (min(value or 0, limit), place),
             xytext=(2 if inside else -2, 0),
             textcoords="offset points",

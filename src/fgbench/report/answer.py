@@ -132,7 +132,7 @@ def summarise(answers: dict[str, list[Answer]]) -> str:
                 parts.append(f"{word} in {len(counted)} of {n} ({' to '.join(ends)})")
     told = f"{', '.join(parts)}" if parts else "nothing that the seeds at hand can show"
     uncounted = any(fact.verdict == "unclear" for each in headline for fact in each.facts)
-    rest = " What is not counted, the seeds at hand cannot show." if parts and uncounted else ""
+    rest = " What is not counted, the runs at hand cannot show." if parts and uncounted else ""
     sentence = f"{subject} against {baseline}, on {n} task{'s' if n > 1 else ''}: {told}.{rest}"
     return sentence[0].upper() + sentence[1:]
 
