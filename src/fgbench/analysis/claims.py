@@ -66,7 +66,9 @@ class Claim:
             key: " and ".join(value) if isinstance(value, list) else value
             for key, value in self.options.items()
         }
-        told = ", ".join(f"{key}: {value}" for key, value in values.items())
+        told = ", ".join(
+            "one case is enough" if key == "some" else f"{key}: {value}" for key, value in values.items()
+        )
         return f"{text} ({told})" if told else text
 
 
