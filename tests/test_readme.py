@@ -46,7 +46,8 @@ def test_every_command_works_in_the_order_given(
     (tmp_path / "results").symlink_to(ROOT / "results")
     for line in COMMANDS:
         call(line, capsys)
-    assert (tmp_path / "demo" / "fc_fashion-mnist-mini.png").stat().st_size > 10_000
+    [figure] = (tmp_path / "demo").glob("fc_fashion-mnist-mini-limit-200-test_limit-50.png")
+    assert figure.stat().st_size > 10_000
 
 
 def test_the_library_example_fills_gradients_and_steps(capsys: pytest.CaptureFixture[str]) -> None:

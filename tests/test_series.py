@@ -55,8 +55,8 @@ def test_a_part_of_a_dataset_is_a_dataset_of_its_own(tmp_path):
     make_run(tmp_path, "backprop", model="cnn", dataset={"limit": 2000})
     groups = group_series(load_results(tmp_path))
     assert {group: [each.label for each in series] for group, series in groups.items()} == {
-        ("fashion-mnist-mini", "cnn"): ["backprop"],
         ("fashion-mnist-mini", "fc"): ["backprop", "forward-gradient"],
+        ("fashion-mnist-mini, limit=2000", "cnn"): ["backprop"],
         ("fashion-mnist-mini, limit=2000, test_limit=1000", "fc"): ["backprop"],
     }
 

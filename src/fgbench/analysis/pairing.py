@@ -8,7 +8,7 @@ from typing import Any
 
 from fgbench.analysis.measures import MEASURES, best
 from fgbench.analysis.records import RunRecord
-from fgbench.analysis.series import Series, differing, group_series, is_off, setting_word
+from fgbench.analysis.series import PARTS, Series, differing, group_series, is_off, setting_word
 from fgbench.registry import TRAINERS, options_model
 
 TUNABLE = ("optimizer.", "schedule.", "clip_gradient_norm")
@@ -89,10 +89,11 @@ def make_tasks(records: Iterable[RunRecord]) -> list[Task]:
             for other in groups
             if all(other[0].settings[name] == group[0].settings[name] for name in names)
         ]
-        words = [setting_word(key, group[0].settings.get(key)) for key in differing(alike)]
+        keys = dict.fromkeys([*PARTS, *differing(alike)])
+        words = [setting_word(key, group[0].settings.get(key)) for key in keys]
         title = f"{group[0].component('model')} on {group[0].component('dataset')}"
-        for series in group_series(group).values():
-            tasks.append(Task(", ".join([title, *filter(None, words)]), tuple(series)))
+        [series] = group_series(group).values()
+        tasks.append(Task(", ".join([title, *filter(None, words)]), tuple(series)))
     return sorted(tasks, key=lambda task: task.title)
 
 

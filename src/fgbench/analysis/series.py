@@ -15,6 +15,9 @@ from fgbench.registry import TRAINERS
 ENDED = ("finished", "diverged")
 """States of runs that have nothing more to say."""
 
+PARTS = ("dataset.limit", "dataset.test_limit")
+"""Settings that make another dataset of one: no accuracy on a part is an accuracy on the whole."""
+
 _UNLABELLED = ("dataset.name", "dataset.dir", "model.name", "trainer.name")
 
 
@@ -54,7 +57,8 @@ class Series:
 def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Series]]:
     """The series of every (dataset, model): by trainer in the registry's order, then by what differs.
 
-    A dataset is named with the options in which a model's datasets differ: ``fashion-mnist, limit=2000``.
+    A dataset is named with the part of it that is used and the options in which a model's datasets differ:
+    ``fashion-mnist, limit=2000``.
     Of two runs of one configuration and seed the finished one counts, or else the one that got furthest.
     """
     groups: dict[tuple[str, str], dict[str, dict[int, RunRecord]]] = {}
@@ -86,7 +90,7 @@ def _dataset_names(records: list[RunRecord]) -> dict[Path, str]:
             }
             for run in runs
         ]
-        keys = differing(options)
+        keys = dict.fromkeys([*PARTS, *differing(options)])
         for run, own in zip(runs, options, strict=True):
             words = [word for key in keys if (word := setting_word(key, own.get(key)))]
             names[run.path] = ", ".join([dataset, *words])
