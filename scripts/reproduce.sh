@@ -56,7 +56,10 @@ fgbench tune configs/sweeps/trainers.yaml --results "$out/trainers" ${quick:+--t
 fgbench run "$out"/trainers/tuned/*.yaml --seeds 0-2 --results "$out/trainers"
 step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
 
-fgbench plot "$out"
-fgbench compare "$out" >"$out/compare.md"
-fgbench claims "$out" | tee "$out/claims.txt"
+for part in fc cnn trainers deep timing; do
+    fgbench plot "$out/$part" --kind all
+done
+fgbench compare "$out" --metric test_accuracy --metric epoch_time_s --metric peak_memory_mib --format markdown \
+    --out "$out/compare.md"
+fgbench claims "$out" --out "$out/claims.txt"
 fgbench report "$out" --out "$out/report.html"

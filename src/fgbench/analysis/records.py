@@ -139,9 +139,9 @@ def _load_run(folder: Path) -> RunRecord | None:
     metrics = metrics.astype(dict.fromkeys(numbers, float) | {"epoch": int})
     match = _FOLDER.search(folder.resolve().name)
     identity = match[1] if match else _content_hash(config)
-    status = directory.status()
-    if status["state"] == "finished" and len(metrics) < int(config.get("epochs", 0)):
-        told = f"metrics.csv is damaged after epoch {len(metrics)} of {config['epochs']}"
+    status, epochs = directory.status(), config.get("epochs")
+    if status["state"] == "finished" and isinstance(epochs, int) and len(metrics) < epochs:
+        told = f"metrics.csv is damaged after epoch {len(metrics)} of {epochs}"
         logger.warning("%s: %s; the command that made the run mends it", folder, told)
         status = status | {"state": "failed", "reason": told}
     return RunRecord(
