@@ -168,7 +168,18 @@ def test_the_table_flags_times_taken_on_a_busy_machine(tmp_path):
     make_run(tmp_path, cells={"timing_note": "another process kept the GPU busy"})
     *_, row, _, note = summary_table(load_results(tmp_path)).splitlines()
     assert " * " in row
-    assert note == "* another process kept the GPU busy"
+    assert note == "* in some epochs another process kept the GPU busy"
+
+
+def test_many_notes_about_a_busy_machine_are_one_line(tmp_path):
+    for seed in range(3):
+        busy = f"other processes kept 1.{seed} of 2 CPU cores busy"
+        make_run(tmp_path, seed=seed, cells={"timing_note": busy})
+    *_, about, note = summary_table(load_results(tmp_path)).splitlines()
+    assert about.startswith("Mean")
+    assert note == (
+        "* in some epochs other processes kept 1.2 of 2 CPU cores busy (and 2 more such notes in timing_note)"
+    )
 
 
 def test_missing_numbers_read_as_nan(tmp_path):

@@ -19,13 +19,15 @@ _COLUMNS: tuple[tuple[str, str, Callable[[RunRecord], float]], ...] = (
 def summary_table(records: Iterable[RunRecord]) -> str:
     """Final figures of every series, one table for each dataset and model; no newline at the end."""
     blocks = []
-    notes = {"Mean ± standard deviation over seeds, at the last epoch; time: median of a run's epochs."}
-    for (dataset, model), series in group_series(records).items():
+    all_records = list(records)
+    notes = ["Mean ± standard deviation over seeds, at the last epoch; time: median of a run's epochs."]
+    if busy := sorted({note for run in all_records for note in run.notes("timing_note")}):
+        more = f" (and {len(busy) - 1} more such notes in timing_note)" if len(busy) > 1 else ""
+        notes.append(f"* in some epochs {busy[-1]}{more}")
+    for (dataset, model), series in group_series(all_records).items():
         head = ["trainer", "runs", "epochs", "tuned", *(name for name, _, _ in _COLUMNS)]
         blocks.append(f"{model} on {dataset}\n" + align([head, *map(_row, series)]))
-        busy = {note for each in series for run in each.averaged for note in run.notes("timing_note")}
-        notes |= {f"* {note}" for note in busy}
-    return "\n\n".join(blocks) + "\n" + "\n".join(sorted(notes, key=lambda note: note.startswith("*")))
+    return "\n\n".join(blocks) + "\n" + "\n".join(notes)
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
