@@ -1,7 +1,9 @@
 """Random directions: normal entries, signs, points of a sphere, the same on any number of threads."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -88,21 +90,33 @@ def _fill_rademacher(row: Tensor, generator: torch.Generator) -> None:
 
 
 def _fill_normal(row: Tensor, generator: torch.Generator) -> None:
-    """Standard normal entries; on a CPU, where torch draws them on one thread, chunk by chunk on several."""
+    """Standard normal entries; on a CPU, where torch draws them on one thread, chunk by chunk on several.
+
+    The calling thread draws too: the others may have to share a core with an idle thread of OpenMP, which
+    keeps spinning for some milliseconds after an operation.
+    """
     if row.device.type != "cpu" or len(row) <= NORMAL_CHUNK:
         row.normal_(generator=generator)
         return
     chunks = row.split(NORMAL_CHUNK)
     seeds = torch.empty(len(chunks), dtype=torch.int64).random_(generator=generator).tolist()
+    left = deque(zip(chunks, seeds, strict=True))
 
-    def draw(chunk: Tensor, seed: int) -> None:
-        chunk.normal_(generator=torch.Generator().manual_seed(seed))
+    def draw() -> None:
+        with suppress(IndexError):  # none left
+            while True:
+                chunk, seed = left.popleft()
+                chunk.normal_(generator=torch.Generator().manual_seed(seed))
 
-    list(_workers(torch.get_num_threads()).map(draw, chunks, seeds))
+    threads = torch.get_num_threads()
+    others = [_helpers(threads - 1).submit(draw) for _ in range(threads - 1)]
+    draw()
+    for other in others:
+        other.result()
 
 
 @cache
-def _workers(threads: int) -> ThreadPoolExecutor:
+def _helpers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="tangents")
 
 
