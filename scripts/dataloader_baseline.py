@@ -1,14 +1,17 @@
 """Epoch time of the training loop against that of the usual one, around the same fully connected model.
 
 The loop most code has: a torchvision dataset that decodes, converts and normalises one image at a time, a
-``DataLoader``, ``loss.backward()`` and ``loss.item()`` at every step. Same images, model, batch size and
-optimizer on both sides; epochs of the two take turns in one process.
+``DataLoader``, ``loss.backward()`` and ``loss.item()`` at every step; after each epoch the test set in
+the same way. Same images, model, batch size and optimizer (SGD, then Adam) on both sides; epochs of the two
+take turns in one process.
 
     python scripts/dataloader_baseline.py [--epochs 3] [--workers 0] [--data-dir DIR] [--out FILE.csv]
 """
 
 import argparse
+import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +27,7 @@ from fgbench.config import load_config
 from fgbench.datasets.base import Split, load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.models.build import build_model
-from fgbench.training import Training, start_next_epoch, train_epoch
+from fgbench.training import Training, evaluate, start_next_epoch, train_epoch
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fc_fmnist_bp.yaml"
 
@@ -40,6 +43,7 @@ def usual_dataset(split: Split) -> FashionMNIST:
 
 def usual_epoch(loader: DataLoader, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """The loop most code has."""
+    model.train()
     loss_fn, total = nn.CrossEntropyLoss(), 0.0
     for images, labels in loader:
         optimizer.zero_grad()
@@ -49,6 +53,17 @@ def usual_epoch(loader: DataLoader, model: nn.Module, optimizer: torch.optim.Opt
         total += loss.item()
 
 
+@torch.no_grad()
+def usual_evaluation(loader: DataLoader, model: nn.Module) -> None:
+    """Loss and accuracy on the test set, as most code computes them."""
+    model.eval()
+    loss_fn, total, correct = nn.CrossEntropyLoss(), 0.0, 0.0
+    for images, labels in loader:
+        outputs = model(images)
+        total += loss_fn(outputs, labels).item()
+        correct += (outputs.argmax(1) == labels).sum().item()
+
+
 def fgbench_epoch(training: Training) -> None:
     """The loop of ``fgbench run``."""
     train_epoch(training)
@@ -56,8 +71,13 @@ def fgbench_epoch(training: Training) -> None:
     start_next_epoch(training)
 
 
+def fgbench_evaluation(training: Training) -> None:
+    """The test set in ``fgbench run``."""
+    evaluate(training.model, training.loss_fn, training.splits.test)
+
+
 def main() -> None:
-    """Time the epochs; print them and write them to a file."""
+    """Time the epochs, print them and write them to a file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,9 +88,42 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
-    config = load_config(CONFIG, [f"dataset={arguments.dataset}"])
     device = torch.device("cpu")
     measure.prepare(device, None)
+    parts = {
+        name: make_parts(optimizer, arguments, device)
+        for name, optimizer in {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}.items()
+    }
+    rows = []
+    for epoch, name in itertools.product(range(1, arguments.epochs + 1), parts):
+        row: dict[str, object] = {"optimizer": name, "epoch": epoch}
+        with measure.OtherLoad() as load:
+            for part, work in parts[name].items():
+                start = time.perf_counter()
+                work()
+                row[part] = round(time.perf_counter() - start, 3)
+        rows.append(row | {"timing_note": load.reason})
+    table = pd.DataFrame(rows).sort_values(["optimizer", "epoch"], kind="stable")
+    print(table.to_string(index=False))
+    for name, own in table.groupby("optimizer"):
+        for what, columns in {"training": ["train"], "training and test": ["train", "test"]}.items():
+            usual_s, own_s = (
+                sum(own[f"{loop}_{column}_s"] for column in columns) for loop in ("dataloader", "fgbench")
+            )
+            print(
+                f"{name}, {what}: usual / own {usual_s.median() / own_s.median():.1f} by medians, "
+                f"{usual_s.min() / own_s.min():.1f} by minima"
+            )
+    if arguments.out:
+        table.to_csv(arguments.out, index=False)
+
+
+def make_parts(
+    optimizer_class: type[torch.optim.Optimizer], arguments: argparse.Namespace, device: torch.device
+) -> dict[str, Callable[[], None]]:
+    """What is timed, by column: both loops over the same images, with an optimizer of that class each."""
+    name = optimizer_class.__name__.lower()
+    config = load_config(CONFIG, [f"dataset={arguments.dataset}", f"optimizer.name={name}"])
     splits = load_splits(config.dataset, 0, device, DataSearch(arguments.data_dir, None))
     training = build_training(config, device, splits)
     loader = DataLoader(
@@ -80,26 +133,15 @@ def main() -> None:
         drop_last=True,
         num_workers=arguments.workers,
     )
+    test_loader = DataLoader(usual_dataset(splits.test), config.batch_size, num_workers=arguments.workers)
     model = build_model(config.model, splits.image_shape, splits.num_classes, 0, device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
-    rows = []
-    for epoch in range(1, arguments.epochs + 1):
-        row: dict[str, object] = {"epoch": epoch}
-        with measure.OtherLoad() as load:
-            for name, work in (
-                ("dataloader_s", lambda: usual_epoch(loader, model, optimizer)),
-                ("fgbench_s", lambda: fgbench_epoch(training)),
-            ):
-                start = time.perf_counter()
-                work()
-                row[name] = round(time.perf_counter() - start, 3)
-        rows.append(row | {"timing_note": load.reason})
-    table = pd.DataFrame(rows)
-    print(table.to_string(index=False))
-    usual, own = table["dataloader_s"], table["fgbench_s"]
-    print(f"ratio of medians {usual.median() / own.median():.1f}, of minima {usual.min() / own.min():.1f}")
-    if arguments.out:
-        table.to_csv(arguments.out, index=False)
+    optimizer = optimizer_class(model.parameters(), lr=config.optimizer.lr)  # type: ignore[call-arg]
+    return {
+        "dataloader_train_s": lambda: usual_epoch(loader, model, optimizer),
+        "dataloader_test_s": lambda: usual_evaluation(test_loader, model),
+        "fgbench_train_s": lambda: fgbench_epoch(training),
+        "fgbench_test_s": lambda: fgbench_evaluation(training),
+    }
 
 
 if __name__ == "__main__":
