@@ -50,6 +50,8 @@ fi
 step "$out/baydin/functions.csv" python scripts/baydin_functions.py --out "$out/baydin"
 sweep timing "${small[@]}"
 sweep fc --jobs "$jobs" "${small[@]}"
+fgbench run configs/fc_fmnist_bp.yaml configs/fc_fmnist_fg.yaml --seeds 0-2 --results "$out/fmnist" -o epochs=5 \
+    "${small[@]}"
 sweep cnn --jobs "$jobs" "${small[@]}"
 sweep deep --jobs "$jobs" "${small[@]}"
 fgbench tune configs/sweeps/trainers.yaml --results "$out/trainers" ${quick:+--trials 1} "${small[@]}"

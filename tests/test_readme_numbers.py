@@ -1,18 +1,21 @@
 """Every result the README states is what the files in results/ say."""
 
-import csv
 import itertools
 import json
 import re
 import statistics
+from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bench_table import BENCH, make_table
+from fgbench.analysis.claims import audit
 from fgbench.analysis.measures import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.speed import geometric_mean
+from fgbench.analysis.verdicts import Verdict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,39 +57,87 @@ def test_accuracies_of_the_study_are_those_of_the_runs(name):
     cells = [cell.strip() for cell in row(name).split("|")[1:-1]]
     assert cells[2] == accuracy(select(RESULTS / "cnn", STUDY[name]))
     if name != "forward-gradient, rank-one":
-        assert cells[1] == accuracy(select(RESULTS / "fmnist", STUDY[name]))
+        assert cells[1] == accuracy(select(RESULTS / "fc", STUDY[name]))
 
 
-def test_the_hundred_epochs_are_those_of_the_runs():
-    longest = (accuracy(load_results(RESULTS / "fc" / name)) for name in ("fc_fmnist_fg", "fc_fmnist_bp"))
-    assert "ends\nat a test accuracy of {} (one seed; backprop {}, three seeds;".format(*longest) in README
+def test_the_training_loss_rises_as_stated():
+    runs = select(RESULTS / "fc", STUDY["forward-gradient (the study's)"])
+    mean = sum(run.metrics.set_index("epoch")["train_loss"] for run in runs) / len(runs)
+    lowest = f"falls to {mean.min():.2f} in epoch {mean.idxmin()}"
+    assert f"training loss {lowest} and rises to {mean[100]:.2f} in epoch 100" in " ".join(README.split())
 
 
 TRAINERS = {
-    "fc_activity": "activity-forward-gradient",
-    "fc_activity_exact": "activity-forward-gradient, `exact_output: true`",
-    "fc_backprop": "backprop",
-    "fc_feedback": "feedback-forward-gradient",
-    "fc_forward_gradient": "forward-gradient, normal",
-    "fc_forward_gradient_exact": "forward-gradient, rank-one, `exact_output: true`",
-    "fc_forward_gradient_rank1": "forward-gradient, rank-one",
-    "fc_guided": "guided-forward-gradient (local guess, global target; uses local backward passes)",
-    "fc_zeroth_order": "zeroth-order",
+    "backprop": "backprop",
+    "forward-gradient_guess_normal_structure_full": "forward-gradient (the study's)",
+    "forward-gradient_guess_rademacher_structure_rank1": "forward-gradient, rank-one",
+    "forward-gradient_exact_output_guess_rademacher_structure_rank1": (
+        "forward-gradient, rank-one, `exact_output: true`"
+    ),
+    "activity-forward-gradient": "activity-forward-gradient",
+    "activity-forward-gradient_exact_output": "activity-forward-gradient, `exact_output: true`",
+    "guided-forward-gradient": "guided-forward-gradient (uses local backward passes)",
+    "feedback-forward-gradient": "feedback-forward-gradient",
+    "zeroth-order": "zeroth-order",
 }
 
 
-def test_accuracies_of_the_trainers_are_those_of_the_runs():
-    folders = [path for path in (RESULTS / "trainers").iterdir() if path.is_dir()]
-    assert {path.name for path in folders} == set(TRAINERS)
+def test_the_table_of_tuned_trainers_is_that_of_the_runs():
+    folders = [path for path in (RESULTS / "trainers").iterdir() if path.is_dir() and path.name != "tuned"]
+    assert {path.name.removeprefix("fc_fashion-mnist_") for path in folders} == set(TRAINERS)
+    lines = []
     for path in folders:
         runs = load_results(path)
-        assert (
-            f"| {TRAINERS[path.name]} | {runs[0].settings['optimizer.lr']:g} | {accuracy(runs)} |" in README
-        )
+        assert [run.seed for run in runs] == [0, 1, 2]
+        assert {run.last_epoch for run in runs} == {20}
+        name = TRAINERS[path.name.removeprefix("fc_fashion-mnist_")]
+        memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], 20) for run in runs)
+        line = f"| {name} | {runs[0].settings['optimizer.lr']:.2g} | {accuracy(runs)} | {memory:.1f} |"
+        lines.append((statistics.mean(run.final("test_accuracy") for run in runs), line))
+    assert "\n".join(line for _, line in sorted(lines, reverse=True)) in README
+
+
+DEEP = {
+    "backprop": {"trainer.name": "backprop", "trainer.recompute": False},
+    "backprop, `recompute: true`": {"trainer.recompute": True},
+    "forward-gradient (the study's)": STUDY["forward-gradient (the study's)"],
+    "forward-gradient, rank-one": STUDY["forward-gradient, rank-one"],
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_the_table_of_deep_networks_is_that_of_the_runs(name):
+    cells = []
+    for model in ("vgg16", "resnet18"):
+        runs = select(RESULTS / "deep", DEEP[name] | {"model.name": model})
+        memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], run.last_epoch) for run in runs)
+        cells += [accuracy(runs), f"{memory:.0f}"]
+    assert f"| {name} | {' | '.join(cells)} |" in README
+
+
+def test_the_verdicts_counted_are_those_of_the_audit():
+    counts = Counter(audited.finding.verdict for audited in audit(load_results(RESULTS)))
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    assert f"{sum(counts.values())} published claims: {told}" in " ".join(README.split())
 
 
 def test_the_table_of_step_times_is_the_benchmarks():
     assert make_table(sorted(BENCH.glob("**/bench.csv"))) in README
+
+
+def test_the_other_numbers_about_steps_are_the_benchmarks():
+    rows = pd.concat(pd.read_csv(path) for path in BENCH.glob("**/bench.csv"))
+    forwards = rows[rows["case"] == "backprop"]["time_to_forward"]
+    text = " ".join(README.split())
+    assert f"backprop takes {forwards.min():.1f} to {forwards.max():.1f} forward passes" in text
+    depths = pd.read_csv(RESULTS / "baydin" / "depth.csv")
+    assert f"the drawing of {depths['parameters'].min():,} normal numbers" in text
+
+
+def test_the_memory_said_to_be_an_earlier_versions_is_that_of_the_runs():
+    runs = select(RESULTS / "cnn", STUDY["forward-gradient (the study's)"])
+    memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], run.last_epoch) for run in runs)
+    assert f"memory of the study's forward gradient, {memory:.0f} MiB," in " ".join(README.split())
 
 
 def test_the_benchmark_was_quiet():
@@ -95,10 +146,13 @@ def test_the_benchmark_was_quiet():
 
 
 def test_the_epochs_beside_the_usual_loop_are_those_measured():
-    rows = list(csv.DictReader((BENCH / "epoch.csv").open()))
-    own, usual = ([float(row[column]) for row in rows] for column in ("fgbench_s", "dataloader_s"))
-    stated = f"took {min(own):.1f} to {max(own):.1f} s against {min(usual):.1f} to {max(usual):.1f} s"
-    assert stated in " ".join(README.split())
+    table = pd.read_csv(BENCH / "epoch.csv")
+    assert table["timing_note"].isna().all()
+    for optimizer, rows in table.groupby("optimizer"):
+        own, usual = (rows[f"{loop}_train_s"] + rows[f"{loop}_test_s"] for loop in ("fgbench", "dataloader"))
+        cells = [f"{own.min():.2f}", f"{own.median():.2f}", f"{usual.min():.2f}", f"{usual.median():.2f}"]
+        cells += [f"{usual.min() / own.min():.1f}", f"{usual.median() / own.median():.1f}"]
+        assert f"| {optimizer} | {' | '.join(cells)} |" in README
 
 
 def test_the_costs_with_adam_are_those_of_the_timed_runs():
