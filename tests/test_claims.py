@@ -231,6 +231,19 @@ def test_activity_perturbation_is_held_against_the_best_weight_perturbation_at_i
     assert verdict(claim, weights + activity(0.8, batch_size=128)) == "not enough data"
 
 
+def test_an_exact_output_layer_is_held_against_another():
+    exact = {"trainer_options": {"exact_output": True}}
+    weights = both({"test_accuracy": 0.7, "val_accuracy": 0.7}, {"test_accuracy": 0.9})
+    weights += [make_record("forward-gradient", seed, test_accuracy=0.85, **exact) for seed in range(3)]
+    claim = "ren-activity-beats-weights"
+    assert verdict(claim, weights + activity(0.8)) == "supported"
+    both_kinds = activity(0.8) + [
+        make_record("activity-forward-gradient", seed, test_accuracy=0.81 + seed / 1000, **exact)
+        for seed in range(3)
+    ]
+    assert verdict(claim, weights + both_kinds) == "mixed"
+
+
 @pytest.mark.parametrize(("local", "expected"), [(0.8, "supported"), (0.4, "refuted")])
 def test_local_guesses_are_held_against_random_ones(local, expected):
     records = [

@@ -104,7 +104,8 @@ def audit(records: Iterable[RunRecord], claims: Sequence[Claim] | None = None) -
 def find_pairs(tasks: Iterable[Task], claim: Claim) -> list[Pair]:
     """The series a claim is about, each with the nearest one that differs in nothing but how it is trained.
 
-    Trainer, optimizer and schedule may differ; epochs, batch size, device and the like may not.
+    Trainer, optimizer and schedule may differ; epochs, batch size, device and the like may not, nor whether
+    the output layer's gradient is exact, where both trainers have that option.
     """
     pairs = []
     for task in tasks:
@@ -127,6 +128,9 @@ def _matches(series: Series, selection: Selection) -> bool:
 
 
 def _comparable(first: Series, second: Series) -> bool:
+    exact = [trainer_options(each).get("trainer.exact_output") for each in (first, second)]
+    if None not in exact and exact[0] != exact[1]:
+        return False
     return all(key.startswith(TUNABLE) for key in setting_differences(settings(first), settings(second)))
 
 
