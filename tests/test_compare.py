@@ -104,6 +104,18 @@ def test_an_accuracy_within_half_a_point_is_about_the_same():
     assert at(records).conclusion == "about the same"
 
 
+def test_differences_that_cancel_are_not_called_the_same():
+    records = make_seeds("backprop", [0.5, 0.5]) + make_seeds("forward-gradient", [0.25, 0.75])
+    assert at(records).paired.mean == 0
+    assert at(records).conclusion == "not shown"
+
+
+def test_equal_costs_are_about_the_same_even_if_they_are_zero():
+    records = make_seeds("backprop", BACKPROP, bytes_sent_per_step=0.0)
+    records += make_seeds("forward-gradient", FORWARD, bytes_sent_per_step=0.0)
+    assert at(records, column="bytes_sent_per_step").conclusion == "about the same"
+
+
 def test_times_taken_beside_other_work_throughout_are_not_concluded_from():
     busy = {"timing_note": "other processes kept 1.0 of 2 CPU cores busy"}
     records = make_seeds("backprop", BACKPROP)

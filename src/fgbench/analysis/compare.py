@@ -70,7 +70,9 @@ class Comparison:
     @property
     def is_negligible(self) -> bool:
         """Whether the whole interval is so close to no difference that it is as good as none."""
-        effect = self.paired if self.measure.learns else log_ratios(self.values)
+        effect = self.paired
+        if effect is not None and not self.measure.learns and effect.interval != (0, 0):
+            effect = log_ratios(self.values)
         if effect is None or effect.interval is None:
             return False
         return max(map(abs, effect.interval)) <= negligible(self.measure)
@@ -82,8 +84,6 @@ class Comparison:
             return self.obstacle
         if self.paired.n == 1:
             return "no claim from 1 seed"
-        if self.paired.mean == 0:
-            return "no difference"
         if was_disturbed(self.pair, self.measure):
             return "no claim: timed beside other work"
         if self.is_negligible:
@@ -91,7 +91,9 @@ class Comparison:
         if self.p_adjusted is not None and self.p_adjusted < ALPHA:
             return "better" if self.measure.gain(self.paired.mean) > 0 else "worse"
         needed = self.paired.seeds_needed
-        if needed is None or needed <= self.paired.n:
+        if needed is None:
+            return "not shown"
+        if needed <= self.paired.n:
             return "not shown once adjusted"
         return f"not shown ({needed} seeds would)"
 

@@ -33,8 +33,7 @@ _WORDS = {
     },
 }
 
-
-VERDICTS = {"better": "better", "worse": "worse", "about the same": "same", "no difference": "same"}
+VERDICTS = {"better": "better", "worse": "worse", "about the same": "same"}
 """Of the conclusions of a comparison, those that say something."""
 
 
@@ -84,7 +83,7 @@ def find_answers(comparisons: Iterable[Comparison]) -> dict[str, list[Answer]]:
     """By task, an answer for the best series of every trainer, and for its plainest where that is another.
 
     The best has three seeds or more, where one has, and the highest validation accuracy; the plainest is the
-    best of those whose trainer's options are nearest their defaults: the method as published.
+    best of those whose trainer's options are nearest their defaults: the trainer as published.
     """
     by_pair: dict[Pair, dict[str, Comparison]] = {}
     for each in comparisons:
