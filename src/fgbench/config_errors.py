@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from fgbench.errors import ConfigError
 from fgbench.registry import TABLES, options_model
 from fgbench.yaml_source import Location, Source, show
 
@@ -61,6 +62,14 @@ def validate_source(source: Source, model: type[Model]) -> Model:
             break
     source.raise_problems()
     return valid
+
+
+def explain(error: ValidationError, data: dict[str, Any], model: type[BaseModel], path: str) -> ConfigError:
+    """Pydantic's mistakes in this project's words, one a line; ``path`` is where the values were said."""
+    source = Source(path, data)
+    for mistake in (_read(each, data, model) for each in error.errors(include_url=False)):
+        source.add_problem(mistake.location, mistake.text)
+    return ConfigError("\n".join(source.problems))
 
 
 class _Mistake(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fgbench.errors import ConfigError
+from fgbench.config_errors import explain
 from fgbench.options import Options
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -54,19 +54,10 @@ class Trainer:
     Options: ClassVar[type[Options]]
 
     def __init__(self, options: Any = None, **changes: Any) -> None:
-        self.options: Any = self._read_options(changes) if options is None else options
-
-    def _read_options(self, changes: dict[str, Any]) -> Any:
         try:
-            return self.Options(**changes)
+            self.options: Any = self.Options(**changes) if options is None else options
         except ValidationError as error:
-            wrong = error.errors(include_url=False)[0]
-            where = ".".join(map(str, wrong["loc"])) or "options"
-            what = (
-                "unknown" if wrong["type"] == "extra_forbidden" else f"got {wrong['input']!r}: {wrong['msg']}"
-            )
-            allowed = ", ".join(key for key in self.Options.model_fields if key != "name")
-            raise ConfigError(f"{type(self).__name__}: {where}: {what}; options: {allowed}") from error
+            raise explain(error, changes, self.Options, type(self).__name__) from error
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Build what depends on the model (auxiliary networks, feedback matrices); nothing by default.
