@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache
 
 import torch
@@ -90,11 +89,7 @@ def _fill_rademacher(row: Tensor, generator: torch.Generator) -> None:
 
 
 def _fill_normal(row: Tensor, generator: torch.Generator) -> None:
-    """Standard normal entries; on a CPU, where torch draws them on one thread, chunk by chunk on several.
-
-    The calling thread draws too: the others may have to share a core with an idle thread of OpenMP, which
-    keeps spinning for some milliseconds after an operation.
-    """
+    """Standard normal entries; on a CPU, where torch draws them on one thread, chunk by chunk on several."""
     if row.device.type != "cpu" or len(row) <= NORMAL_CHUNK:
         row.normal_(generator=generator)
         return
@@ -103,10 +98,12 @@ def _fill_normal(row: Tensor, generator: torch.Generator) -> None:
     left = deque(zip(chunks, seeds, strict=True))
 
     def draw() -> None:
-        with suppress(IndexError):  # none left
-            while True:
+        while True:
+            try:
                 chunk, seed = left.popleft()
-                chunk.normal_(generator=torch.Generator().manual_seed(seed))
+            except IndexError:
+                return
+            chunk.normal_(generator=torch.Generator().manual_seed(seed))
 
     threads = torch.get_num_threads()
     others = [_helpers(threads - 1).submit(draw) for _ in range(threads - 1)]
