@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from fgbench.plot_style import STYLE, save_figure, trainer_hue
+from fgbench.plot_style import STYLE, add_title, save_figure, trainer_hue
 from fgbench.streams import derive_generator
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.base import Trainer
@@ -143,13 +143,7 @@ def main() -> None:
     runs.to_csv(arguments.out / "functions.csv", index=False, float_format="%.6g")
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.6), layout="constrained")
-        figure.suptitle(
-            "Gradient descent on two test functions, from the dot to the star",
-            fontsize=11,
-            fontweight="bold",
-            x=0.012,
-            ha="left",
-        )
+        add_title(figure, "Gradient descent on two test functions, from the dot to the star")
         for (name, problem), (paths, values) in zip(PROBLEMS.items(), figure.subplots(2, 2), strict=True):
             its = runs[runs.function == name]
             draw_paths(paths, problem, its)

@@ -29,7 +29,7 @@ from fgbench.models.build import build_model
 from fgbench.models.options import FCOptions
 from fgbench.optimizer_options import OptimizerOptions
 from fgbench.optimizers import build_optimizer
-from fgbench.plot_style import STYLE, save_figure, trainer_hue
+from fgbench.plot_style import STYLE, add_title, save_figure, trainer_hue
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.base import Trainer
 from fgbench.trainers.forward_gradient import ForwardGradient
@@ -125,13 +125,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             axes.set_xticks(rows.depth.unique(), map(str, rows.depth.unique()), minor=False)
             axes.set_xticks([], minor=True)
         absolute.legend()
-    figure.suptitle(
-        f"A step of plain SGD by depth: hidden layers of {rows.width.iloc[0]} units, batch 64",
-        fontsize=11,
-        fontweight="bold",
-        x=0.012,
-        ha="left",
-    )
+    add_title(figure, f"A step of plain SGD by depth: hidden layers of {rows.width.iloc[0]} units, batch 64")
     return figure
 
 

@@ -219,11 +219,7 @@ def name_points(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> 
     if figure.get_layout_engine():
         figure.draw_without_rendering()
     axes.get_xlim(), axes.get_ylim()  # what has been drawn decides the limits only when they are asked for
-    drawn = [
-        [_extent(axes, line), *(_extent(axes, each) for each in bars.lines[2])]
-        for bars in points
-        for line in bars.lines[:1]
-    ]
+    drawn = [[_extent(axes, each) for each in (bars.lines[0], *bars.lines[2])] for bars in points]
     taken = [box for boxes in drawn for box in boxes]
     for bars, boxes in zip(points, drawn, strict=True):
         own, line = Bbox.union(boxes), bars.lines[0]

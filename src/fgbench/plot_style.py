@@ -117,6 +117,11 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def add_title(figure: Figure, title: str) -> None:
+    """A title over all panels, at the left."""
+    figure.suptitle(plain(title), fontsize=11, fontweight="bold", x=0.012, ha="left")
+
+
 def figure_format(path: Path) -> str:
     """The format that a file's ending stands for; empty without an ending.
 

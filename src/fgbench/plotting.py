@@ -22,6 +22,7 @@ from fgbench.plot_style import (
     SHEETS,
     STYLE,
     Sheet,
+    add_title,
     figure_format,
     plain,
     save_figure,
@@ -193,7 +194,7 @@ def compose(kind: Kind, title: str, series: Sequence[Series], sheet: Sheet = SHE
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.03)
         figure = Figure(figsize=(sheet.width, height), layout=layout)
         if sheet.titled:
-            figure.suptitle(plain(title), fontsize=11, fontweight="bold", x=0.012, ha="left")
+            add_title(figure, title)
         grid = figure.subplots(rows, across, squeeze=False, height_ratios=heights)
         marks: set[str] = set()
         for letter, panel, axes in zip("abcdefgh", kind.panels, grid.flat, strict=False):
