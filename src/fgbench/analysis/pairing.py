@@ -8,7 +8,7 @@ from typing import Any
 
 from fgbench.analysis.measures import MEASURES, best
 from fgbench.analysis.records import RunRecord
-from fgbench.analysis.series import PARTS, Series, differing, group_series, is_off, setting_word
+from fgbench.analysis.series import Series, group_series, is_off, words_apart
 from fgbench.registry import TRAINERS, options_model
 
 TUNABLE = ("optimizer.", "schedule.", "clip_gradient_norm")
@@ -77,23 +77,17 @@ class Pair:
 
 def make_tasks(records: Iterable[RunRecord]) -> list[Task]:
     """The records by what is learnt: dataset and model with all their options."""
+    all_records = list(records)
     by_task: dict[str, list[RunRecord]] = {}
-    for record in records:
+    for record in all_records:
         by_task.setdefault(repr(_task_settings(record)), []).append(record)
-    groups = list(by_task.values())
+    words = words_apart(all_records, "dataset", "model")
     tasks = []
-    for group in groups:
-        names = [f"{kind}.name" for kind in ("dataset", "model")]
-        alike = [
-            _task_settings(other[0])
-            for other in groups
-            if all(other[0].settings[name] == group[0].settings[name] for name in names)
-        ]
-        keys = dict.fromkeys([*PARTS, *differing(alike)])
-        words = [setting_word(key, group[0].settings.get(key)) for key in keys]
-        title = f"{group[0].component('model')} on {group[0].component('dataset')}"
+    for group in by_task.values():
+        first = group[0]
+        names = f"{first.component('model')} on {first.component('dataset')}"
         [series] = group_series(group).values()
-        tasks.append(Task(", ".join([title, *filter(None, words)]), tuple(series)))
+        tasks.append(Task(", ".join([names, *words[first.path]]), tuple(series)))
     return sorted(tasks, key=lambda task: task.title)
 
 

@@ -63,9 +63,10 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
     """
     groups: dict[tuple[str, str], dict[str, dict[int, RunRecord]]] = {}
     all_records = list(records)
-    names = _dataset_names(all_records)
+    words = words_apart(all_records, "dataset")
     for record in all_records:
-        by_hash = groups.setdefault((names[record.path], record.component("model")), {})
+        dataset = ", ".join([record.component("dataset"), *words[record.path]])
+        by_hash = groups.setdefault((dataset, record.component("model")), {})
         seeds = by_hash.setdefault(record.hash, {})
         if record.seed not in seeds or _progress(record) > _progress(seeds[record.seed]):
             seeds[record.seed] = record
@@ -75,26 +76,31 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
     }
 
 
-def _dataset_names(records: list[RunRecord]) -> dict[Path, str]:
-    """Every run's dataset, told apart from others of its name that the same model is trained on."""
+def words_apart(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[str]]:
+    """For every run, what tells its dataset (or model) from others of that name: ``limit=2000``.
+
+    Args:
+        records: the runs.
+        kinds: ``dataset``, ``model`` or both. Compared are runs with the same name of both.
+    """
     alike: dict[tuple[str, str], list[RunRecord]] = {}
     for run in records:
         alike.setdefault((run.component("dataset"), run.component("model")), []).append(run)
-    names = {}
-    for (dataset, _), runs in alike.items():
+    prefixes = tuple(f"{kind}." for kind in kinds)
+    words = {}
+    for runs in alike.values():
         options = [
             {
                 key: value
                 for key, value in run.settings.items()
-                if key.startswith("dataset.") and key not in _UNLABELLED and not is_off(value)
+                if key.startswith(prefixes) and key not in _UNLABELLED and not is_off(value)
             }
             for run in runs
         ]
         keys = dict.fromkeys([*PARTS, *differing(options)])
         for run, own in zip(runs, options, strict=True):
-            words = [word for key in keys if (word := setting_word(key, own.get(key)))]
-            names[run.path] = ", ".join([dataset, *words])
-    return names
+            words[run.path] = [word for key in keys if (word := setting_word(key, own.get(key)))]
+    return words
 
 
 def _progress(record: RunRecord) -> tuple[bool, int, str]:
