@@ -215,6 +215,14 @@ def test_faster_in_some_cases_needs_one_case():
     assert verdict("baydin-faster-training", slower + faster) == "supported"
 
 
+def test_a_loss_that_both_reach_in_their_first_epoch_does_not_tell_which_is_faster():
+    worse_and_worse = both(
+        {"val_loss": [2.0, 2.3], "epoch_time_s": 1.0}, {"val_loss": [1.0, 0.5], "epoch_time_s": 3.0}
+    )
+    assert verdict("baydin-faster-training", worse_and_worse) == "not enough data"
+    assert "no more than one epoch" in numbers("baydin-faster-training", worse_and_worse)
+
+
 def activity(accuracy, **given):
     return [
         make_record("activity-forward-gradient", seed, test_accuracy=accuracy + NOISE[seed], **given)
