@@ -134,12 +134,6 @@ def test_the_other_numbers_about_steps_are_the_benchmarks():
     assert f"the drawing of {depths['parameters'].min():,} normal numbers" in text
 
 
-def test_the_memory_said_to_be_an_earlier_versions_is_that_of_the_runs():
-    runs = select(RESULTS / "cnn", STUDY["forward-gradient (the study's)"])
-    memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], run.last_epoch) for run in runs)
-    assert f"memory of the study's forward gradient, {memory:.0f} MiB," in " ".join(README.split())
-
-
 def test_the_benchmark_was_quiet():
     for path in BENCH.glob("**/bench.json"):
         assert json.loads(path.read_text())["noise"] is None, path
