@@ -22,8 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from fgbench.plot_style import STYLE, add_title, save_figure, trainer_hue
-from fgbench.streams import derive_generator
+from fgbench.plotting.style import STYLE, add_title, save_figure, trainer_hue
+from fgbench.seeds import derive_generator
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.base import Trainer
 from fgbench.trainers.forward_gradient import ForwardGradient

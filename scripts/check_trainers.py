@@ -10,8 +10,8 @@ import argparse
 import time
 from pathlib import Path
 
-from fgbench.check import check
-from fgbench.config import Config
+from fgbench.checks.check import check
+from fgbench.config.config import Config
 from fgbench.datasets.search import DataSearch
 from fgbench.registry import MODELS, TRAINERS
 

@@ -22,12 +22,12 @@ from torchvision.datasets import FashionMNIST
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from fgbench import measure
-from fgbench.building import build_training
-from fgbench.config import load_config
+from fgbench.config.config import load_config
 from fgbench.datasets.base import Split, load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.models.build import build_model
-from fgbench.training import Training, evaluate, start_next_epoch, train_epoch
+from fgbench.run.build import build_training
+from fgbench.run.loop import Training, evaluate, start_next_epoch, train_epoch
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fc_fmnist_bp.yaml"
 

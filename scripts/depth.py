@@ -25,11 +25,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from fgbench.config.optimizer import OptimizerOptions
 from fgbench.models.build import build_model
 from fgbench.models.options import FCOptions
-from fgbench.optimizer_options import OptimizerOptions
-from fgbench.optimizers import build_optimizer
-from fgbench.plot_style import STYLE, add_title, save_figure, trainer_hue
+from fgbench.plotting.style import STYLE, add_title, save_figure, trainer_hue
+from fgbench.run.optimizers import build_optimizer
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.base import Trainer
 from fgbench.trainers.forward_gradient import ForwardGradient

@@ -18,7 +18,7 @@ from fgbench.datasets.options import DatasetOptions
 from fgbench.datasets.search import DataSearch
 from fgbench.datasets.sources import IDX_FILES
 from fgbench.datasets.torchvision_sets import load_fashion_mnist
-from fgbench.streams import derive_generator
+from fgbench.seeds import derive_generator
 
 
 def write_idx(path: Path, values: Tensor) -> None:

@@ -29,11 +29,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from fgbench.config.optimizer import OptimizerOptions
 from fgbench.models.build import build_model
-from fgbench.optimizer_options import OptimizerOptions
-from fgbench.optimizers import build_optimizer
-from fgbench.plot_style import STYLE, save_figure, trainer_hue
+from fgbench.plotting.style import STYLE, save_figure, trainer_hue
 from fgbench.registry import options_model
+from fgbench.run.optimizers import build_optimizer
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.forward_gradient import ForwardGradient
 

@@ -33,10 +33,10 @@ import torch
 
 import torture_inputs as inputs
 from fgbench import cli, runner
-from fgbench.config import load_config
+from fgbench.config.config import load_config
 from fgbench.measure import environment
 from fgbench.registry import TRAINERS
-from fgbench.results import RunDirectory
+from fgbench.storage.run_directory import RunDirectory
 
 MEASURED = ("_time_s", "_time_ms", "per_s", "_mib", "elapsed_s", "memory_source", "timing_note")
 PATIENCE_S = 300

@@ -93,7 +93,7 @@ ODD_VALUES: list[Any] = [
         "é" * 50,
         "cuda:99",
         "os:system",
-        "fgbench.cli:app",
+        "fgbench.cli.app:app",
         "nothing.here:Thing",
         "synthetic",
         "adam",

@@ -11,17 +11,17 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from fgbench.building import build_training
-from fgbench.cli import app
-from fgbench.config import Config
+from fgbench.cli.app import app
+from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
-from fgbench.distributed import SharedStopRequest, World
-from fgbench.streams import derive_generator, draw_seed
+from fgbench.run.build import build_training
+from fgbench.run.loop import Training, train_epoch
+from fgbench.run.world import SharedStopRequest, World
+from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.rank_one import RankOneTangents
 from fgbench.trainers.tangents import FullTangents
 from fgbench.trainers.zeroth_order import SeededDirection
-from fgbench.training import Training, train_epoch
 
 COLLECTIVES = (
     "allreduce",
@@ -208,7 +208,7 @@ def run_command_and_stop(rank: int, step: int, number: int, *arguments: str) -> 
 def run_command_without_data_on(rank: int, *arguments: str) -> tuple[int, str]:
     """The same, with one worker that finds no data."""
     from fgbench.errors import DataError
-    from fgbench.runner import Plan
+    from fgbench.run.runner import Plan
 
     def no_data(self: Plan) -> None:
         raise DataError("no such images")

@@ -6,8 +6,8 @@ import math
 import random
 from pathlib import Path
 
-from fgbench.results import RunDirectory
-from fgbench.yaml_source import dump_yaml
+from fgbench.config.source import dump_yaml
+from fgbench.storage.run_directory import RunDirectory
 
 COST = {
     "backprop": (3.2, 62.0, 0.90),

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fgbench.results import RunDirectory
+from fgbench.storage.run_directory import RunDirectory
 
 BASE = """
 base:

@@ -4,8 +4,8 @@ import json
 import pytest
 import torch
 
-from fgbench import bench
-from fgbench.bench_report import BenchRow, noise, ratio
+from fgbench.bench import bench
+from fgbench.bench.report import BenchRow, noise, ratio
 from fgbench.errors import ConfigError
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fgbench import check as check_module
-from fgbench.check import check, gradient_quality
-from fgbench.config import load_config
+from fgbench.checks import check as check_module
+from fgbench.checks.check import check, gradient_quality
+from fgbench.checks.gradients import directional_derivatives, expected_values, sample_gradients
+from fgbench.config.config import load_config
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
-from fgbench.gradient_check import directional_derivatives, expected_values, sample_gradients
 from fgbench.registry import TRAINERS, load
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.forward_gradient import ForwardGradient

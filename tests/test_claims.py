@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from fake_records import make_record
 from fake_results import make_run
-from fgbench.analysis.claims import audit, claims_report, load_claims
-from fgbench.analysis.judging import kind_of
-from fgbench.analysis.rules import RULES
-from fgbench.analysis.verdicts import Kind, Outcome, conclude
-from fgbench.cli import app
+from fgbench.analysis.claims.claims import audit, claims_report, load_claims
+from fgbench.analysis.claims.judging import kind_of
+from fgbench.analysis.claims.rules import RULES
+from fgbench.analysis.claims.verdicts import Kind, Outcome, conclude
+from fgbench.cli.app import app
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 NOISE = (0.0, 0.0008, -0.0004, 0.0004)

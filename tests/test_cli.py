@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from fgbench.cli import app, main
-from fgbench.commands.common import parse_seeds
-from fgbench.config import load_config, to_yaml
+from fgbench.cli.app import app, main
+from fgbench.cli.arguments import parse_seeds
+from fgbench.config.config import load_config, to_yaml
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.registry import TABLES, options_model
 
@@ -44,7 +44,7 @@ def asked(monkeypatch):
         calls.append((configs, options))
         return 0
 
-    monkeypatch.setitem(sys.modules, "fgbench.runner", types.SimpleNamespace(run_configs=run_configs))
+    monkeypatch.setitem(sys.modules, "fgbench.run.runner", types.SimpleNamespace(run_configs=run_configs))
     return calls
 
 
@@ -174,13 +174,13 @@ def test_errors_become_a_line_and_an_exit_code(fgbench, monkeypatch, tmp_path, e
     def run_configs(configs, **options):
         raise error
 
-    monkeypatch.setitem(sys.modules, "fgbench.runner", types.SimpleNamespace(run_configs=run_configs))
+    monkeypatch.setitem(sys.modules, "fgbench.run.runner", types.SimpleNamespace(run_configs=run_configs))
     assert fgbench("run", write(tmp_path / "a.yaml")) == (code, "", message)
 
 
 def test_the_runners_exit_code_is_the_commands(fgbench, monkeypatch, tmp_path):
     runner = types.SimpleNamespace(run_configs=lambda configs, **options: 4)
-    monkeypatch.setitem(sys.modules, "fgbench.runner", runner)
+    monkeypatch.setitem(sys.modules, "fgbench.run.runner", runner)
     assert fgbench("run", write(tmp_path / "a.yaml"))[0] == 4
 
 
@@ -237,7 +237,7 @@ def test_check_prints_its_report_and_fails_when_something_is_off(fgbench, monkey
         calls.append((config, search.download, draws))
         return "report", ok
 
-    monkeypatch.setitem(sys.modules, "fgbench.check", types.SimpleNamespace(check=check))
+    monkeypatch.setitem(sys.modules, "fgbench.checks.check", types.SimpleNamespace(check=check))
     path = write(tmp_path / "a.yaml")
     assert fgbench("check", path, "-o", "epochs=2", "--draws", 8, "--no-download") == (
         int(not ok),

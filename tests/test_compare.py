@@ -12,8 +12,8 @@ from fake_results import make_run
 from fgbench.analysis.compare import compare, compare_pair, find_measure, pair_all
 from fgbench.analysis.compare_tables import compare_report
 from fgbench.analysis.pairing import make_tasks
-from fgbench.analysis.speed import time_to_accuracy, time_to_same_loss
-from fgbench.cli import app
+from fgbench.analysis.time_to import time_to_accuracy, time_to_same_loss
+from fgbench.cli.app import app
 from fgbench.errors import ConfigError
 
 BACKPROP = [0.90, 0.92, 0.91]

@@ -9,11 +9,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fgbench.config import Config, Override, config_hash, load_config, run_folder, to_yaml
-from fgbench.config_errors import validate_source
+from fgbench.config.config import Config, Override, config_hash, load_config, run_folder, to_yaml
+from fgbench.config.mistakes import validate_source
+from fgbench.config.source import MAX_BYTES, Source
 from fgbench.errors import ConfigError
 from fgbench.registry import DATASETS, MODELS, TABLES, TRAINERS
-from fgbench.yaml_source import MAX_BYTES, Source
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MINIMAL = "dataset: mnist\nmodel: fc\ntrainer: forward-gradient\n"

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import distributed_workers as workers
-from fgbench.results import RunDirectory
+from fgbench.storage.run_directory import RunDirectory
 
 IMAGES = {"name": "synthetic", "shape": [1, 16, 16], "classes": 3, "train": 60, "test": 12}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["distributed_workers", "fgbench.runner", "fgbench.cli"])
+CONTEXT.set_forkserver_preload(["distributed_workers", "fgbench.run.runner", "fgbench.cli.app"])
 TIMEOUT_S = 60
 
 

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import sys
-from fgbench.cli import main
+from fgbench.cli.app import main
 sys.argv[0] = "fgbench"
 try:
     main()

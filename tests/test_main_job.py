@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from data_files import hide_installed_data, write_all
-from fgbench.cli import app
-from fgbench.config import load_config
-from fgbench.runner import run_configs
+from fgbench.cli.app import app
+from fgbench.config.config import load_config
+from fgbench.run.runner import run_configs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GRID = sorted(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
-from fgbench.optimizer_options import OptimizerOptions, ScheduleOptions
-from fgbench.optimizers import build_optimizer, build_schedule, is_plain_sgd
+from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
+from fgbench.run.optimizers import build_optimizer, build_schedule, is_plain_sgd
 
 STEPS_PER_EPOCH, EPOCHS = 7, 5
 TOTAL = STEPS_PER_EPOCH * EPOCHS

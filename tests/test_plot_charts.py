@@ -6,10 +6,10 @@ import pytest
 from fake_results import make_run
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
-from fgbench.cli import FigureKind, FigureStyle
+from fgbench.cli.app import FigureKind, FigureStyle
 from fgbench.errors import ConfigError
-from fgbench.plot_style import SHEETS, trainer_hue
-from fgbench.plotting import KINDS, compose, plot_results
+from fgbench.plotting.figures import KINDS, compose, plot_results
+from fgbench.plotting.style import SHEETS, trainer_hue
 
 
 def draw(results, kind, style="screen"):

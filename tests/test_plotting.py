@@ -9,12 +9,12 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from fake_results import make_run
-from fgbench import plotting
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
 from fgbench.errors import ConfigError
-from fgbench.plot_style import trainer_hue
-from fgbench.plotting import four_panels, plot_results
+from fgbench.plotting import figures as plotting
+from fgbench.plotting.figures import four_panels, plot_results
+from fgbench.plotting.style import trainer_hue
 from fgbench.registry import TRAINERS
 
 
@@ -188,5 +188,5 @@ def test_no_text_is_cut_off_or_overlaps_another(tmp_path, case):
 
 
 def test_plotting_imports_no_torch():
-    code = "import sys, fgbench.plotting; sys.exit('torch' in sys.modules)"
+    code = "import sys, fgbench.plotting.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgbench.cli import app
-from fgbench.ray_node import take_over
-from fgbench.results import RunDirectory
+from fgbench.cli.app import app
+from fgbench.storage.run_directory import RunDirectory
+from fgbench.sweep.ray_node import take_over
 from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
 
 pytest.importorskip("ray")
@@ -230,7 +230,7 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(nodes, whole, held,
 
 
 def test_a_run_directory_is_taken_over_from_a_node_that_died_but_not_from_a_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("fgbench.ray_node.LET_GO_S", 0.3)
+    monkeypatch.setattr("fgbench.sweep.ray_node.LET_GO_S", 0.3)
     directory = RunDirectory(tmp_path / "run").create()
     directory.host = "gone"
     directory.write_status("running", epoch=1, epochs=2)
@@ -281,7 +281,7 @@ def test_exclusive_runs_stay_on_this_machine(tmp_path, capsys, monkeypatch):
 
 def test_a_missing_ray_is_told_with_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "fgbench.ray_pool", raising=False)
+    monkeypatch.delitem(sys.modules, "fgbench.sweep.ray_pool", raising=False)
     told = refuse(tmp_path, capsys, monkeypatch, BASE, ["--ray", "auto"])
     assert told == 'fgbench: --ray needs Ray: pip install "fgbench[ray]"\n'
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fgbench.cli import app
+from fgbench.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

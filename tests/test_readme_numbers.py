@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from bench_table import BENCH, make_table
-from fgbench.analysis.claims import audit
-from fgbench.analysis.measures import MEASURES, read
+from fgbench.analysis.claims.claims import audit
+from fgbench.analysis.claims.verdicts import Verdict
+from fgbench.analysis.readings import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results
-from fgbench.analysis.speed import geometric_mean
-from fgbench.analysis.verdicts import Verdict
+from fgbench.analysis.time_to import geometric_mean
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,9 +10,9 @@ import pytest
 
 from fake_records import make_record, many_records
 from fake_results import make_run
-from fgbench.analysis.claims import load_claims
+from fgbench.analysis.claims.claims import load_claims
 from fgbench.errors import ConfigError
-from fgbench.plot_style import trainer_hue
+from fgbench.plotting.style import trainer_hue
 from fgbench.report import build
 from fgbench.report.build import build_report, render
 
@@ -245,7 +245,7 @@ def test_a_place_that_is_no_page_is_refused_before_anything_is_read(tmp_path):
 def test_the_command_writes_the_page_without_torch(tmp_path):
     make_run(tmp_path)
     code = (
-        "import sys; from fgbench.cli import main; sys.argv[1:] = ['report', '.', '--out', 'a.html']\n"
+        "import sys; from fgbench.cli.app import main; sys.argv[1:] = ['report', '.', '--out', 'a.html']\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from fgbench import results
 from fgbench.errors import ConfigError, FgbenchError
-from fgbench.files import atomic_write
-from fgbench.results import METRICS, RunDirectory, run_path
+from fgbench.storage import run_directory as results
+from fgbench.storage.files import atomic_write
+from fgbench.storage.run_directory import METRICS, RunDirectory, run_path
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_the_heartbeat_is_renewed_only_when_due(run, monkeypatch):
 
 
 def test_a_second_process_is_told_who_holds_the_run_and_a_killed_one_holds_nothing(run):
-    code = "import sys, time; from fgbench.results import RunDirectory\n"
+    code = "import sys, time; from fgbench.storage.run_directory import RunDirectory\n"
     code += "with RunDirectory(sys.argv[1]).lock(): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
@@ -223,7 +223,7 @@ def test_locking_clears_what_a_killed_writer_left(run):
 
 
 def test_writing_needs_no_torch():
-    code = "import sys, fgbench.results; sys.exit('torch' in sys.modules)"
+    code = "import sys, fgbench.storage.run_directory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

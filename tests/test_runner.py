@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgbench.config import Config
+from fgbench.config.config import Config
 from fgbench.errors import ConfigError
 from fgbench.measure import OtherLoad
-from fgbench.progress import EpochProgress
 from fgbench.registry import TRAINERS
-from fgbench.results import METRICS, RunDirectory
-from fgbench.runner import run_configs
-from fgbench.saving import load_state, save_state
-from fgbench.signals import Interrupted
+from fgbench.run.progress import EpochProgress
+from fgbench.run.runner import run_configs
+from fgbench.run.signals import Interrupted
+from fgbench.storage.run_directory import METRICS, RunDirectory
+from fgbench.storage.state import load_state, save_state
 
 MEASURED = {
     "epoch_time_s",
@@ -180,7 +180,7 @@ def test_running_out_of_memory_says_what_to_lower(
     def exhausted(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 99 bytes")
 
-    monkeypatch.setattr("fgbench.epochs.train_epoch", exhausted)
+    monkeypatch.setattr("fgbench.run.epochs.train_epoch", exhausted)
     assert run_configs([make_config(tmp_path)]) == 1
     message = capsys.readouterr().err
     assert "batch_size 8" in message
@@ -352,7 +352,7 @@ def test_deterministic_runs_repeat_and_what_cannot_be_is_one_line(
         def refuse(*_: object, **__: object) -> None:
             raise RuntimeError("scatter_cuda does not have a deterministic implementation, but you set ...")
 
-        monkeypatch.setattr("fgbench.epochs.train_epoch", refuse)
+        monkeypatch.setattr("fgbench.run.epochs.train_epoch", refuse)
         assert run_configs([make_config(tmp_path / "c", deterministic=True)]) == 1
         assert "deterministic: true is more than PyTorch can give" in capsys.readouterr().err
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgbench.saving import StateError, load_state, save_state, state_files
+from fgbench.storage.state import StateError, load_state, save_state, state_files
 
 RUN = "s0-12345678"
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from fake_records import make_record
 from fake_results import make_run
-from fgbench.analysis.live import duration, progress
-from fgbench.cli import app
+from fgbench.analysis.status import duration, progress
+from fgbench.cli.app import app
 
 
 def rows(results, *arguments):

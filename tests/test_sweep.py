@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fgbench.config import config_hash
+from fgbench.config.config import config_hash
+from fgbench.config.sweep import label_configs, load_sweep
 from fgbench.errors import ConfigError
-from fgbench.results import RunDirectory
-from fgbench.sweep import label_configs, load_sweep
+from fgbench.storage.run_directory import RunDirectory
 from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fgbench.building import build_training
-from fgbench.config import Config
+from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
-from fgbench.training import Training, evaluate, start_next_epoch, train_epoch
+from fgbench.run.build import build_training
+from fgbench.run.loop import Training, evaluate, start_next_epoch, train_epoch
 
 SYNTHETIC = {"name": "synthetic", "shape": [1, 6, 6], "classes": 3, "train": 50, "test": 12}
 

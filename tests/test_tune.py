@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
-from fgbench.config import config_hash, load_config
+from fgbench.config.config import config_hash, load_config
+from fgbench.config.sweep import load_sweep
 from fgbench.datasets.search import DataSearch
-from fgbench.signals import Interrupted
-from fgbench.sweep import load_sweep
+from fgbench.run.signals import Interrupted
 
-tune = pytest.importorskip("fgbench.tune", reason="Optuna is not installed")
+tune = pytest.importorskip("fgbench.sweep.tune", reason="Optuna is not installed")
 
 TEXT = """
 base:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fgbench.config import Config, load_config
+    from fgbench.config.config import Config, load_config
     from fgbench.errors import ConfigError, DataError, FgbenchError
     from fgbench.options import Options
     from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ActivityForwardGradient": "trainers.activity_forward_gradient",
     "Backprop": "trainers.backprop",
-    "Config": "config",
+    "Config": "config.config",
     "ConfigError": "errors",
     "DataError": "errors",
     "FeedbackForwardGradient": "trainers.feedback_forward_gradient",
@@ -32,7 +32,7 @@ _MODULES = {
     "StepStats": "trainers.base",
     "Trainer": "trainers.base",
     "ZerothOrder": "trainers.zeroth_order",
-    "load_config": "config",
+    "load_config": "config.config",
 }
 
 __all__ = [

@@ -1,6 +1,6 @@
 """``python -m fgbench``: the same as the command ``fgbench``."""
 
-from fgbench.cli import main
+from fgbench.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fgbench.analysis.measures import (
+from fgbench.analysis.pairing import Pair, Task, make_tasks, nearest, plainest
+from fgbench.analysis.readings import (
     MEASURES,
     Measure,
     disturbed_epochs,
@@ -15,7 +16,6 @@ from fgbench.analysis.measures import (
     read,
     training_time,
 )
-from fgbench.analysis.pairing import Pair, Task, make_tasks, nearest, plainest
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
 from fgbench.analysis.statistics import Paired, adjust_holm, log_ratios, summarise_differences

@@ -7,12 +7,12 @@ from statistics import fmean
 
 from fgbench.analysis.compare import Comparison, common_epoch, compare, compare_pair, p_value
 from fgbench.analysis.formats import Format
-from fgbench.analysis.measures import MEASURES, Measure, disturbed_epochs
 from fgbench.analysis.pairing import Pair
+from fgbench.analysis.readings import MEASURES, Measure, disturbed_epochs
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.rendering import Table, render
-from fgbench.analysis.speed import TimeTo, geometric_mean, time_to_accuracy, time_to_same_loss
 from fgbench.analysis.statistics import BOOTSTRAP_FROM
+from fgbench.analysis.time_to import TimeTo, geometric_mean, time_to_accuracy, time_to_same_loss
 
 ONE_SEED = (
     "One seed says nothing about the next. At 80 % power a paired t-test finds a difference of 3.3 standard "

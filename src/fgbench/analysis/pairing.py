@@ -6,7 +6,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from fgbench.analysis.measures import MEASURES, best
+from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series, group_series, is_off, words_apart
 from fgbench.registry import TRAINERS, options_model

@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from fgbench.config.source import read_yaml
 from fgbench.errors import ConfigError, FgbenchError
-from fgbench.results import METRICS, TEXT_COLUMNS, RunDirectory
-from fgbench.yaml_source import read_yaml
+from fgbench.storage.run_directory import METRICS, TEXT_COLUMNS, RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError, DataError
 from fgbench.options import Options
 from fgbench.registry import load
-from fgbench.streams import derive_generator
+from fgbench.seeds import derive_generator
 
 
 @dataclass(frozen=True)

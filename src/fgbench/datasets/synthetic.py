@@ -6,7 +6,7 @@ from torch import Tensor
 from fgbench.datasets.base import ImageData
 from fgbench.datasets.options import SyntheticOptions
 from fgbench.datasets.search import DataSearch
-from fgbench.streams import derive_generator
+from fgbench.seeds import derive_generator
 
 NOISE = 40.0
 CHUNK = 1024

@@ -8,7 +8,7 @@ from torch import nn
 from fgbench.errors import ConfigError
 from fgbench.options import Options
 from fgbench.registry import load
-from fgbench.streams import derive_seed
+from fgbench.seeds import derive_seed
 
 
 def build_model(

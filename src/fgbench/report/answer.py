@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
+from fgbench.analysis.claims.judging import MIN_SEEDS
 from fgbench.analysis.compare import Comparison, was_disturbed
-from fgbench.analysis.judging import MIN_SEEDS
-from fgbench.analysis.measures import MEASURES, best
 from fgbench.analysis.pairing import Pair, plainest
-from fgbench.analysis.speed import geometric_mean
+from fgbench.analysis.readings import MEASURES, best
+from fgbench.analysis.time_to import geometric_mean
 
 COLUMNS = ("test_accuracy", "epoch_time_s", "peak_memory_mib")
 """What the answer is about, all at equal epochs."""

@@ -18,20 +18,20 @@ import jinja2
 from markupsafe import Markup
 
 from fgbench.analysis import compare_tables
-from fgbench.analysis.claims import audit
+from fgbench.analysis.claims.claims import audit
+from fgbench.analysis.claims.rules import MIN_SEEDS
 from fgbench.analysis.compare import Comparison, compare
 from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.rendering import Table
-from fgbench.analysis.rules import MIN_SEEDS
 from fgbench.analysis.series import Series, group_series
+from fgbench.config.source import dump_yaml
 from fgbench.errors import ConfigError
-from fgbench.files import atomic_write
-from fgbench.plot_style import trainer_hue
-from fgbench.plotting import SPREAD
+from fgbench.plotting.figures import SPREAD
+from fgbench.plotting.style import trainer_hue
 from fgbench.registry import TABLES, TRAINERS
 from fgbench.report.answer import COLUMNS, find_answers, summarise
 from fgbench.report.figures import MOST_SERIES, SPARK, Chart, draw_charts, sparkline, theme, themed
-from fgbench.yaml_source import dump_yaml
+from fgbench.storage.files import atomic_write
 
 ENVIRONMENT_OF_A_RUN = ("command", "git_commit", "git_dirty")
 """Keys of env.json that are told with the run, not with its machine."""

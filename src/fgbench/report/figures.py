@@ -16,9 +16,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from fgbench.analysis.series import Series
-from fgbench.plot_panels import Panel, count_runs
-from fgbench.plot_style import STYLE, Look, series_looks, series_marker
-from fgbench.plotting import KINDS, Kind
+from fgbench.plotting.figures import KINDS, Kind
+from fgbench.plotting.panels import Panel, count_runs
+from fgbench.plotting.style import STYLE, Look, series_looks, series_marker
 
 MOST_SERIES = 12
 """A figure shows no more series than this; the tables have all."""

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fgbench.config_errors import explain
+from fgbench.config.mistakes import explain
 from fgbench.options import Options
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class Workers:
-    """One process by itself. ``fgbench.distributed`` has those that are several.
+    """One process by itself. ``fgbench.run.world`` has those that are several.
 
     A trainer that needs no exchange of gradients has a ``workers``. It draws tangents from every one of
     ``generators``, takes derivatives only along those of ``generators[own]``, passes what it measured

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from fgbench.streams import derive_generator, draw_seed
+from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.activity_pass import INERT
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer

@@ -1,0 +1,41 @@
+"""What a run amounts to, from its rows. Imports no torch."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from fgbench.storage.run_directory import Cell
+
+FINAL = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
+MEDIANS = ("epoch_time_s", "eval_time_s", "batch_time_ms", "samples_per_s")
+PEAKS = ("peak_memory_mib", "nvml_memory_mib")
+
+
+def summarise(rows: Sequence[dict[str, Cell]]) -> dict[str, Any]:
+    """Final figures, those at the best validation epoch, medians of times and peaks of memory.
+
+    Args:
+        rows: of metrics.csv, at least one. Medians leave the first epoch out (it carries the warm-up) where
+            there are others.
+
+    Returns:
+        Plain values, None where a column is empty.
+    """
+    last, steady = rows[-1], rows[1:] or rows
+    judged = [row for row in rows if isinstance(row["val_accuracy"], float)]
+    best = max(judged, key=lambda row: float(row["val_accuracy"] or 0.0), default=None)
+    return {
+        "epochs": last["epoch"],
+        "final": {column: last[column] for column in FINAL},
+        "best_validation": best and {column: best[column] for column in ("epoch", *FINAL)},
+        "median": {column: _over(median, steady, column) for column in MEDIANS},
+        "peak": {column: _over(max, rows, column) for column in PEAKS},
+        "memory_source": last["memory_source"],
+        "total_time_s": last["elapsed_s"],
+        "timing_notes": list(dict.fromkeys(row["timing_note"] for row in rows if row["timing_note"])),
+    }
+
+
+def _over(statistic: Any, rows: Sequence[dict[str, Cell]], column: str) -> float | None:
+    values = [row[column] for row in rows if row[column] is not None]
+    return statistic(values) if values else None

@@ -1,0 +1,131 @@
+"""``fgbench check``: are a config's derivatives and gradient right, and is fgbench installed well."""
+
+import platform
+import time
+
+import torch
+from torch import nn
+
+from fgbench import measure
+from fgbench.checks.gradients import (
+    directional_derivatives,
+    expected_values,
+    gradient_of,
+    gradient_quality,
+    kept_generators,
+    sample_gradients,
+)
+from fgbench.config.config import Config
+from fgbench.datasets.base import load_splits
+from fgbench.datasets.search import DataSearch
+from fgbench.datasets.status import data_status
+from fgbench.errors import FgbenchError
+from fgbench.models.build import build_model
+from fgbench.registry import TRAINERS, load
+from fgbench.seeds import derive_generator
+
+__all__ = ["check", "gradient_quality"]
+
+
+def check(
+    config: Config | None = None, search: DataSearch | None = None, draws: int = 64
+) -> tuple[str, bool]:
+    """What ``fgbench check`` prints, and whether all is well.
+
+    Args:
+        config: what to check, on its own model, data and device; None: the installation.
+        search: where to look for the data.
+        draws: how many gradients of the trainer to average.
+
+    Raises:
+        ConfigError: the trainer cannot train the model.
+        DataError: there is no such data.
+    """
+    if config is None:
+        return _check_installation(search or DataSearch())
+    device = measure.resolve_device(config.device)
+    measure.set_threads(config.threads)
+    splits = load_splits(
+        config.dataset, config.seed, device, search or DataSearch(config_dir=config.data_dir)
+    )
+    model = build_model(config.model, splits.image_shape, splits.num_classes, config.seed, device)
+    inputs, labels = splits.train.batch(
+        torch.arange(min(config.batch_size, len(splits.train)), device=device)
+    )
+    trainer = load("trainer", config.trainer.name)(config.trainer)
+    trainer.set_up(model, inputs, splits.num_classes, derive_generator("cpu", config.seed, "trainer"))
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    count = sum(param.numel() for param in model.parameters() if param.requires_grad)
+    lines = [
+        f"{config.model.name}, {count:,} parameters; {len(labels)} of {config.dataset.name}; {device}",
+        "",
+        "directional derivative along one normal tangent, in float64:",
+    ]
+    derivatives = directional_derivatives(model, loss_fn, inputs, labels, config.seed)
+    lines += derivatives.lines()
+    consistent = derivatives.agree
+    sampled = sample_gradients(trainer, model, loss_fn, inputs, labels, config.seed, draws)
+    lines += [
+        "",
+        f"{config.trainer.name}, {draws} gradients against the true one g (|g| = {sampled.norm:.4g}):",
+    ]
+    lines.append(f"  {'':<28}{'measured':>22}   expected")
+    for figure in sampled.figures(expected_values(trainer, model, sampled)):
+        lines.append(figure.line())
+        consistent = consistent and figure.consistent
+    lines += ["", f"verdict: {'consistent' if consistent else 'inconsistent'}"]
+    return "\n".join(lines), consistent
+
+
+def _check_installation(search: DataSearch) -> tuple[str, bool]:
+    """Versions, devices, threads, the data that is there, and one step of every trainer on a tiny model."""
+    device = measure.resolve_device("auto")
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    lines = [
+        f"python {platform.python_version()}, torch {torch.__version__}, threads {torch.get_num_threads()}",
+        f"GPUs: {', '.join(gpus) or 'none'}; runs go to {device} by default",
+        "",
+        "datasets:",
+        *(f"  {row.name:<20}{row.found or 'not found'}" for row in data_status(search)),
+        "",
+        "one step of every trainer:",
+    ]
+    ok = True
+    for name in TRAINERS:
+        try:
+            lines.append(f"  {name:<28}ok, {1000 * _try_step(name, device):.0f} ms")
+        except (FgbenchError, RuntimeError) as error:
+            ok = False
+            lines.append(f"  {name:<28}failed: {str(error).splitlines()[0]}")
+    lines += ["", f"verdict: {'ok' if ok else 'not ok'}"]
+    return "\n".join(lines), ok
+
+
+def _try_step(name: str, device: torch.device) -> float:
+    """Seconds one step took (the first one, so it includes warm-up).
+
+    Raises:
+        FgbenchError: the step gave something that is not finite.
+    """
+    with kept_generators(device):
+        model = nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()),
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU()),
+            nn.Linear(8, 3),
+        ).to(device)
+    inputs, labels = torch.ones(4, 1, 4, 4, device=device), torch.tensor([0, 1, 2, 0], device=device)
+    trainer = load("trainer", name)()
+    trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    gradient = gradient_of(
+        trainer,
+        model,
+        nn.CrossEntropyLoss(reduction="none"),
+        inputs,
+        labels,
+        derive_generator(device, 0, "check"),
+    )
+    finite = bool(gradient.isfinite().all())
+    if not finite:
+        raise FgbenchError("its gradient is not finite")
+    return time.perf_counter() - start

@@ -1,0 +1,111 @@
+"""What commands share: errors to exit codes, arguments, loading configs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fgbench.errors import ConfigError, FgbenchError
+
+if TYPE_CHECKING:
+    from fgbench.config.config import Config, Override
+
+
+class Commands(TyperGroup):
+    """Turns the errors a user can mend into a line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except FgbenchError as error:
+            typer.echo(f"fgbench: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError as error:  # `fgbench list trainers | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from error
+        except OSError as error:
+            typer.echo(f"fgbench: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
+
+
+SETTINGS: dict[str, Any] = {
+    "cls": Commands,
+    "no_args_is_help": True,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
+}
+"""How every group of commands is set up."""
+
+ConfigFiles = Annotated[
+    list[Path], typer.Argument(metavar="CONFIG", help="Config files (YAML).", show_default=False)
+]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A config file (YAML).", show_default=False)
+]
+OptionalConfig = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG", help="A config file (YAML).", show_default=False)
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE",
+        help="Set a key of the config, such as -o epochs=5 or -o optimizer.lr=1e-3; may be repeated.",
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder to look for datasets in first.", show_default=False)
+]
+NoDownload = Annotated[
+    bool, typer.Option("--no-download", help="Never download; fail where data is missing.")
+]
+
+
+def load_all(
+    paths: list[Path], overrides: list[str], variants: "list[list[Override]] | None" = None
+) -> "list[Config]":
+    """Every config with the overrides and each variant's.
+
+    Raises:
+        ConfigError: the mistakes of all of them.
+    """
+    from fgbench.config.config import load_config
+
+    configs, mistakes = [], []
+    for path in paths:
+        for variant in variants or [[]]:
+            try:
+                configs.append(load_config(path, [*overrides, *variant]))
+            except ConfigError as error:
+                mistakes += [line for line in str(error).splitlines() if line not in mistakes]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return configs
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from a range or a list.
+
+    >>> parse_seeds("0-2,7")
+    [0, 1, 2, 7]
+
+    Raises:
+        ConfigError: it is neither, or names more than 10,000 seeds.
+    """
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 40:
+            raise ConfigError(f"--seeds {text[:60]}: expected a range such as 0-4 or a list such as 0,2,5")
+        if int(last or first) - int(first) not in range(10_000):
+            raise ConfigError(f"--seeds {text[:60]}: {part.strip()} is empty or more than 10,000 seeds")
+        seeds.update(dict.fromkeys(range(int(first), int(last or first) + 1)))
+    return list(seeds)

@@ -1,0 +1,74 @@
+"""The commands that read results: ``fgbench compare``, ``claims`` and ``status``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fgbench.analysis.formats import Format
+
+Results = Annotated[
+    Path, typer.Argument(help="A folder with run directories, such as results.", show_default=False)
+]
+Form = Annotated[Format, typer.Option("--format", help="How the tables are written.")]
+Metrics = Annotated[list[str], typer.Option(help="Column of metrics.csv to compare; may be repeated.")]
+Out = Annotated[Path | None, typer.Option(help="File to write to instead.", show_default=False)]
+
+
+def compare(
+    results: Results,
+    metric: Metrics = ["test_accuracy", "train_loss"],  # noqa: B006
+    baseline: Annotated[
+        str, typer.Option(help="What is compared with: a trainer, or the label of one series.")
+    ] = "backprop",
+    accuracy: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Validation accuracy the time to which is told.", show_default=False),
+    ] = None,
+    form: Form = Format.text,
+    out: Out = None,
+) -> None:
+    """Compare the trainers in a folder with a baseline, paired by seed, with intervals.
+
+    Each series is held against the baseline series whose settings are nearest, at equal epochs, equal
+    training time and equal memory. From one seed nothing is claimed.
+
+    Example: fgbench compare results --metric test_accuracy --format markdown
+    """
+    from fgbench.analysis.compare_tables import compare_report
+    from fgbench.analysis.records import load_results
+
+    _write(compare_report(load_results(results), metric, baseline, form, accuracy), out)
+
+
+def claims(results: Results, form: Form = Format.text, out: Out = None) -> None:
+    """Hold published claims against the runs in a folder.
+
+    Every claim is supported, refuted, mixed, not testable, or there is not enough data; with the numbers, the
+    seeds and the rule that decided.
+    """
+    from fgbench.analysis.claims.claims import claims_report
+    from fgbench.analysis.records import load_results
+
+    _write(claims_report(load_results(results), form), out)
+
+
+def status(results: Results, form: Form = Format.text, out: Out = None) -> None:
+    """Show how far the runs in a folder have come, how fast they are and how long they will take.
+
+    A run whose process has died, or that has not been heard of for ten minutes, is shown as interrupted.
+    """
+    from fgbench.analysis.records import load_results
+    from fgbench.analysis.status import status_report
+
+    _write(status_report(load_results(results), results, form), out)
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        typer.echo(text)
+        return
+    from fgbench.storage.files import atomic_write
+
+    atomic_write(out, text + "\n")
+    typer.echo(out)

@@ -1,0 +1,153 @@
+"""``fgbench sweep`` and ``fgbench tune``: many runs from one file."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fgbench.cli.arguments import DataDir, NoDownload, Overrides, parse_seeds
+from fgbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fgbench.config.sweep import Sweep
+
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (YAML).", show_default=False)]
+Seeds = Annotated[
+    str | None,
+    typer.Option(metavar="0-4", help="Seeds in place of the file's: 0-4, or 0,2,5.", show_default=False),
+]
+Results = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default=False)]
+
+
+def sweep(
+    file: SweepFile,
+    override: Overrides = [],  # noqa: B006
+    seeds: Seeds = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs side by side; one per GPU, or one, when not given; with --ray as many as have room.",
+            show_default=False,
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Make the runs on a Ray cluster: HOST:PORT, or auto.", show_default=False
+        ),
+    ] = None,
+    cpus_per_run: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --ray: CPUs of a run; 1 when not given.", show_default=False),
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --ray: GPUs of a run, such as 0.5; 1 when not given and there are some.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+    results: Results = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs, with an estimate of time and memory.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is finished already.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop the others once a run fails.")] = False,
+) -> None:
+    """Make every run of a sweep: a base config, axes over any of its keys, exclusions and seeds.
+
+    Finished runs are skipped, unfinished ones go on. Those that fail are listed at the end with their logs
+    (RESULTS/logs), and the exit code is 3; the others go on. Ctrl-C stops them all with their states saved.
+
+    Example: fgbench sweep configs/sweeps/learning_rate.yaml --jobs 2 -o epochs=5
+    """
+    loaded = _load(file, override, seeds, results)
+    if loaded.exclusive and (jobs or 1) > 1:
+        raise ConfigError(f"{file}: exclusive: true makes one run at a time, and --jobs says {jobs}")
+    if loaded.exclusive and ray is not None:
+        raise ConfigError(f"{file}: exclusive: true makes one run at a time on this machine, not with --ray")
+    if ray is None and (cpus_per_run, gpus_per_run) != (None, None):
+        raise ConfigError("--cpus-per-run and --gpus-per-run go with --ray")
+    import torch
+
+    from fgbench.datasets.search import DataSearch
+    from fgbench.sweep.driver import make_plans, run_sweep
+    from fgbench.sweep.local import Executor, LocalPool, share_threads
+
+    gpus = torch.cuda.device_count()
+    cuda = gpus > 0
+    if ray is not None:
+        from fgbench.sweep.ray_pool import RayPool, connect
+
+        cuda = connect(ray) and gpus_per_run != 0
+    plans = make_plans(loaded.configs, DataSearch(data_dir, None, not no_download), cuda)
+    on_gpu = any(plan.device.type == "cuda" for plan in plans.values())
+    executor: Executor
+    if ray is not None:
+        executor = RayPool(jobs, cpus_per_run or 1, float(on_gpu) if gpus_per_run is None else gpus_per_run)
+    else:
+        if jobs is None:
+            jobs = max(1, gpus) if on_gpu and not loaded.exclusive else 1
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = visible.split(",") if visible else [str(index) for index in range(gpus)]
+        executor = LocalPool(jobs, share_threads(jobs), names if on_gpu else ())
+    if dry_run:
+        from fgbench.sweep.estimate import describe_sweep
+
+        typer.echo(describe_sweep(list(plans.values()), executor.size, executor.threads))
+        return
+    flags = ["--data-dir", str(data_dir.absolute())] if data_dir else []
+    code = run_sweep(
+        file.stem,
+        plans,
+        executor,
+        flags=[*flags, *(["--no-download"] if no_download else [])],
+        force=force,
+        fail_fast=fail_fast,
+    )
+    raise typer.Exit(code)
+
+
+def tune(
+    file: SweepFile,
+    override: Overrides = [],  # noqa: B006
+    seeds: Seeds = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials of each, in place of the file's.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+    results: Results = None,
+) -> None:
+    """Look for the best learning rate of every configuration in a sweep, on its validation images.
+
+    All have as many trials of as many epochs; the file's block tune says how many, and which keys to tune.
+    Trials that fall behind are stopped early. The same command goes on after an interruption. Written are
+    RESULTS/tuned/*.yaml, for fgbench run, and the trials.
+
+    Example: fgbench tune configs/sweeps/learning_rate.yaml --trials 10
+    """
+    loaded = _load(file, override, seeds, results)
+    from dataclasses import replace
+
+    from fgbench.config.sweep import TuneOptions
+    from fgbench.datasets.search import DataSearch
+    from fgbench.sweep.tune import tune_sweep, tuning_table
+
+    if trials is not None:
+        options = loaded.tune or TuneOptions()
+        loaded = replace(loaded, tune=options.model_copy(update={"trials": trials}))
+    found = tune_sweep(loaded, DataSearch(data_dir, None, not no_download), typer.echo)
+    typer.echo(f"\n{tuning_table(found)}")
+
+
+def _load(file: Path, override: list[str], seeds: str | None, results: Path | None) -> "Sweep":
+    from fgbench.config.sweep import load_sweep
+
+    overrides = [*override, *([f"results_dir={results}"] if results else [])]
+    return load_sweep(file, overrides, None if seeds is None else parse_seeds(seeds))

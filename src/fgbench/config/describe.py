@@ -1,0 +1,89 @@
+"""What ``fgbench list`` prints: the registry and the options models in words. Imports no torch."""
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from fgbench.config.config import Config
+from fgbench.config.source import show
+from fgbench.registry import TABLES, Component, find, options_model
+
+WIDTH = 100
+
+
+def describe_table(kind: str) -> str:
+    """Every dataset, model or trainer: what it is, its source and, for trainers, bias and cost."""
+    return "\n".join(line for name, component in TABLES[kind].items() for line in _describe(name, component))
+
+
+def describe_component(kind: str, name: str) -> str:
+    """One dataset, model or trainer with its options: type, default and meaning.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    component, model = find(kind, name), options_model(kind, name)
+    fields = {key: field for key, field in model.model_fields.items() if key != "name"}
+    options = (
+        [f"  options of {kind}:", *_describe_fields(model, fields, "  ")] if fields else ["  no options"]
+    )
+    return "\n".join([*_describe(name, component), *options])
+
+
+def describe_keys() -> str:
+    """Every key of a config that is not an option of a dataset, model or trainer."""
+    return "\n".join(_describe_fields(Config, Config.model_fields, ""))
+
+
+def _describe(name: str, component: Component) -> Iterator[str]:
+    yield name
+    yield from _wrap(component.summary, "    ")
+    facts = {"source": component.source, "bias": component.bias, "cost in forward passes": component.cost}
+    for label, text in facts.items():
+        if text:
+            yield from _wrap(f"{label}: {text}", "    ")
+
+
+def _describe_fields(model: type[BaseModel], fields: dict[str, Any], indent: str) -> Iterator[str]:
+    properties = model.model_json_schema()["properties"]
+    for key, field in fields.items():
+        if isinstance(field.default, BaseModel):
+            inner = type(field.default)
+            yield f"{indent}{key}:"
+            yield from _wrap(field.description or "", indent + "    ")
+            yield from _describe_fields(inner, inner.model_fields, indent + "    ")
+            continue
+        if "$ref" in str(properties[key]):
+            allowed, default = "a name, or a block of name and options", "required"
+        else:
+            allowed = _allowed(properties[key])
+            default = "required" if field.is_required() else f"default {_show_default(properties[key])}"
+        yield f"{indent}{key}: {allowed} ({default})"
+        yield from _wrap(field.description or "", indent + "    ")
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " | ".join(_allowed(each) for each in schema["anyOf"])
+    kinds = {"integer": "whole number", "boolean": "true | false", "string": "text", "array": "list"}
+    kind = schema.get("type", "value")
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[bound]}" for bound, sign in bounds.items() if bound in schema]
+    return " ".join([kinds.get(kind, kind), *limits])
+
+
+def _show_default(schema: dict[str, Any]) -> str:
+    default = schema.get("default")
+    return (
+        default if isinstance(default, str) else str(default) if isinstance(default, list) else show(default)
+    )
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent=indent, subsequent_indent=indent)

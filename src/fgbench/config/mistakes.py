@@ -1,0 +1,195 @@
+"""Every mistake of a config at once: where, what was got and what is allowed. Imports no torch."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from fgbench.config.source import Location, Source, show
+from fgbench.errors import ConfigError
+from fgbench.registry import TABLES, options_model
+
+ROUNDS = 4
+"""A mistake can hide others behind it; this many layers are uncovered."""
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a block of keys",
+    "model_type": "a block of keys",
+    "model_attributes_type": "a block of keys",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate_source(source: Source, model: type[Model]) -> Model:
+    """The values of a source as an instance of ``model``.
+
+    Pydantic checks combinations of options only where each is right by itself. So after every round the
+    mistakes found are mended as well as can be, and the rest is checked again.
+
+    Raises:
+        ConfigError: all mistakes, one a line.
+    """
+    data = json.loads(json.dumps(source.data))
+    taken_out: set[str] = set()
+    for _ in range(ROUNDS):
+        before = json.dumps(data)
+        try:
+            valid = model.model_validate_json(before, strict=True)
+            break
+        except ValidationError as error:
+            mistakes = [_read(each, data, model) for each in error.errors(include_url=False)]
+        for mistake in mistakes:
+            if not _is_about(mistake, taken_out):
+                source.add_problem(mistake.location, mistake.text + _whole_block_hint(mistake, source))
+        for mistake in mistakes:
+            taken_out |= _mend(mistake, data)
+        if json.dumps(data) == before:
+            break
+    source.raise_problems()
+    return valid
+
+
+def explain(error: ValidationError, data: dict[str, Any], model: type[BaseModel], path: str) -> ConfigError:
+    """Pydantic's mistakes in this project's words, one a line; ``path`` is where the values were said."""
+    source = Source(path, data)
+    for mistake in (_read(each, data, model) for each in error.errors(include_url=False)):
+        source.add_problem(mistake.location, mistake.text)
+    return ConfigError("\n".join(source.problems))
+
+
+class _Mistake(NamedTuple):
+    location: Location
+    kind: str
+    text: str
+    near: str | None = None
+    """What was probably meant."""
+
+
+def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> _Mistake:
+    """Pydantic's error in this project's words."""
+    kind, location, value, context = error["type"], error["loc"], error["input"], error.get("ctx", {})
+    if kind == "missing" and isinstance(location[-1], int):
+        text = f"got a list of {len(value)}, expected at least {location[-1] + 1}"
+        return _Mistake(location[:-1], kind, text)
+    if kind == "missing":
+        table = TABLES.get(str(location[-1]))
+        expected = f", expected one of {', '.join(table)}, or package.module:Class" if table else ""
+        return _Mistake(location, kind, f"missing{expected}")
+    if kind == "component":
+        return _Mistake(location, kind, context["text"], _nearest(value, TABLES[str(location[0])]))
+    location = _said(location, data)
+    if kind == "extra_forbidden":
+        allowed = list(_allowed_keys(data, location[:-1], model))
+        near = _nearest(location[-1], allowed)
+        hint = _hint(near or _inner_key(str(location[-1]), location[:-1], data, model))
+        return _Mistake(location, kind, f"unknown key{hint}; allowed: {', '.join(allowed)}", near)
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
+        near = _nearest(value, allowed)
+        return _Mistake(
+            location, kind, f"got {show(value)}, expected {' | '.join(allowed)}{_hint(near)}", near
+        )
+    if kind in ("value_error", "combination"):
+        return _Mistake(location, kind, str(context.get("error") or context.get("text")))
+    expected = _EXPECTED.get(kind, error["msg"].removeprefix("Input should be ")).format(**context)
+    quotes = " (put it in quotes)" if kind == "string_type" and isinstance(value, int | float) else ""
+    return _Mistake(location, kind, f"got {show(value)}, expected {expected}{quotes}")
+
+
+def _whole_block_hint(mistake: _Mistake, source: Source) -> str:
+    """How to get rid of the options of another component that an override has put aside."""
+    head = str(mistake.location[0]) if mistake.location else ""
+    override = source.place((head, "name"))
+    if mistake.kind != "extra_forbidden" or head not in TABLES or not override.startswith(f"-o {head}.name="):
+        return ""
+    return f"; -o {head}={source.data[head]['name']} drops the options of the one in the file"
+
+
+def _is_about(mistake: _Mistake, taken_out: set[str]) -> bool:
+    """Whether a mistake of a later round may only be there because of what was taken out."""
+    return any(re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", mistake.text) for key in taken_out) or bool(
+        taken_out.intersection(map(str, mistake.location))
+    )
+
+
+def _mend(mistake: _Mistake, data: dict[str, Any]) -> set[str]:
+    """Replace what is wrong by what was probably meant, or else by its default; returns the keys given up."""
+    location, near = mistake.location, mistake.near
+    if not location or mistake.kind == "combination":
+        return set()
+    head = str(location[0])
+    if head in TABLES and (len(location) == 1 or mistake.kind == "component"):
+        if near is not None:
+            data[head]["name"] = near
+            return set()
+        name = data[head]["name"] if mistake.kind == "value_error" else next(iter(TABLES[head]))
+        data[head] = {"name": name}
+        return {head}
+    block: Any = data
+    for part in location[:-1]:
+        block = block[part]
+    if not isinstance(block, dict) or location[-1] not in block:
+        return set()
+    key = str(location[-1])
+    value = block.pop(key)
+    if mistake.kind == "extra_forbidden":
+        if near is not None:
+            block.setdefault(near, value)
+        return set()
+    if near is not None:
+        block[key] = near
+        return set()
+    return {key}
+
+
+def _allowed_keys(data: dict[str, Any], location: Location, model: type[BaseModel]) -> Iterable[str]:
+    """The keys of the block at a location."""
+    inner: Any = model
+    for part in location:
+        if part in TABLES and isinstance(data.get(part), dict) and "name" in data[part]:
+            inner = options_model(str(part), data[str(part)]["name"])
+            continue
+        field = getattr(inner, "model_fields", {}).get(part)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return getattr(inner, "model_fields", {})
+
+
+def _inner_key(key: str, location: Location, data: dict[str, Any], model: type[BaseModel]) -> str | None:
+    """Where a key belongs that was put beside the block it belongs to: ``optimizer.lr`` for ``lr``."""
+    for block in _allowed_keys(data, location, model):
+        if key in _allowed_keys(data, (*location, block), model):
+            return f"{block}.{key}"
+    return None
+
+
+def _said(location: Location, data: Any) -> Location:
+    """The location without what pydantic appends for the members of a union, which no user wrote."""
+    for length, part in enumerate(location):
+        if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
+            return location[:length]
+        data = data[part]
+    return location
+
+
+def _nearest(word: Any, words: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(str(word)[:100], list(words), n=1)), None)
+
+
+def _hint(near: str | None) -> str:
+    return f" (did you mean {near!r}?)" if near else ""

@@ -1,0 +1,230 @@
+"""Figures from run directories, one of each kind for every dataset and model. Imports no torch."""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from fgbench.analysis.records import load_results
+from fgbench.analysis.series import Series, group_series
+from fgbench.errors import ConfigError
+from fgbench.plotting import charts as charts
+from fgbench.plotting.panels import FOUR_PANELS, MARKS, Panel, count_runs
+from fgbench.plotting.style import (
+    SHEETS,
+    STYLE,
+    Sheet,
+    add_title,
+    figure_format,
+    plain,
+    save_figure,
+    series_looks,
+    series_marker,
+)
+
+SPREAD = "Lines, bars and points: mean over n seeds. Bands and whiskers: smallest to largest."
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of figure.
+
+    Attributes:
+        title: what it shows.
+        panels: what it is made of.
+        choose: of the series of a dataset and model, those it has something to show of.
+        lacks: what a results folder has not, when nothing can be shown.
+        lines: the series that stand for a line each, where a line is not a series.
+        points: whether a series is a point, and not a line or a bar.
+    """
+
+    title: str
+    panels: tuple[Panel, ...]
+    choose: Callable[[Sequence[Series]], list[Series]]
+    lacks: str
+    lines: Callable[[Sequence[Series]], list[Series]] | None = None
+    points: bool = False
+
+
+def _having(*columns: str) -> Callable[[Sequence[Series]], list[Series]]:
+    def choose(series: Sequence[Series]) -> list[Series]:
+        return [
+            each
+            for each in series
+            if each.averaged
+            and all(any(run.metrics[name].notna().any() for run in each.averaged) for name in columns)
+        ]
+
+    return choose
+
+
+def _swept(block: str, key: str) -> Callable[[Sequence[Series]], list[Series]]:
+    def choose(series: Sequence[Series]) -> list[Series]:
+        begun = [each for each in series if each.averaged]
+        return [each for line in charts.swept(begun, block, key).values() for each in line]
+
+    return choose
+
+
+KINDS = {
+    "panels": Kind("Accuracy, memory, loss and time", FOUR_PANELS, _having(), "has finished an epoch yet"),
+    "time": Kind(
+        "Over time",
+        (Panel(charts.draw_loss_over_time), Panel(charts.draw_accuracy_over_time)),
+        _having("epoch_time_s"),
+        "has timed an epoch yet",
+    ),
+    "tradeoff": Kind(
+        "Accuracy against cost",
+        (
+            Panel(charts.draw_time_tradeoff, finish=charts.name_points),
+            Panel(charts.draw_memory_tradeoff, finish=charts.name_points),
+        ),
+        _having("test_accuracy"),
+        "has measured its test accuracy yet",
+        points=True,
+    ),
+    "cosine": Kind(
+        "Quality of the gradient",
+        (Panel(charts.draw_cosine), Panel(charts.draw_relative_error)),
+        _having("gradient_cosine"),
+        "compares its gradient with the true one (the key diagnostics.every asks for it)",
+    ),
+    "lr": Kind(
+        "Sensitivity to the learning rate",
+        (Panel(charts.draw_learning_rates),),
+        _swept("optimizer", "lr"),
+        "has a companion that differs in optimizer.lr alone",
+        partial(charts.swept_heads, block="optimizer", key="lr"),
+    ),
+    "depth": Kind(
+        "Scaling with depth",
+        (Panel(charts.draw_time_by_depth), Panel(charts.draw_memory_by_depth)),
+        _swept("model", "layers"),
+        "has a companion that differs in model.layers alone",
+        partial(charts.swept_heads, block="model", key="layers"),
+    ),
+}
+"""Every kind of figure. To add one: its panels' draw functions and a row here."""
+
+
+def plot_results(
+    path: str | Path,
+    out: str | Path | None = None,
+    kinds: Iterable[str] | None = ("panels",),
+    style: str = "screen",
+) -> list[Path]:
+    """Draw figures of every dataset and model found.
+
+    Args:
+        path: a results folder, or any folder in it.
+        out: the file, ending in png, svg or pdf; those of the style without an ending. Several get
+            ``-MODEL_DATASET`` and the kind before the ending. Or a folder that is there, for
+            ``MODEL_DATASET.png`` ... in it; by default ``path``.
+        kinds: names in ``KINDS``; all that have something to show when None.
+        style: a name in ``SHEETS``.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: no runs there, nothing in them to show, or ``out`` has another ending.
+        FgbenchError: a file cannot be written.
+    """
+    target = Path(path) if out is None else Path(out)
+    in_folder = out is None or target.is_dir()
+    ending = "" if in_folder else figure_format(target)
+    sheet = SHEETS[style]
+    endings = [ending] if ending else sheet.endings
+    groups = group_series(load_results(path))
+    figures = [
+        (group, kind, chosen)
+        for kind in (KINDS if kinds is None else kinds)
+        for group, series in groups.items()
+        if (chosen := KINDS[kind].choose(series))
+    ]
+    if not figures:
+        lacks = KINDS["panels" if kinds is None else next(iter(kinds))].lacks
+        raise ConfigError(f"no run in {path} {lacks}: nothing to plot")
+    several = len({group for group, _, _ in figures}) > 1
+    written = []
+    for (dataset, model), kind, chosen in figures:
+        name = re.sub(r"[^\w.-]+", "-", f"{model}_{dataset}")
+        base = target / name if in_folder else target.with_suffix("") if ending else target
+        parts = [base.name, *([name] if several and not in_folder else [])]
+        parts += [kind] if kind != "panels" and (in_folder or kinds is None) else []
+        figure = compose(KINDS[kind], f"{model} on {dataset}", chosen, sheet)
+        for each in endings:
+            written.append(base.with_name(f"{'-'.join(parts)}.{each}"))
+            save_figure(figure, written[-1])
+    return written
+
+
+def four_panels(title: str, series: Sequence[Series]) -> Figure:
+    """The study's figure: test accuracy, peak memory, training loss and time per epoch of some series."""
+    return compose(KINDS["panels"], title, series)
+
+
+def compose(kind: Kind, title: str, series: Sequence[Series], sheet: Sheet = SHEETS["screen"]) -> Figure:
+    """The panels of a kind in one figure, with a legend."""
+    lines = kind.lines(series) if kind.lines else series
+    looks = series_looks(lines)
+    names = [each.label if kind.lines else f"{each.label} ({count_runs(each)})" for each in lines]
+    columns = 2 if max(map(len, names)) < 52 and sheet.columns > 1 else 1
+    letters = round(100 * sheet.width / SHEETS["screen"].width)
+    names = [_wrap(name, letters) for name in names]
+    spread = textwrap.fill(SPREAD, letters)
+    legend_lines = 3 + spread.count("\n") + sum(name.count("\n") + 1 for name in names) / columns
+    across = min(sheet.columns, len(kind.panels))
+    rows = ceil(len(kind.panels) / across)
+    heights = [
+        max(panel.height(len(lines)) for panel in kind.panels[row * across : (row + 1) * across])
+        for row in range(rows)
+    ]
+    with mpl.rc_context({**STYLE, **sheet.settings}):
+        height = sum(heights) + 0.3 + 0.17 * legend_lines
+        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.03)
+        figure = Figure(figsize=(sheet.width, height), layout=layout)
+        if sheet.titled:
+            add_title(figure, title)
+        grid = figure.subplots(rows, across, squeeze=False, height_ratios=heights)
+        marks: set[str] = set()
+        for letter, panel, axes in zip("abcdefgh", kind.panels, grid.flat, strict=False):
+            marks |= panel.draw(axes, series, looks)
+            if len(kind.panels) > 1:
+                axes.set_title(f"{letter}  {axes.get_title(loc='left')}")
+        shown = [
+            look | {"linestyle": "", "marker": series_marker(each)} if kind.points else look
+            for each, look in zip(lines, looks, strict=True)
+        ]
+        handles = [Line2D([], [], **look, label=name) for look, name in zip(shown, names, strict=True)]
+        handles += [
+            Line2D([], [], **MARKS[mark], color="0.3", linestyle="", label=mark) for mark in sorted(marks)
+        ]
+        legend = figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=columns,
+            handlelength=3,
+            title=spread,
+            alignment="left",
+        )
+        legend.get_title().set_color("0.35")
+        for panel, axes in zip(kind.panels, grid.flat, strict=False):
+            if panel.finish:
+                panel.finish(axes, series, looks)
+    return figure
+
+
+def _wrap(name: str, letters: int) -> str:
+    """A name in lines of some letters; ``n = 3`` stays together."""
+    lines = textwrap.wrap(plain(name).replace("n = ", "n\xa0=\xa0"), letters, subsequent_indent="    ")
+    return "\n".join(lines).replace("\xa0", " ")

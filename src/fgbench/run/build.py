@@ -1,0 +1,50 @@
+"""From a config to a model, a trainer and an optimizer ready for their first step."""
+
+import torch
+
+from fgbench.config.config import Config
+from fgbench.datasets.base import Splits
+from fgbench.models.build import build_model
+from fgbench.registry import load
+from fgbench.run.loop import Training, count_batches
+from fgbench.run.optimizers import build_optimizer, build_schedule
+from fgbench.run.parallel import distribute
+from fgbench.run.world import World
+from fgbench.seeds import derive_generator
+
+
+def build_training(
+    config: Config, device: torch.device, splits: Splits, world: World | None = None
+) -> Training:
+    """Everything a config names, built on a device.
+
+    Args:
+        config: of the run.
+        device: of this process.
+        splits: the images, on the device.
+        world: the processes of the run; this one alone when None.
+
+    Raises:
+        ConfigError: the parts do not go together.
+    """
+    model = build_model(config.model, splits.image_shape, splits.num_classes, config.seed, device)
+    trainer = load("trainer", config.trainer.name)(config.trainer)
+    inputs, _ = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device), None)
+    trainer.set_up(model, inputs, splits.num_classes, derive_generator("cpu", config.seed, "trainer"))
+    optimizer = build_optimizer(config.optimizer, model, trainer.parameters())
+    batch_size = min(config.batch_size, len(splits.train))
+    trainer, workers = distribute(trainer, world or World(), batch_size)
+    batches = count_batches(len(splits.train), config.batch_size)
+    return Training(
+        model=model,
+        trainer=trainer,
+        optimizer=optimizer,
+        schedule=build_schedule(config.schedule, optimizer, batches, config.epochs),
+        splits=splits,
+        seed=config.seed,
+        device=device,
+        batch_size=config.batch_size,
+        clip_gradient_norm=config.clip_gradient_norm,
+        precision=config.precision,
+        workers=workers,
+    )

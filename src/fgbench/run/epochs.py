@@ -1,0 +1,182 @@
+"""The loop over a run's epochs: train, evaluate, write the row, save."""
+
+import math
+import time
+
+import torch
+
+from fgbench import measure
+from fgbench.config.config import Config
+from fgbench.datasets.base import Splits
+from fgbench.run.build import build_training
+from fgbench.run.loop import Training, evaluate, start_next_epoch, train_epoch
+from fgbench.run.progress import EpochProgress
+from fgbench.run.signals import Interrupted, StopRequest
+from fgbench.run.world import World
+from fgbench.seeds import derive_generator
+from fgbench.storage.run_directory import METRICS, Cell, RunDirectory
+from fgbench.storage.state import save_state
+
+LOSSES = ("train_loss", "val_loss", "test_loss")
+
+
+class EpochLoop:
+    """Trains a run to its end, writing as it goes.
+
+    Attributes:
+        rows: of metrics.csv, one per epoch done. A state file holds them too, so that going on from it
+            restores them whatever has become of metrics.csv.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: str,
+        directory: RunDirectory,
+        training: Training,
+        rows: list[dict[str, Cell]],
+        stop: StopRequest,
+        world: World | None = None,
+    ) -> None:
+        self.config, self.run, self.directory = config, run, directory
+        self.training, self.rows, self.stop = training, rows, stop
+        self.world = world or World()
+        self.cpu_memory_mib: float | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss of the last epoch is not finite."""
+        losses = [self.rows[-1].get(column) for column in LOSSES] if self.rows else []
+        return not all(math.isfinite(loss) for loss in losses if isinstance(loss, float))
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no epoch left to train."""
+        return self.diverged or self.training.epoch == self.config.epochs
+
+    def train(self) -> str:
+        """Train to the end; returns ``finished`` or ``diverged``.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+        """
+        training = self.training
+        if training.device.type == "cpu" and not self.ended:
+            self.cpu_memory_mib = cpu_step_memory(self.config, training.splits, self.world)
+        while not self.ended:
+            row = dict.fromkeys(METRICS) | self.train_epoch()
+            self.directory.append_metrics(row)
+            self.rows.append(row)
+            start_next_epoch(training)
+            if self.ended or self.stop.requested or training.epoch % self.config.saving.every == 0:
+                self.save()
+            if self.stop.requested and not self.ended:
+                raise Interrupted(self.stop.number, self.directory.path)
+            self.directory.write_status("running", epoch=training.epoch, epochs=self.config.epochs)
+        return "diverged" if self.diverged else "finished"
+
+    def train_epoch(self) -> dict[str, Cell]:
+        """Train and evaluate one epoch, or the rest of it; returns its row."""
+        training, every = self.training, self.config.saving.every_steps
+        start = time.perf_counter() - training.epoch_time_s
+        first_step, sent_before = training.step, self.world.bytes_sent
+
+        def after_step() -> bool:
+            self.stop.update()
+            self.directory.beat()
+            progress.update()
+            if every and training.step % every == 0:
+                nonlocal start
+                measure.synchronize(training.device)
+                training.epoch_time_s = time.perf_counter() - start
+                self.save()
+                start = time.perf_counter() - training.epoch_time_s
+            return self.stop.requested
+
+        with (
+            EpochProgress(training, self.config.epochs) as progress,
+            measure.PeakMemory(training.device) as peak,
+            measure.OtherLoad() as load,
+        ):
+            whole = train_epoch(training, after_step)
+            measure.synchronize(training.device)
+        training.epoch_time_s = time.perf_counter() - start
+        if not whole:
+            self.save()
+            raise Interrupted(self.stop.number, self.directory.path)
+        row = _training_columns(training) | {"timing_note": load.reason}
+        if peak.mib is None:
+            row |= {"peak_memory_mib": self.cpu_memory_mib, "memory_source": "cpu-profiler"}
+        else:
+            row |= {
+                "peak_memory_mib": peak.mib - training.splits.bytes / measure.MIB,
+                "memory_source": "cuda-allocator",
+                "nvml_memory_mib": measure.nvml_process_memory_mib(),
+            }
+        if self.world.size > 1 and training.step > first_step:
+            row["bytes_sent_per_step"] = (self.world.bytes_sent - sent_before) / (training.step - first_step)
+        start = time.perf_counter()
+        row |= self.world.on_main(lambda: _evaluation_columns(training))
+        evaluation_s = time.perf_counter() - start
+        before_s = float(self.rows[-1]["elapsed_s"] or 0.0) if self.rows else 0.0
+        row |= {"eval_time_s": evaluation_s, "elapsed_s": before_s + training.epoch_time_s + evaluation_s}
+        if self.config.diagnostics.every and (training.epoch + 1) % self.config.diagnostics.every == 0:
+            row |= _diagnostic_columns(training)
+        progress.report(row)
+        return self.world.on_main(lambda: row)
+
+    def save(self) -> None:
+        """Write a state file to go on from."""
+        state = {"run": self.run, "training": self.training.state_dict(), "rows": self.rows}
+        if self.world.is_main:
+            save_state(self.directory.path, state, self.config.saving.keep)
+
+
+def _training_columns(training: Training) -> dict[str, Cell]:
+    loss, accuracy, grad_norm = training.train_means()
+    seconds, images = training.epoch_time_s, training.images_seen
+    return {
+        "epoch": training.epoch + 1,
+        "train_loss": loss,
+        "train_accuracy": accuracy,
+        "lr": training.epoch_lr,
+        "epoch_time_s": seconds,
+        "batch_time_ms": 1000 * seconds / training.batch,
+        "samples_per_s": images / seconds,
+        "grad_norm": grad_norm,
+    }
+
+
+def _evaluation_columns(training: Training) -> dict[str, Cell]:
+    columns: dict[str, Cell] = {}
+    for part, split in (("val", training.splits.validation), ("test", training.splits.test)):
+        if len(split):
+            columns[f"{part}_loss"], columns[f"{part}_accuracy"] = evaluate(
+                training.model, training.loss_fn, split
+            )
+    return columns
+
+
+def _diagnostic_columns(training: Training) -> dict[str, Cell]:
+    """How far the trainer's gradient is from the true one, on a batch of training images."""
+    from fgbench.checks.check import gradient_quality
+
+    count = min(training.batch_size, len(training.splits.train))
+    inputs, labels = training.splits.train.batch(torch.arange(count, device=training.device), None)
+    generator = derive_generator(training.device, training.seed, "diagnostics", training.epoch)
+    cosine, error = gradient_quality(
+        training.trainer, training.model, training.loss_fn, inputs, labels, generator
+    )
+    return {"gradient_cosine": cosine, "gradient_relative_error": error}
+
+
+def cpu_step_memory(config: Config, splits: Splits, world: World | None = None) -> float:
+    """Peak memory of one step, MiB, measured on a second copy of everything: the run is not disturbed."""
+    training = build_training(config, torch.device("cpu"), splits, world)
+
+    def step() -> None:
+        training.batch = 0
+        train_epoch(training, after_step=lambda: True)
+
+    step()  # the optimizer makes its state
+    return measure.step_memory(step, training.model, training.optimizer)

@@ -1,0 +1,218 @@
+"""The only loop over batches: every trainer runs through it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.datasets.base import Split, Splits
+from fgbench.run.optimizers import is_plain_sgd
+from fgbench.seeds import derive_generator, derive_seed
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.workers import Workers
+
+EVALUATION_BATCH = 500
+
+
+@dataclass
+class Training:
+    """Everything that changes while a run trains, and where in the run it is.
+
+    Attributes:
+        epoch: epochs completed.
+        batch: batches of the epoch under way that are done.
+        sums: over this worker's part of those batches, on the device: losses and correct answers of
+            samples, gradient norms.
+        epoch_time_s: seconds spent on those batches.
+        epoch_lr: learning rate of the epoch's first step.
+    """
+
+    model: nn.Module
+    trainer: Trainer
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    splits: Splits
+    seed: int
+    device: torch.device
+    batch_size: int
+    clip_gradient_norm: float | None = None
+    precision: str = "fp32"
+    workers: Workers = field(default_factory=Workers)
+    loss_fn: LossFunction = field(default_factory=lambda: nn.CrossEntropyLoss(reduction="none"))
+    epoch: int = 0
+    batch: int = 0
+    epoch_time_s: float = 0.0
+    epoch_lr: float = 0.0
+    sums: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps in an epoch; see :func:`count_batches`."""
+        return count_batches(len(self.splits.train), self.batch_size)
+
+    @property
+    def step(self) -> int:
+        """Steps done since the run began."""
+        return self.epoch * self.batches_per_epoch + self.batch
+
+    @property
+    def images_seen(self) -> int:
+        """Images in the batches of this epoch that are done."""
+        return self.batch * min(self.batch_size, len(self.splits.train))
+
+    def train_means(self, *, own: bool = False) -> tuple[float, float, float]:
+        """Loss, accuracy (0..1) and gradient norm over the batches done; waits for the device.
+
+        Args:
+            own: over this worker's part of them, without asking the other workers.
+        """
+        sums = self.sums if own else self.workers.gather(self.sums).mean(0)
+        loss, correct, grad_norm = sums.tolist()
+        images = self.images_seen / self.workers.shards
+        return loss / images, correct / images, grad_norm / self.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "trainer": self.trainer.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "epoch_time_s": self.epoch_time_s,
+            "epoch_lr": self.epoch_lr,
+            "sums": self.workers.gather(self.sums),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave."""
+        for part in ("model", "optimizer", "schedule", "trainer"):
+            getattr(self, part).load_state_dict(state[part])
+        for place in ("epoch", "batch", "epoch_time_s", "epoch_lr"):
+            setattr(self, place, state[place])
+        self.sums = state["sums"][self.workers.rank].to(self.device)
+
+
+def count_batches(num_images: int, batch_size: int) -> int:
+    """Whole batches in an epoch; what a shuffle leaves over sits that epoch out."""
+    return max(1, num_images // batch_size)
+
+
+def train_epoch(training: Training, after_step: Callable[[], bool] | None = None) -> bool:
+    """Train the rest of the epoch under way.
+
+    Nothing in here waits for the device: sums stay there until ``train_means``.
+
+    Args:
+        training: moved on in place, step by step.
+        after_step: called after every step; true to stop there.
+
+    Returns:
+        Whether the epoch was finished; the caller starts the next one with ``start_next_epoch``.
+    """
+    train, device = training.splits.train, training.device
+    shuffle = derive_generator("cpu", training.seed, "batch order", training.epoch)
+    order = torch.randperm(len(train), generator=shuffle).to(device)
+    augmentation = torch.Generator(device)
+    training.model.train()
+    if training.batch == 0:
+        training.epoch_lr = float(training.schedule.get_last_lr()[0])
+    step = _choose_step(training)
+    with seeded_dropout(device) as seed_dropout:
+        while training.batch < training.batches_per_epoch:
+            start = training.batch * training.batch_size
+            augmentation.manual_seed(derive_seed(training.seed, "augmentation", training.step))
+            inputs, labels = train.batch(order[start : start + training.batch_size], augmentation)
+            inputs, labels = training.workers.shard(inputs), training.workers.shard(labels)
+            seed_dropout(derive_seed(training.seed, "dropout", training.step, *training.workers.shard_index))
+            stats = step(inputs, labels)
+            training.schedule.step()
+            correct = (stats.outputs.argmax(1) == labels).sum()
+            training.sums += torch.stack(
+                [stats.loss.double() * len(labels), correct.double(), stats.grad_norm.double()]
+            )
+            training.batch += 1
+            if after_step is not None and after_step():
+                return training.batch == training.batches_per_epoch
+    return True
+
+
+def start_next_epoch(training: Training) -> None:
+    """Count the epoch as done and clear its sums."""
+    training.epoch += 1
+    training.batch = 0
+    training.epoch_time_s = 0.0
+    training.sums.zero_()
+
+
+def _choose_step(training: Training) -> Callable[[Tensor, Tensor], StepStats]:
+    """One step on a batch: the trainer's own SGD step where there is one and plain SGD allows it."""
+    model, trainer, optimizer = training.model, training.trainer, training.optimizer
+    generator = torch.Generator(training.device)
+    parameters = [param for param in model.parameters() if param.requires_grad]
+
+    def seeded() -> torch.Generator:
+        return generator.manual_seed(derive_seed(training.seed, "tangents", training.step))
+
+    def precision() -> AbstractContextManager[Any]:
+        if training.precision == "bf16":
+            return torch.autocast(training.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def dense_step(inputs: Tensor, labels: Tensor) -> StepStats:
+        with precision():
+            stats = trainer.compute_gradients(model, training.loss_fn, inputs, labels, seeded())
+        if training.clip_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, training.clip_gradient_norm)
+        optimizer.step()
+        return stats
+
+    def sgd_step(inputs: Tensor, labels: Tensor) -> StepStats:
+        with precision():
+            lr = optimizer.param_groups[0]["lr"]
+            return trainer.sgd_step(model, training.loss_fn, inputs, labels, seeded(), lr)  # type: ignore[attr-defined]
+
+    if hasattr(trainer, "sgd_step") and is_plain_sgd(optimizer) and training.clip_gradient_norm is None:
+        # or the schedule warns that the optimizer never stepped
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        return sgd_step
+    return dense_step
+
+
+@contextmanager
+def seeded_dropout(device: torch.device) -> Iterator[Callable[[int], None]]:
+    """Within, a function that seeds the global generators dropout draws from; put back afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+
+        def seed(value: int) -> None:
+            torch.default_generator.manual_seed(value)
+            for each in devices:
+                torch.cuda.default_generators[each.index or 0].manual_seed(value)
+
+        yield seed
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loss_fn: LossFunction, split: Split) -> tuple[float, float]:
+    """Mean loss and accuracy (0..1) over a split, with the model in evaluation mode; waits for the device."""
+    device = split.labels.device
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for indices in torch.arange(len(split), device=device).split(EVALUATION_BATCH):
+        inputs, labels = split.batch(indices, None)
+        outputs = model(inputs)
+        sums += torch.stack(
+            [loss_fn(outputs, labels).double().sum(), (outputs.argmax(1) == labels).sum().double()]
+        )
+    model.train(was_training)
+    loss, correct = (sums / len(split)).tolist()
+    return loss, correct

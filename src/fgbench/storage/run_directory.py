@@ -1,0 +1,307 @@
+"""The run directory: what a run writes, atomically, and how two processes keep out of each other's way.
+
+A run directory is the only interface between running and looking; ``fgbench.analysis.series`` reads whole
+folders of them. Imports no torch.
+"""
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from fgbench.errors import ConfigError, FgbenchError
+from fgbench.storage.files import append_line, atomic_write, refuse
+
+METRICS = (
+    *(
+        "epoch",
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "lr",
+    ),
+    *("epoch_time_s", "eval_time_s", "batch_time_ms", "samples_per_s", "peak_memory_mib", "memory_source"),
+    *("grad_norm", "elapsed_s", "nvml_memory_mib", "bytes_sent_per_step", "gradient_cosine"),
+    *("gradient_relative_error", "timing_note"),
+)
+"""Columns of metrics.csv. Accuracies are fractions in 0..1; a cell that does not apply is empty, never 0."""
+
+TEXT_COLUMNS = ("memory_source", "timing_note")
+
+STATES = ("running", "finished", "diverged", "interrupted", "failed")
+
+STALE_AFTER_S = 600.0
+"""A running run whose heartbeat is older than this has been killed."""
+
+HEARTBEAT_EVERY_S = 30.0
+
+Cell = int | float | str | None
+
+
+def run_path(results_dir: str | Path, folder: str | Path) -> Path:
+    """Where a run directory lies, ``folder`` being relative to the results folder.
+
+    Raises:
+        ConfigError: ``folder`` leads out of the results folder.
+    """
+    parts = Path(folder).parts
+    if not parts or Path(folder).is_absolute() or ".." in parts or "\0" in str(folder):
+        raise ConfigError(
+            f"run folder {str(folder)!r} must be a path inside the results folder {results_dir}"
+        )
+    return Path(results_dir, folder)
+
+
+class RunDirectory:
+    """One run's files. Reading needs nothing; writing needs ``create`` and should happen under ``lock``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.host = socket.gethostname()
+        self._last_status: dict[str, Any] = {}
+        self._last_beat = 0.0
+
+    def check_place(self) -> None:
+        """Find that the folder is there or can be made, without making it.
+
+        Raises:
+            ConfigError: a file is in the way, or the place cannot be written.
+        """
+        for place in (self.path, *self.path.parents):
+            if place.is_dir():
+                if not os.access(place, os.W_OK | os.X_OK):
+                    raise ConfigError(
+                        f"cannot keep results in {self.path}: no permission to write in {place}"
+                    )
+                return
+            if place.exists():
+                raise ConfigError(f"cannot keep results in {self.path}: {place} is a file, not a folder")
+
+    def create(self) -> "RunDirectory":
+        """Make the folder.
+
+        Raises:
+            ConfigError: a file is in the way, or the place cannot be written.
+        """
+        self.check_place()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make {self.path}: {error.strerror}") from error
+        return self
+
+    @contextmanager
+    def lock(self, *, force: bool = False) -> Iterator[None]:
+        """Hold the run directory; a process that dies lets go of it.
+
+        Args:
+            force: take it although another host seems to be running it.
+
+        Raises:
+            FgbenchError: another process holds it; names the host and the process.
+        """
+        try:
+            file = (self.path / ".lock").open("a+")
+        except OSError as error:
+            refuse(self.path / ".lock", error)
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FgbenchError(
+                    f"{self.path} is in use by {_read_holder(file)}; this run was left alone"
+                ) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    refuse(self.path / ".lock", error)
+            with suppress(OSError):  # the name is for messages; the lock holds without it
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {self.host}\n".encode())
+            status = self.status()
+            if status["state"] == "running" and status.get("host") != self.host and not force:
+                raise FgbenchError(
+                    f"{self.path} is in use by process {status.get('pid')} on {status.get('host')}, "
+                    f"last heard of at {status.get('heartbeat')}; --force takes it over"
+                )
+            for leftover in self.path.glob("*.tmp"):
+                leftover.unlink(missing_ok=True)
+            yield
+
+    def write_config(self, text: str) -> None:
+        """Write the resolved config, as YAML text."""
+        atomic_write(self.path / "config.yaml", text)
+
+    def write_env(self, env: Mapping[str, Any]) -> None:
+        """Write where and with what the run was made."""
+        self._write_json("env.json", env)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the final figures."""
+        self._write_json("summary.json", summary)
+
+    def write_status(self, state: str, **fields: Any) -> None:
+        """Write what the run is doing, with this host, this process and the time.
+
+        Args:
+            state: one of ``STATES``.
+            **fields: anything else worth telling, such as ``reason``, ``epoch``, ``epochs``.
+        """
+        if state not in STATES:
+            raise ValueError(f"state {state!r}: expected one of {', '.join(STATES)}")
+        self._last_status = {"state": state, **fields, "host": self.host, "pid": os.getpid()}
+        heartbeat = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_json("status.json", {**self._last_status, "heartbeat": heartbeat})
+        self._last_beat = time.monotonic()
+
+    def beat(self) -> None:
+        """Renew the heartbeat if it is due; cheap enough to call after every step."""
+        if self._last_status and time.monotonic() - self._last_beat >= HEARTBEAT_EVERY_S:
+            fields = {key: value for key, value in self._last_status.items() if key not in ("host", "pid")}
+            self.write_status(**fields)
+
+    def status(self) -> dict[str, Any]:
+        """What the run is doing; one that says running but was killed reads as interrupted, with the reason.
+
+        Returns:
+            The keys of ``write_status`` and ``heartbeat`` (ISO 8601, UTC); always ``state``.
+        """
+        status = self._read_json("status.json")
+        if status.get("state") not in STATES:
+            return {**status, "state": "interrupted", "reason": "no readable status.json"}
+        if status["state"] != "running":
+            return status
+        reason = ""
+        if _seconds_since(status.get("heartbeat")) > STALE_AFTER_S:
+            reason = f"no sign of life since {status.get('heartbeat')}"
+        elif status.get("host") == self.host and not is_alive(status.get("pid")):
+            reason = f"process {status.get('pid')} on {self.host} was killed"
+        return {**status, "state": "interrupted", "reason": reason} if reason else status
+
+    def append_metrics(self, row: Mapping[str, Cell]) -> None:
+        """Add an epoch's row to metrics.csv and flush it to the disk; floats read back bit for bit.
+
+        Args:
+            row: values by column; columns left out or None stay empty.
+
+        Raises:
+            FgbenchError: the disk is full or the file cannot be written; the rows before are intact.
+        """
+        if unknown := set(row) - set(METRICS):
+            raise ValueError(f"metrics.csv has no column {', '.join(sorted(unknown))}")
+        path = self.path / "metrics.csv"
+        if not path.exists():
+            self.write_metrics([])
+        append_line(path, _row_line(row).encode())
+
+    def read_metrics(self) -> list[dict[str, Cell]]:
+        """The rows of metrics.csv up to the first that is torn or damaged; empty cells are None."""
+        return [
+            {column: _from_text(column, text) for column, text in row.items()} for row in self._intact_rows()
+        ]
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Cell]]) -> None:
+        """Write metrics.csv anew, with these rows and no others."""
+        atomic_write(self.path / "metrics.csv", "".join([_csv_line(METRICS), *map(_row_line, rows)]))
+
+    def _intact_rows(self) -> list[dict[str, str]]:
+        try:
+            content = (self.path / "metrics.csv").read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FgbenchError(f"cannot read {self.path / 'metrics.csv'}: {error.strerror}") from error
+        whole = content[: content.rfind(b"\n") + 1].decode(errors="replace").split("\n")
+        header = whole[0].split(",")
+        rows: list[dict[str, str]] = []
+        for line in whole[1:-1]:
+            try:
+                row = dict(zip(header, next(csv.reader([line], strict=True)), strict=True))
+                for column in header:
+                    _from_text(column, row[column])
+                if rows and int(row["epoch"]) <= int(rows[-1]["epoch"]):
+                    break
+            except (ValueError, KeyError, StopIteration, csv.Error):
+                break
+            rows.append(row)
+        return rows
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        atomic_write(self.path / name, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def read_env(self) -> dict[str, Any]:
+        """What ``write_env`` wrote; empty where there is none."""
+        return self._read_json("env.json")
+
+    def read_summary(self) -> dict[str, Any]:
+        """What ``write_summary`` wrote; empty where there is none."""
+        return self._read_json("summary.json")
+
+
+def _read_holder(file: TextIO) -> str:
+    for _ in range(50):  # whoever has just got the lock is about to write its name
+        file.seek(0)
+        if name := file.read().strip():
+            return name
+        time.sleep(0.02)
+    return "another process"
+
+
+def _csv_line(cells: tuple[str, ...] | list[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()
+
+
+def _row_line(row: Mapping[str, Cell]) -> str:
+    return _csv_line([_to_text(row.get(column)) for column in METRICS])
+
+
+def _to_text(value: Cell) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return float.__repr__(value)
+    return " ".join(str(value).split())
+
+
+def _from_text(column: str, text: str) -> Cell:
+    if column in TEXT_COLUMNS or not text:
+        return text or None
+    return int(text) if column == "epoch" else float(text)
+
+
+def _seconds_since(timestamp: Any) -> float:
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
+    except (TypeError, ValueError):
+        return float("inf")
+
+
+def is_alive(pid: Any) -> bool:
+    """Whether this machine has a process of this number."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (TypeError, ValueError, OverflowError, ProcessLookupError):
+        return False
+    return True

@@ -1,0 +1,222 @@
+"""Make all runs of a sweep: skip, start, follow, report. What makes them is an executor."""
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fgbench.analysis.records import load_results
+from fgbench.analysis.tables import summary_table
+from fgbench.config.config import Config, to_yaml
+from fgbench.datasets.search import DataSearch
+from fgbench.run.runner import ENDED, Plan
+from fgbench.run.signals import Interrupted, StopRequest
+from fgbench.sweep.local import Executor, Job, last_words
+
+SOME_FAILED = 3
+POLL_S = 0.1
+LOOK_S = 2.0
+"""How often runs are looked at that another process is making."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed, and why."""
+
+    job: Job
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.job.directory.path} failed: {self.reason}\n    log: {self.job.log}"
+
+
+def make_plans(configs: Sequence[Config], search: DataSearch, cuda: bool) -> dict[Path, Plan]:
+    """The runs by their run directories, each with its kind of device, checked as far as is cheap.
+
+    Raises:
+        ConfigError: the data or the output place are not there.
+    """
+    plans: dict[Path, Plan] = {}
+    loaded: set[str] = set()
+    for config in configs:
+        kind = config.device.partition(":")[0]
+        kind = ("cuda" if cuda else "cpu") if kind == "auto" else kind
+        config = config.model_copy(update={"device": kind, "results_dir": config.results_dir.absolute()})
+        plan = Plan(config, torch.device(kind), search)
+        plan.directory.check_place()
+        plans.setdefault(plan.directory.path, plan)
+    for plan in plans.values():
+        key = plan.config.dataset.model_dump_json()
+        if key not in loaded and not plan.ended:
+            Plan(plan.config, torch.device("cpu"), search).load_splits()
+            loaded.add(key)
+    return plans
+
+
+def run_sweep(
+    name: str,
+    plans: dict[Path, Plan],
+    executor: Executor,
+    *,
+    flags: Sequence[str] = (),
+    force: bool = False,
+    fail_fast: bool = False,
+) -> int:
+    """Make all runs that are not finished; returns the command's exit code.
+
+    Args:
+        name: the sweep's, for messages.
+        plans: the runs, from :func:`make_plans`.
+        executor: what makes them; closed in the end.
+        flags: further arguments of ``fgbench run`` for each.
+        force: repeat finished runs.
+        fail_fast: stop the others once one has failed.
+
+    Raises:
+        Interrupted: a signal asked to stop; every run's state is saved.
+    """
+    todo = [plan for plan in plans.values() if force or not plan.ended]
+    if len(todo) < len(plans):
+        ended = f"{len(plans) - len(todo)} of {len(plans)} runs"
+        print(f"{ended} have ended already, skipped (--force repeats them)")
+    jobs = {
+        Job(
+            to_yaml(plan.config),
+            plan.config.results_dir,
+            plan.directory.path.relative_to(plan.config.results_dir),
+            (*flags, *(["--force"] if force else [])),
+        ): plan
+        for plan in todo
+    }
+    driver = _Driver(jobs, executor, fail_fast=fail_fast)
+    try:
+        with StopRequest() as stop, driver.progress:
+            driver.run(stop)
+    finally:
+        executor.close()
+    records = [record for path in plans if (path / "config.yaml").exists() for record in load_results(path)]
+    if records:
+        print(f"\n{summary_table(records)}")
+    if stop.requested:
+        raise Interrupted(stop.number, f"sweep {name}")
+    states = Counter(
+        plan.directory.status()["state"] for plan in plans.values() if plan.directory.path.exists()
+    )
+    print(f"\n{len(plans)} runs: " + ", ".join(f"{count} {state}" for state, count in states.most_common()))
+    for failure in driver.failures:
+        print(f"fgbench: {failure}", file=sys.stderr)
+    return SOME_FAILED if driver.failures else 0
+
+
+class _Driver:
+    """Starts jobs while there is room, and follows them to their end."""
+
+    def __init__(self, jobs: dict[Job, Plan], executor: Executor, *, fail_fast: bool) -> None:
+        self.plans, self.executor, self.fail_fast = jobs, executor, fail_fast
+        self.waiting = list(jobs)
+        self.elsewhere: list[Job] = []
+        self.running: set[Job] = set()
+        self.failures: list[Failure] = []
+        self.progress = _Progress(len(jobs))
+        self._look_due = 0.0
+
+    def run(self, stop: StopRequest) -> None:
+        told = 0
+        while self.waiting or self.running or self.elsewhere:
+            if stop.requested and told != stop.number:
+                told = stop.number
+                self.waiting, self.elsewhere = [], []
+                self.progress.say("stopping; the runs save where they are")
+                self.executor.stop(told)
+            for job, code in self.executor.poll().items():
+                self.running.discard(job)
+                self._settle(job, code, stopping=bool(told))
+            if self.failures and self.fail_fast and not told:
+                told = signal.SIGTERM
+                self.waiting, self.elsewhere = [], []
+                self.executor.stop(told)
+            self._look_elsewhere()
+            while self.waiting and self.executor.has_room():
+                self._start(self.waiting.pop(0))
+            self.progress.show(self.executor.progress)
+            time.sleep(POLL_S)
+
+    def _start(self, job: Job) -> None:
+        if self._is_made_elsewhere(job):
+            self.elsewhere.append(job)
+            self.progress.say(f"{job.folder}: another process is making it")
+            return
+        self.running.add(job)
+        self.executor.start(job)
+
+    def _settle(self, job: Job, code: int, *, stopping: bool) -> None:
+        if code in ENDED.values():
+            state = job.directory.status()["state"]
+            self.progress.finish(f"{job.folder}: {state}")
+        elif stopping:
+            return
+        elif self._is_made_elsewhere(job):
+            self.elsewhere.append(job)
+        else:
+            reason = last_words(job.log) or "no output"
+            self.failures.append(Failure(job, f"{reason} (exit code {code})"))
+            self.progress.finish(f"{job.folder}: failed: {reason}")
+
+    def _look_elsewhere(self) -> None:
+        """Take back what another process has ended or let go of."""
+        if not self.elsewhere or time.monotonic() < self._look_due:
+            return
+        self._look_due = time.monotonic() + LOOK_S
+        for job in [job for job in self.elsewhere if not self._is_made_elsewhere(job)]:
+            self.elsewhere.remove(job)
+            if self.plans[job].ended:
+                self.progress.finish(f"{job.folder}: {job.directory.status()['state']} by another process")
+            else:
+                self.waiting.append(job)
+
+    def _is_made_elsewhere(self, job: Job) -> bool:
+        return bool(job.directory.status()["state"] == "running")
+
+
+class _Progress:
+    """One bar over all runs and a line per run being made; where there is no terminal, a line per event."""
+
+    REFRESH_S = 0.5
+
+    def __init__(self, total: int) -> None:
+        hidden = not sys.stderr.isatty()
+        self.bar = tqdm(total=total, unit="run", disable=hidden, position=0)
+        self.lines: list[Any] = []
+        self._due = 0.0
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for line in self.lines:
+            line.close()
+        self.bar.close()
+
+    def say(self, text: str) -> None:
+        tqdm.write(text) if not self.bar.disable else print(text, flush=True)
+
+    def finish(self, text: str) -> None:
+        self.say(text)
+        self.bar.update()
+
+    def show(self, progress: Callable[[], dict[Job, str]]) -> None:
+        if self.bar.disable or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self.REFRESH_S
+        texts = [f"  {job.folder}: {text}" for job, text in progress().items()]
+        while len(self.lines) < len(texts):
+            self.lines.append(tqdm(total=0, bar_format="{desc}", leave=False, position=len(self.lines) + 1))
+        for line, text in zip(self.lines, texts + [""] * len(self.lines), strict=False):
+            line.set_description_str(text)

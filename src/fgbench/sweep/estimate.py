@@ -1,0 +1,120 @@
+"""What a sweep would make, and what it would cost: from a few measured steps of each configuration."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fgbench import measure
+from fgbench.analysis.tables import align
+from fgbench.config.sweep import label_configs
+from fgbench.errors import FgbenchError
+from fgbench.run.build import build_training
+from fgbench.run.epochs import cpu_step_memory
+from fgbench.run.loop import Training, evaluate, train_epoch
+from fgbench.run.runner import Plan
+from fgbench.storage.state import first_line
+
+STEPS = 3
+"""Timed steps of each configuration, after one that warms up."""
+EVALUATED = 500
+"""Images whose evaluation is timed."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an epoch of a configuration costs.
+
+    Attributes:
+        epoch_s: seconds, evaluation included.
+        memory_mib: peak of a step.
+        problem: why it could not be measured.
+    """
+
+    epoch_s: float = 0.0
+    memory_mib: float = 0.0
+    problem: str = ""
+
+
+def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int) -> str:
+    """A table of runs with their states, and estimates of time and memory for what is left.
+
+    Args:
+        plans: the runs.
+        jobs: how many are made side by side.
+        threads: CPU threads of each.
+    """
+    estimates: dict[str, Estimate] = {}
+    rows, left = [], 0.0
+    for plan, label in zip(plans, label_configs([plan.config for plan in plans]), strict=True):
+        status = plan.directory.status() if plan.directory.path.exists() else {"state": "new"}
+        cells = [label, str(plan.config.seed), str(status["state"])]
+        if plan.ended:
+            rows.append([*cells, "-", "-"])
+            continue
+        kind = plan.identity.partition("-")[2]
+        if kind not in estimates:
+            estimates[kind] = measure_plan(plan, threads)
+        estimate = estimates[kind]
+        if estimate.problem:
+            rows.append([*cells, estimate.problem, "-"])
+            continue
+        seconds = estimate.epoch_s * (plan.config.epochs - len(plan.directory.read_metrics()))
+        left += seconds
+        rows.append([*cells, format_duration(seconds), f"{estimate.memory_mib:.1f} MiB"])
+    done = sum(bool(plan.ended) for plan in plans)
+    total = f"{len(plans)} runs, {done} finished; about {format_duration(left / jobs)} left"
+    beside = f"with {jobs} side by side" if jobs > 1 else "one after the other"
+    return (
+        align([["run", "seed", "state", "time", "memory"], *rows])
+        + f"\n\n{total} {beside}, {threads} threads each\n"
+        + f"From {STEPS} measured steps of each configuration here; runs side by side slow each other."
+    )
+
+
+def measure_plan(plan: Plan, threads: int) -> Estimate:
+    """Build a run and make a few steps of it, in this process."""
+    config = plan.config
+    try:
+        measure.resolve_device(config.device)
+        measure.prepare(plan.device, config.threads or threads, keep=config.allocator)
+        splits = plan.load_splits()
+        training = build_training(config, plan.device, splits)
+        with measure.PeakMemory(plan.device) as peak:
+            _make_steps(training, 1)
+            measure.synchronize(plan.device)
+            start = time.perf_counter()
+            steps = _make_steps(training, STEPS)
+            measure.synchronize(plan.device)
+            step_s = (time.perf_counter() - start) / steps
+        some = replace(
+            splits.test, images=splits.test.images[:EVALUATED], labels=splits.test.labels[:EVALUATED]
+        )
+        start = time.perf_counter()
+        evaluate(training.model, training.loss_fn, some)
+        evaluated_s = (time.perf_counter() - start) / max(1, len(some))
+        memory = (
+            peak.mib - splits.bytes / measure.MIB if peak.mib is not None else cpu_step_memory(config, splits)
+        )
+    except (FgbenchError, RuntimeError, MemoryError) as error:
+        return Estimate(problem=first_line(error))
+    images = len(splits.validation) + len(splits.test)
+    return Estimate(step_s * training.batches_per_epoch + evaluated_s * images, memory)
+
+
+def _make_steps(training: Training, count: int) -> int:
+    """Make steps of an epoch, at most ``count``; returns how many."""
+    training.batch = 0
+    train_epoch(training, after_step=lambda: training.batch >= count)
+    return training.batch
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in the unit that suits them.
+
+    >>> format_duration(5400)
+    '1.5 h'
+    """
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,190 @@
+"""Runs in processes of their own, side by side on this machine. Imports no torch."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from fgbench.storage.files import atomic_write
+from fgbench.storage.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to make.
+
+    Attributes:
+        config: the resolved config, as YAML text.
+        results_dir: the results folder, absolute.
+        folder: the run directory within it.
+        flags: further arguments of ``fgbench run``, such as ``--force``.
+    """
+
+    config: str
+    results_dir: Path
+    folder: Path
+    flags: tuple[str, ...] = ()
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run directory."""
+        return RunDirectory(self.results_dir / self.folder)
+
+    @property
+    def log(self) -> Path:
+        """Where the run's output goes; beside it lies the config it is started with."""
+        return self.results_dir / "logs" / self.folder.with_suffix(".log")
+
+
+class Executor(Protocol):
+    """Something that makes runs. The driver calls ``poll`` again and again, and ``start`` where it may."""
+
+    threads: int
+    """CPU threads of each run."""
+
+    @property
+    def size(self) -> int:
+        """How many runs can be made at once."""
+
+    def has_room(self) -> bool:
+        """Whether another run can be started now."""
+
+    def start(self, job: Job) -> None:
+        """Start a run."""
+
+    def poll(self) -> dict[Job, int]:
+        """The runs that have ended since the last call, with their exit codes."""
+
+    def progress(self) -> dict[Job, str]:
+        """The runs being made, and how far they are."""
+
+    def stop(self, number: int) -> None:
+        """Send the runs a signal: they save and end."""
+
+    def close(self) -> None:
+        """End at once whatever is still there."""
+
+
+class LocalPool:
+    """Runs in processes on this machine.
+
+    Processes are forked from a server that has imported torch once; each starts with nothing computed. One
+    whose driver dies saves and ends.
+
+    Args:
+        size: how many at once.
+        threads: CPU threads of each.
+        gpus: CUDA devices to hand out, one each, as CUDA_VISIBLE_DEVICES names them.
+    """
+
+    def __init__(self, size: int, threads: int, gpus: Sequence[str] = ()) -> None:
+        self.size, self.threads, self.gpus = size, threads, gpus
+        self._free = list(reversed(range(size)))
+        self._running: dict[Job, tuple[BaseProcess, int]] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["fgbench.run.runner", "torch._dynamo", "fgbench.cli.app"])
+
+    def has_room(self) -> bool:
+        """Whether fewer than ``size`` runs are being made."""
+        return bool(self._free)
+
+    def start(self, job: Job) -> None:
+        """Start a run in the next free slot."""
+        slot = self._free.pop()
+        environment = {"OMP_NUM_THREADS": str(self.threads)}
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        path = job.log.with_suffix(".yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, job.config)
+        arguments = ["run", str(path), *job.flags]
+        process = self._context.Process(
+            target=_run_child, args=(arguments, str(job.log), environment, self.threads), name=job.folder.name
+        )
+        process.start()
+        self._running[job] = (process, slot)
+
+    def poll(self) -> dict[Job, int]:
+        """The runs that have ended, with their exit codes; negative: ended by a signal."""
+        ended = {}
+        for job, (process, slot) in list(self._running.items()):
+            if process.exitcode is not None:
+                ended[job] = process.exitcode
+                process.join()
+                self._free.append(slot)
+                del self._running[job]
+        return ended
+
+    def progress(self) -> dict[Job, str]:
+        """The runs being made, and their epochs as their run directories tell them."""
+        return {job: describe_progress(job.directory.status()) for job in self._running}
+
+    def stop(self, number: int) -> None:
+        """Send all runs a signal."""
+        for process, _ in self._running.values():
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, number)
+
+    def close(self) -> None:
+        """Kill what is still running."""
+        for process, _ in self._running.values():
+            process.kill()
+            process.join()
+        self._running.clear()
+
+
+def share_threads(size: int) -> int:
+    """CPU threads for each of ``size`` runs side by side: OMP_NUM_THREADS, or the cores shared out."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(said) if said.isdecimal() and int(said) else max(1, cores // size)
+
+
+def describe_progress(status: Mapping[str, object]) -> str:
+    """How far a run is: ``epoch 3/10``."""
+    if status["state"] != "running":
+        return "starts"
+    epoch, epochs = int(str(status.get("epoch", 0))), int(str(status.get("epochs", 0)))
+    return f"epoch {min(epoch + 1, epochs)}/{epochs}"
+
+
+def last_words(path: Path) -> str:
+    """The last message in a log, or else its last line; empty where there is none."""
+    try:
+        lines = path.read_bytes()[-4000:].decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()] or [""]
+    messages = [line.removeprefix("fgbench: ") for line in said if line.startswith("fgbench: ")]
+    return (messages or said)[-1]
+
+
+def _run_child(arguments: list[str], log: str, environment: dict[str, str], threads: int) -> None:
+    """In the new process: the command ``fgbench``, its output in a log."""
+    os.setsid()  # or the terminal's Ctrl-C would come as a second one, which ends a run without saving
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a driver in the background may ignore it
+    os.environ.update(environment)
+    with open(log, "ab", buffering=0) as file:  # noqa: PTH123
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    print(f"$ fgbench {' '.join(arguments)}", flush=True)
+    sys.argv = ["fgbench", *arguments]
+    from fgbench import measure
+    from fgbench.cli.app import main
+
+    measure.set_threads(threads)
+    main()
+
+
+def _end_with_driver() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,147 @@
+"""Runs on a node of a Ray cluster: in the driver's results folder where the node sees it, else apart.
+
+Imports neither torch nor Ray.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fgbench.errors import FgbenchError
+from fgbench.storage.files import atomic_write
+from fgbench.storage.run_directory import RunDirectory, is_alive
+from fgbench.sweep.local import Job, LocalPool
+
+POLL_S = 0.1
+LET_GO_S = 120.0
+"""How long a run is waited for that is saving because its node died; file servers keep locks for a while."""
+
+STOP_AGAIN_S = 5.0
+"""When SIGTERM follows a signal that was lost on a process about to start."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        code: its exit code.
+        log: its output; empty where the driver sees the log itself.
+        files: what its run directory holds; None where the driver sees the run directory itself.
+    """
+
+    code: int
+    log: bytes = b""
+    files: Mapping[str, bytes] | None = None
+
+
+class NodeRunner:
+    """A process on a node that makes runs, one after the other.
+
+    It ends with its driver or its node; the run then saves and ends too. Methods are called from threads of
+    their own: ``make`` blocks for as long as the run takes.
+
+    Args:
+        threads: CPU threads of a run.
+        folder: where the driver works; here too, if there is such a folder.
+    """
+
+    def __init__(self, threads: int, folder: Path) -> None:
+        if folder.is_dir():
+            os.chdir(folder)
+        self.pool = LocalPool(1, threads)
+        self.stopped = 0
+
+    def sees(self, path: Path) -> bool:
+        """Whether a file of the driver's can be written here too."""
+        return os.access(path, os.W_OK)
+
+    def make(self, job: Job, files: Mapping[str, bytes] | None, again: bool) -> Outcome:
+        """Make a run to its end.
+
+        Args:
+            job: the run.
+            files: what its run directory holds already; None if it is to be made in place.
+            again: another node has begun it and died.
+        """
+        if files is None:
+            if again and job.directory.path.exists():
+                take_over(job.directory, lambda: bool(self.stopped))
+            return Outcome(self._run(job))
+        job = _move_apart(job)
+        try:
+            unpack(job.directory, files)
+            code = self._run(job)
+            return Outcome(code, job.log.read_bytes() if job.log.exists() else b"", pack(job.directory))
+        finally:
+            shutil.rmtree(job.results_dir, ignore_errors=True)
+
+    def _run(self, job: Job) -> int:
+        if not self.stopped:
+            self.pool.start(job)
+        if self.stopped:  # before, or while the process was started: it has not begun
+            self.pool.close()
+            return 128 + self.stopped
+        due = 0.0
+        while not (ended := self.pool.poll()):
+            if self.stopped and time.monotonic() > due:
+                self.pool.stop(signal.SIGTERM if due else self.stopped)
+                due = time.monotonic() + STOP_AGAIN_S
+            time.sleep(POLL_S)
+        code, directory = ended[job], job.directory
+        if code < 0 and directory.path.exists() and directory.status()["state"] == "interrupted":
+            directory.write_status("interrupted", reason=f"killed by signal {-code}")
+        return code
+
+    def progress(self) -> str:
+        """How far the run is, and where."""
+        return f"{next(iter(self.pool.progress().values()), 'starts')} on {socket.gethostname()}"
+
+    def stop(self, number: int) -> None:
+        """Send the run a signal: it saves and ends. No other is made after it."""
+        self.stopped = number
+
+
+def take_over(directory: RunDirectory, give_up: Callable[[], bool]) -> None:
+    """Take a run directory from a node that died, once what is left of its run has let go of it."""
+    end = time.monotonic() + LET_GO_S
+    while time.monotonic() < end and not give_up():
+        try:
+            with directory.lock(force=True):
+                if directory.status()["state"] == "running":
+                    directory.write_status("interrupted", reason="its node died")
+                return
+        except FgbenchError:
+            time.sleep(POLL_S)
+
+
+def pack(directory: RunDirectory) -> dict[str, bytes]:
+    """The files of a run directory by name; empty where there is none."""
+    if not directory.path.is_dir():
+        return {}
+    paths = [path for path in directory.path.iterdir() if path.suffix in (".csv", ".json", ".pt", ".yaml")]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def unpack(directory: RunDirectory, files: Mapping[str, bytes]) -> None:
+    """Write the files of a run directory; its status, which says whether the others are whole, comes last."""
+    if files:
+        directory.create()
+    for name in sorted(files, key=lambda name: name == "status.json"):
+        atomic_write(directory.path / name, files[name])
+
+
+def _move_apart(job: Job) -> Job:
+    """The same run in a temporary results folder, those of killed drivers and their runs being removed."""
+    for folder in Path(tempfile.gettempdir()).glob("fgbench-ray-*-*"):
+        pid = folder.name.split("-")[2]
+        if not is_alive(pid):
+            shutil.rmtree(folder, ignore_errors=True)
+    results_dir = Path(tempfile.mkdtemp(prefix=f"fgbench-ray-{os.getpid()}-"))
+    return replace(job, results_dir=results_dir, flags=(*job.flags, "--results", str(results_dir)))

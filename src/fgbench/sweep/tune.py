@@ -1,0 +1,209 @@
+"""Fair tuning: the same search for every combination of a sweep's axes, on the validation part (Optuna)."""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgbench import measure
+from fgbench.analysis.tables import align
+from fgbench.config.config import Config, Override, check_config, to_yaml
+from fgbench.config.source import Source
+from fgbench.config.sweep import Sweep, TuneOptions, label_configs
+from fgbench.datasets.search import DataSearch
+from fgbench.errors import ConfigError
+from fgbench.run.build import build_training
+from fgbench.run.loop import evaluate, start_next_epoch, train_epoch
+from fgbench.run.runner import Plan
+from fgbench.run.signals import Interrupted, StopRequest
+from fgbench.storage.files import atomic_write
+from fgbench.storage.run_directory import RunDirectory
+
+try:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+except ModuleNotFoundError as error:
+    raise ConfigError('fgbench tune needs Optuna: pip install "fgbench[tune]"') from error
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+State = optuna.trial.TrialState
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found for one configuration.
+
+    Attributes:
+        path: the config file written.
+        values: the best trial's, by dotted key.
+        score: its metric.
+    """
+
+    label: str
+    path: Path
+    trials: int
+    stopped: int
+    values: dict[str, Any]
+    score: float
+
+
+def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = print) -> list[Tuned]:
+    """Tune every configuration of a sweep, and write the tuned configs and the trials into RESULTS/tuned.
+
+    A configuration's first seed is used. Every one has as many trials of as many epochs; a trial that is
+    worse than the median of those before it, at the same epoch, is stopped early. Going on after an
+    interruption makes the trials that are missing.
+
+    Raises:
+        ConfigError: a configuration cannot be built, or none of its trials gave a finite result.
+        FgbenchError: another process is tuning in the same folder.
+        Interrupted: a signal asked to stop; the trials before are kept.
+    """
+    options = sweep.tune or TuneOptions()
+    ranges = sweep.ranges or {"optimizer.lr": (1e-5, 1.0)}
+    configs = _distinct(sweep.configs, list(ranges))
+    labels = label_configs(configs)
+    folder = configs[0].results_dir / "tuned"
+    results = []
+    with RunDirectory(folder).create().lock(), StopRequest() as stop:
+        backend = JournalFileBackend(str(folder / f"{sweep.name}.journal"))
+        storage = optuna.storages.JournalStorage(backend)
+        for config, label in zip(configs, labels, strict=True):
+            study = _tune(config, label, options, ranges, storage, search, stop)
+            results.append(_write(study, config, label, options, folder))
+            say(f"{label}: {_describe(results[-1])}")
+    return results
+
+
+def tuning_table(results: list[Tuned]) -> str:
+    """A row for every configuration: the trials, the best values and their score."""
+    head = ["run", "trials", "stopped early", "best", "score"]
+    rows = [
+        [each.label, str(each.trials), str(each.stopped), _values(each), f"{each.score:.4f}"]
+        for each in results
+    ]
+    return align([head, *rows])
+
+
+def _distinct(configs: tuple[Config, ...], keys: list[str]) -> list[Config]:
+    """One config for all that differ in nothing but the seed and what is tuned."""
+    found: dict[str, Config] = {}
+    for config in configs:
+        data = config.model_dump(mode="json")
+        for key in ("seed", *keys):
+            *blocks, last = key.split(".")
+            inner = data
+            for part in blocks:
+                inner = inner.get(part) or {}
+            inner.pop(last, None)
+        found.setdefault(repr(data), config)
+    return list(found.values())
+
+
+def _tune(
+    config: Config,
+    label: str,
+    options: TuneOptions,
+    ranges: dict[str, Any],
+    storage: Any,
+    search: DataSearch,
+    stop: StopRequest,
+) -> Any:
+    epochs = options.epochs or config.epochs
+    content = to_yaml(config.model_copy(update={"results_dir": Path(), "epochs": epochs})) + repr(
+        sorted(ranges.items())
+    )
+    name = f"{label} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        load_if_exists=True,
+        direction="maximize" if options.metric == "val_accuracy" else "minimize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+    )
+    for earlier in study.get_trials(deepcopy=False):
+        if earlier.state == State.RUNNING:  # its process was killed
+            study.tell(earlier.number, state=State.FAIL)
+            study.enqueue_trial(earlier.params)
+    plan = Plan(config, measure.resolve_device(config.device), search)
+    splits = plan.load_splits()
+    if not len(splits.validation):
+        raise ConfigError(f"{label}: tuning needs validation images, and dataset.validation_fraction is 0")
+    measure.prepare(plan.device, config.threads, keep=config.allocator, deterministic=config.deterministic)
+    while (
+        number := len(study.get_trials(deepcopy=False, states=(State.COMPLETE, State.PRUNED)))
+    ) < options.trials:
+        digest = hashlib.sha256(f"{name} {number}".encode()).digest()
+        study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4]))
+        trial = study.ask()
+        chosen = {key: _suggest(trial, key, span) for key, span in ranges.items()}
+        training = build_training(_with_values(config, chosen), plan.device, splits)
+        score = math.nan
+        for epoch in range(epochs):
+            train_epoch(training, lambda: stop.requested)
+            if stop.requested:
+                study.tell(trial, state=State.FAIL)
+                study.enqueue_trial(chosen)
+                raise Interrupted(stop.number, f"tuning {label}")
+            start_next_epoch(training)
+            loss, accuracy = evaluate(training.model, training.loss_fn, splits.validation)
+            score = accuracy if options.metric == "val_accuracy" else loss
+            if not math.isfinite(loss):
+                score = math.nan
+                break
+            trial.report(score, epoch)
+            if epoch + 1 < epochs and trial.should_prune():
+                score = math.nan
+                break
+        if math.isfinite(score):
+            study.tell(trial, score)
+        else:
+            study.tell(trial, state=State.PRUNED)
+    return study
+
+
+def _suggest(trial: Any, key: str, span: Any) -> Any:
+    if isinstance(span, tuple):
+        return float(f"{trial.suggest_float(key, *span, log=True):.4g}")
+    return trial.suggest_categorical(key, span)
+
+
+def _with_values(config: Config, values: dict[str, Any], tuned: str | None = None) -> Config:
+    overrides = [Override(key, value, f"tune.keys.{key}") for key, value in values.items()]
+    source = Source("the tuned config", config.model_dump(mode="json", exclude_unset=True) | {"tuned": tuned})
+    return check_config(source, overrides)
+
+
+def _write(study: Any, config: Config, label: str, options: TuneOptions, folder: Path) -> Tuned:
+    trials = study.get_trials(deepcopy=False)
+    complete = [trial for trial in trials if trial.state == State.COMPLETE]
+    if not complete:
+        raise ConfigError(
+            f"{label}: none of {options.trials} trials ended with a finite loss; narrow the range"
+        )
+    best = study.best_trial
+    values = {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in best.params.items()
+    }
+    told = f"{options.metric} after {options.epochs or config.epochs} epochs, best of {options.trials} trials"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" on ", "_"))[:100]
+    tuned = _with_values(config.model_copy(update={"name": name}), {"name": name, **values}, told)
+    path = folder / f"{name}.yaml"
+    atomic_write(path, to_yaml(tuned))
+    stopped = sum(trial.state == State.PRUNED for trial in trials)
+    return Tuned(label, path, len(complete) + stopped, stopped, values, best.value)
+
+
+def _describe(tuned: Tuned) -> str:
+    return f"{_values(tuned)}, score {tuned.score:.4f}, {tuned.trials} trials; {tuned.path}"
+
+
+def _values(tuned: Tuned) -> str:
+    return ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in tuned.values.items()
+    )
