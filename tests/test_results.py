@@ -233,3 +233,28 @@ def test_a_read_only_folder_is_one_clear_line(tmp_path):
     Path(tmp_path).chmod(0o500)
     with pytest.raises(ConfigError, match="cannot make"):
         RunDirectory(tmp_path / "name").create()
+
+
+def test_processes_that_make_one_new_folder_together_do_not_take_it_for_a_file(tmp_path):
+    """A folder made by another process between two looks at the place is no file in the way."""
+    for race in range(100):
+        place = RunDirectory(tmp_path / str(race) / "name" / "s0-00000000")
+        go_read, go_write = os.pipe()
+        children = []
+        for _ in range(4):
+            if not (child := os.fork()):
+                os.close(go_write)
+                os.read(go_read, 1)  # returns when the parent closes its end: all start at once
+                try:
+                    place.create()
+                    with place.lock():
+                        os._exit(0)
+                except FgbenchError as error:
+                    os._exit(0 if "in use by" in str(error) else 1)
+                except BaseException:
+                    os._exit(2)
+            children.append(child)
+        os.close(go_read)
+        os.close(go_write)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert codes == [0] * 4, f"race {race}"

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -80,14 +81,17 @@ class RunDirectory:
             ConfigError: a file is in the way, or the place cannot be written.
         """
         for place in (self.path, *self.path.parents):
-            if place.is_dir():
-                if not os.access(place, os.W_OK | os.X_OK):
-                    raise ConfigError(
-                        f"cannot keep results in {self.path}: no permission to write in {place}"
-                    )
-                return
-            if place.exists():
+            try:
+                mode = place.stat().st_mode  # one look: another process may make the folder between two
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise ConfigError(f"cannot keep results in {self.path}: {error.strerror}: {place}") from error
+            if not stat.S_ISDIR(mode):
                 raise ConfigError(f"cannot keep results in {self.path}: {place} is a file, not a folder")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise ConfigError(f"cannot keep results in {self.path}: no permission to write in {place}")
+            return
 
     def create(self) -> "RunDirectory":
         """Make the folder.
