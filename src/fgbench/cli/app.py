@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fgbench.cli import results, runs
 from fgbench.cli.arguments import (
     SETTINGS,
     ConfigFiles,
@@ -21,7 +22,6 @@ from fgbench.cli.arguments import (
 from fgbench.cli.bench import bench
 from fgbench.cli.config import config_app
 from fgbench.cli.data import data_app
-from fgbench.cli import results, runs
 from fgbench.errors import ConfigError
 
 HELP = """
