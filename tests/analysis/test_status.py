@@ -6,10 +6,10 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from typer.testing import CliRunner
-
 from fake_records import make_record
 from fake_results import make_run
+from typer.testing import CliRunner
+
 from fgbench.analysis.status import duration, progress
 from fgbench.cli.app import app
 

@@ -8,7 +8,7 @@ import pytest
 
 from fgbench.cli.app import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from fake_results import make_run
+
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
 from fgbench.cli.app import FigureKind, FigureStyle

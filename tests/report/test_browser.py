@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-
 from fake_records import make_record, many_records
+
 from fgbench.report import build
 from fgbench.report.build import render
 

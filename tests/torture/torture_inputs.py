@@ -1,4 +1,4 @@
-"""What scripts/torture.py throws at runs: configs, mutants of them, damaged files, failing writes."""
+"""What tests/torture/torture.py throws at runs: configs, mutants of them, damaged files, failing writes."""
 
 import errno
 import gzip

@@ -4,8 +4,8 @@ import math
 import shutil
 
 import pytest
-
 from fake_results import make_run
+
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
 from fgbench.analysis.tables import summary_table

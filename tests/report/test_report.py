@@ -7,9 +7,9 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-
 from fake_records import make_record, many_records
 from fake_results import make_run
+
 from fgbench.analysis.claims.claims import load_claims
 from fgbench.errors import ConfigError
 from fgbench.plotting.style import trainer_hue

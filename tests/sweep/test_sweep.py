@@ -4,12 +4,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
 
 from fgbench.config.config import config_hash
 from fgbench.config.sweep import label_configs, load_sweep
 from fgbench.errors import ConfigError
 from fgbench.storage.run_directory import RunDirectory
-from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
 
 
 def sweep(folder: Path, text: str, **options):
@@ -130,7 +130,7 @@ def test_labels_name_what_differs(tmp_path):
 
 
 def test_shipped_sweeps_are_valid():
-    folder = Path(__file__).parents[1] / "configs" / "sweeps"
+    folder = Path(__file__).parents[2] / "configs" / "sweeps"
     counts = {path.stem: len(load_sweep(path).configs) for path in folder.glob("*.yaml")}
     assert counts["study"] == 24 * 3
     assert set(counts) >= {"study", "baydin", "fournier", "learning_rate"}

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
 from data_files import hide_installed_data, write_all
+
 from fgbench.cli.app import app
 from fgbench.config.config import load_config
 from fgbench.run.runner import run_configs
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 GRID = sorted(
     f"{model}_{dataset}_{trainer}"
     for model in ("fc", "cnn", "vgg16", "resnet18")

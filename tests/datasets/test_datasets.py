@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from data_files import (
     draw_images,
     hide_installed_data,
@@ -19,6 +18,7 @@ from data_files import (
     write_idx_files,
     write_mnist,
 )
+
 from fgbench.datasets import download as download_module
 from fgbench.datasets.base import Split, channel_statistics, choose_balanced, load_splits
 from fgbench.datasets.cifar import OFFICIAL_MD5, parse_batch

@@ -16,7 +16,7 @@ from fgbench.config.config import load_config, to_yaml
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.registry import TABLES, options_model
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = "dataset: mnist\nmodel: fc\ntrainer: forward-gradient\n"
 
 

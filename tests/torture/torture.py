@@ -1,8 +1,8 @@
 """Try to break runs: kills, mutated configs, damaged files, failing writes, races.
 
 Every process is forked from this one, which has imported everything, and goes through the command line.
-``python scripts/torture.py`` takes about six minutes and writes results/reliability.md; ``--quick`` is a
-taste of it that writes nothing. Exit code 1 when anything went wrong.
+``python tests/torture/torture.py`` takes about six minutes and writes results/reliability.md;
+``--quick`` is a taste of it that writes nothing. Exit code 1 when anything went wrong.
 """
 
 import argparse
@@ -30,12 +30,13 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # a process whose threads have started cannot be forked safely
 
 import torch
-
 import torture_inputs as inputs
-from fgbench import cli, runner
+
+from fgbench.cli import app as cli
 from fgbench.config.config import load_config
 from fgbench.measure import environment
 from fgbench.registry import TRAINERS
+from fgbench.run import runner
 from fgbench.storage.run_directory import RunDirectory
 
 MEASURED = ("_time_s", "_time_ms", "per_s", "_mib", "elapsed_s", "memory_source", "timing_note")
@@ -415,7 +416,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/reliability.md"))
     options = parser.parse_args()
     start = time.perf_counter()
-    command = f"python scripts/torture.py --seed {options.seed}"
+    command = f"python tests/torture/torture.py --seed {options.seed}"
 
     def write(tallies: dict[str, Tally]) -> None:
         if not options.quick:

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import distributed_workers as workers
 import numpy as np
 import pytest
 import yaml
 
-import distributed_workers as workers
 from fgbench.storage.run_directory import RunDirectory
 
 IMAGES = {"name": "synthetic", "shape": [1, 16, 16], "classes": 3, "train": 60, "test": 12}

@@ -1,11 +1,11 @@
-"""The torture of scripts/torture.py, a few trials of each kind, in a process of its own since it forks."""
+"""The torture of torture.py, a few trials of each kind, in a process of its own since it forks."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "torture.py"
+SCRIPT = Path(__file__).with_name("torture.py")
 
 
 def test_nothing_of_a_little_torture_goes_wrong(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import io
 from dataclasses import replace
 
 import pytest
-from typer.testing import CliRunner
-
 from fake_records import make_record
 from fake_results import make_run
+from typer.testing import CliRunner
+
 from fgbench.analysis.claims.claims import audit, claims_report, load_claims
 from fgbench.analysis.claims.judging import kind_of
 from fgbench.analysis.claims.rules import RULES

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from fake_results import make_run
 from matplotlib.colors import to_rgb
 
-from fake_results import make_run
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
 from fgbench.errors import ConfigError

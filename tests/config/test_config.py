@@ -15,7 +15,7 @@ from fgbench.config.source import MAX_BYTES, Source
 from fgbench.errors import ConfigError
 from fgbench.registry import DATASETS, MODELS, TABLES, TRAINERS
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = "dataset: mnist\nmodel: fc\ntrainer: forward-gradient\n"
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -17,7 +17,7 @@ from fgbench.analysis.readings import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.time_to import geometric_mean
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "results"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
 
 from fgbench.cli.app import app
 from fgbench.storage.run_directory import RunDirectory
 from fgbench.sweep.ray_node import take_over
-from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster

@@ -5,10 +5,10 @@ import io
 import math
 
 import pytest
-from typer.testing import CliRunner
-
 from fake_records import make_record, make_seeds
 from fake_results import make_run
+from typer.testing import CliRunner
+
 from fgbench.analysis.compare import compare, compare_pair, find_measure, pair_all
 from fgbench.analysis.compare_tables import compare_report
 from fgbench.analysis.pairing import make_tasks
