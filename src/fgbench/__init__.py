@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fgbench.trainers.base import StepStats, Trainer
     from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
     from fgbench.trainers.forward_gradient import ForwardGradient
+    from fgbench.trainers.frozen import Frozen
     from fgbench.trainers.guided_forward_gradient import GuidedForwardGradient
     from fgbench.trainers.zeroth_order import ZerothOrder
 
@@ -27,6 +28,7 @@ _MODULES = {
     "FeedbackForwardGradient": "trainers.feedback_forward_gradient",
     "FgbenchError": "errors",
     "ForwardGradient": "trainers.forward_gradient",
+    "Frozen": "trainers.frozen",
     "GuidedForwardGradient": "trainers.guided_forward_gradient",
     "Options": "options",
     "StepStats": "trainers.base",
@@ -44,6 +46,7 @@ __all__ = [
     "FeedbackForwardGradient",
     "FgbenchError",
     "ForwardGradient",
+    "Frozen",
     "GuidedForwardGradient",
     "Options",
     "StepStats",

@@ -140,6 +140,14 @@ TRAINERS = {
         bias="O(epsilon^2)",
         cost="2K",
     ),
+    "frozen": Component(
+        "fgbench.trainers.frozen:Frozen",
+        "fgbench.trainers.options:FrozenOptions",
+        "the body stays as drawn, the output layer gets its exact gradient: the control",
+        "Rahimi and Recht (2007)",
+        bias="no gradient but the output layer's, which is exact",
+        cost="1",
+    ),
 }
 
 TABLES = {"dataset": DATASETS, "model": MODELS, "trainer": TRAINERS}

@@ -86,7 +86,9 @@ def gradients(model):
 
 
 def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    assert left.keys() == right.keys()
+    pairs = [(left[name], right[name]) for name in left]
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize(("name", "options", "model"), CASES)
@@ -101,12 +103,16 @@ def test_a_trainer_fills_gradients_and_changes_nothing_else(name, options, model
         param.grad = torch.ones_like(param)
     stats = step(trainer, model)
 
+    trained = trainer.trained_names(model)
+    assert trained == {key for key, param in model.named_parameters() if param.grad is not None}
     for key, param in model.named_parameters():
+        assert param.requires_grad, key
+        if key not in trained:
+            continue
         assert param.grad.shape == param.shape, key
         assert (param.grad.dtype, param.grad.device) == (param.dtype, param.device), key
         assert param.grad.isfinite().all(), key
         assert not param.grad.requires_grad, key
-        assert param.requires_grad, key
     assert same(parameters, dict(model.named_parameters()))
     assert modes == [module.training for module in model.modules()]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -122,7 +128,7 @@ def test_a_trainer_fills_gradients_and_changes_nothing_else(name, options, model
     assert not stats.loss.requires_grad
     assert not stats.outputs.requires_grad
     assert torch.allclose(stats.loss, true_loss, rtol=1e-2 if name == "zeroth-order" else 1e-4)
-    norm = torch.cat([param.grad.flatten() for param in model.parameters()]).norm()
+    norm = torch.cat([param.grad.flatten() for param in model.parameters() if param.grad is not None]).norm()
     assert torch.allclose(stats.grad_norm, norm, rtol=1e-4)
 
     step(twin_trainer, twin)
@@ -146,7 +152,8 @@ def test_a_trainer_works_with_any_optimizer(name, options, optimizer):
     for seed in range(3):
         step(trainer, model, seed=seed)
         optimizer.step()
-    assert not any(torch.equal(before[key], value) for key, value in model.named_parameters())
+    moved = {key for key, value in model.named_parameters() if not torch.equal(before[key], value)}
+    assert moved == trainer.trained_names(model)
     assert all(value.isfinite().all() for value in model.parameters())
 
 
@@ -186,7 +193,7 @@ def test_frozen_parameters_get_no_gradient(name):
     trainer, model = ready(name, {}, model)
     step(trainer, model)
     assert frozen.grad is None
-    assert all(param.grad is not None for param in model.parameters() if param.requires_grad)
+    assert {key for key, grad in gradients(model).items() if grad is not None} == trainer.trained_names(model)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +211,22 @@ def test_an_sgd_step_is_a_step_along_the_gradient(name, options, dtype, toleranc
     other_trainer.sgd_step(other, LOSS, inputs.to(dtype), labels, torch.Generator().manual_seed(2), 1e-3)
     for left, right in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("model", ["fc", "cnn", "vgg16", "resnet18-group"])
+def test_frozen_trains_the_output_layer_by_its_true_gradient_and_nothing_else(model):
+    trainer, model = ready("frozen", {}, model)
+    reference = copy.deepcopy(model)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    step(trainer, model)
+    step(Backprop(), reference)
+    *body, weight, bias = before
+    for key in (weight, bias):
+        assert torch.allclose(gradients(model)[key], gradients(reference)[key], rtol=1e-4, atol=1e-7), key
+    torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.5).step()
+    now = dict(model.named_parameters())
+    assert all(torch.equal(now[key], before[key]) for key in body), "weight decay must not move the body"
+    assert not torch.equal(now[weight], before[weight])
 
 
 FORWARD = [name for name in TRAINERS if "exact_output" in options_model("trainer", name).model_fields]
@@ -268,8 +291,11 @@ class SameDevice(TorchFunctionMode):
         return result
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINERS if name not in REVERSE_MODE])
-@pytest.mark.parametrize("options", [{}, {"exact_output": True}], ids=str)
+ON_ANY_DEVICE = [(name, {}) for name in TRAINERS if name not in REVERSE_MODE]
+ON_ANY_DEVICE += [(name, {"exact_output": True}) for name in FORWARD if name not in REVERSE_MODE]
+
+
+@pytest.mark.parametrize(("name", "options"), ON_ANY_DEVICE)
 def test_all_of_a_step_is_on_the_device_of_the_model(name, options, monkeypatch):
     monkeypatch.setattr(torch, "Generator", FakeCudaGenerator)
     sampling._sign_table.cache_clear()
@@ -283,7 +309,8 @@ def test_all_of_a_step_is_on_the_device_of_the_model(name, options, monkeypatch)
             trainer.set_up(model, inputs, CLASSES, FakeCudaGenerator("cpu"))
             with SameDevice():
                 stats = trainer.compute_gradients(model, LOSS, inputs, labels, FakeCudaGenerator("cuda"))
-            assert all(param.grad.device == param.device for param in model.parameters())
+            graded = [param for param in model.parameters() if param.grad is not None]
+            assert all(param.grad.device == param.device for param in graded)
             assert {stats.loss.device.type, stats.outputs.device.type, stats.grad_norm.device.type} == {
                 "cuda"
             }

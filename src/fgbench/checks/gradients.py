@@ -261,8 +261,9 @@ def gradient_of(
 ) -> Tensor:
     """The gradient a trainer leaves in ``param.grad``, as one vector, shape (P,)."""
     trainer.compute_gradients(model, loss_fn, inputs, labels, generator)
-    gradients = [param.grad for param in model.parameters() if param.requires_grad]
-    return torch.cat([torch.zeros(0) if grad is None else grad.flatten() for grad in gradients])
+    params = [param for param in model.parameters() if param.requires_grad]
+    gradients = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 @contextmanager

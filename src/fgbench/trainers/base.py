@@ -82,7 +82,7 @@ class Trainer:
         labels: Tensor,
         generator: torch.Generator,
     ) -> StepStats:
-        """Fill ``param.grad`` of every parameter that requires one, overwriting what was there.
+        """Fill ``param.grad`` of every parameter in ``trained_names``, overwriting what was there.
 
         Args:
             model: the model, in training mode; its running statistics move as after one forward pass.
@@ -95,6 +95,13 @@ class Trainer:
             ConfigError: ``loss_fn`` returns a scalar, or the model is one this trainer cannot train.
         """
         raise NotImplementedError
+
+    def trained_names(self, model: nn.Module) -> set[str]:
+        """The parameters this trainer gives a gradient, by name; all that require one by default.
+
+        It leaves the ``grad`` of every other parameter None, so an optimizer passes it over.
+        """
+        return {name for name, param in model.named_parameters() if param.requires_grad}
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainer's own parameters; the optimizer updates them in a group of their own."""

@@ -15,6 +15,12 @@ class BackpropOptions(Options):
     """Drop activations and compute them again in the backward pass, stage by stage."""
 
 
+class FrozenOptions(Options):
+    """Options of ``frozen``."""
+
+    name: str = "frozen"
+
+
 class ForwardOptions(Options):
     """Options every forward trainer has."""
 
@@ -118,6 +124,7 @@ __all__ = [
     "BackpropOptions",
     "FeedbackForwardGradientOptions",
     "ForwardGradientOptions",
+    "FrozenOptions",
     "GuidedForwardGradientOptions",
     "ZerothOrderOptions",
 ]

@@ -1,0 +1,68 @@
+"""A body that stays as it was drawn under an output layer that learns: the control of forward trainers."""
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.options import FrozenOptions
+from fgbench.trainers.passes import gradient_norm, sample_losses
+
+
+class Frozen(Trainer):
+    """Train the output layer alone, by its exact gradient; everything before it stays as it was drawn.
+
+    With e_i the gradient of sample i's loss with respect to the outputs and x_i the output layer's input,
+
+        dL/dW = mean_i e_i x_i^T,   dL/db = mean_i e_i,
+
+    and no gradient (``param.grad`` is None) for any other parameter, so that weight decay leaves them alone
+    too. Running statistics of normalisation layers move as in any forward pass. What a trainer reaches beyond
+    this one is what its estimates have taught the body.
+
+    Bias: none in the output layer; the body's gradient is left out. Variance: none, given the batch. Cost: 1
+    forward pass; nothing is drawn. Used backwards: nothing (the gradient of the loss with respect to the
+    outputs is in closed form).
+
+    Source: random features under a trained read-out, Rahimi and Recht (2007), "Random Features for
+    Large-Scale Kernel Machines"; there for kernels, here as a control.
+
+    Example:
+        >>> model, inputs, labels = nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> loss_fn = nn.CrossEntropyLoss(reduction="none")
+        >>> stats = Frozen().compute_gradients(model, loss_fn, inputs, labels, torch.Generator())
+        >>> model.weight.grad.shape
+        torch.Size([2, 3])
+    """
+
+    Options = FrozenOptions
+
+    def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
+        """Only looks whether the model has an output layer; see :meth:`Trainer.set_up`."""
+        OutputLayer(model)
+
+    def trained_names(self, model: nn.Module) -> set[str]:
+        """The output layer's; see :meth:`Trainer.trained_names`."""
+        return OutputLayer(model).names
+
+    @torch.no_grad()
+    def compute_gradients(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> StepStats:
+        """Fill ``param.grad`` of the output layer; see :meth:`Trainer.compute_gradients`.
+
+        Raises:
+            ConfigError: the model's last layer is no ``nn.Linear``.
+        """
+        with OutputLayer(model) as output_layer:
+            outputs = model(inputs)
+        loss = sample_losses(loss_fn, outputs, labels).mean()
+        gradients = output_layer.gradients(loss_fn, outputs, labels)
+        for name, param in model.named_parameters():
+            param.grad = gradients.get(name)
+        return StepStats(loss, outputs, loss.new_empty(0), gradient_norm(gradients.values()))
