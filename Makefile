@@ -1,4 +1,4 @@
-# make demo: install and run the main job.  make test: install and run every test.  make check: format, lint, types.
+# make demo: install and run the main job.  make test: install and run every test.  make check: format, lint, types, imports.
 PYTHON ?= python3
 # The pair the committed results were made with; any pair allowed by pyproject.toml works:
 #   make demo TORCH="torch torchvision"
@@ -20,6 +20,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_rooms.py
 
 reproduce:  # all of results/, many hours; scripts/reproduce.sh --quick: a small part of each
 	scripts/reproduce.sh

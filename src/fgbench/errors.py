@@ -20,3 +20,10 @@ class ConfigError(FgbenchError, ValueError):
 
 class DataError(ConfigError):
     """A dataset that is missing, unreadable or damaged: which file, where it was looked for."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What a process exits with that an error has ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return error.exit_code if isinstance(error, FgbenchError) else 1

@@ -42,7 +42,7 @@ def asked(monkeypatch):
 
     def run_configs(configs, **options):
         calls.append((configs, options))
-        return 0
+        return 0, ()
 
     monkeypatch.setitem(sys.modules, "fgbench.run.runner", types.SimpleNamespace(run_configs=run_configs))
     return calls
@@ -179,7 +179,7 @@ def test_errors_become_a_line_and_an_exit_code(fgbench, monkeypatch, tmp_path, e
 
 
 def test_the_runners_exit_code_is_the_commands(fgbench, monkeypatch, tmp_path):
-    runner = types.SimpleNamespace(run_configs=lambda configs, **options: 4)
+    runner = types.SimpleNamespace(run_configs=lambda configs, **options: (4, ()))
     monkeypatch.setitem(sys.modules, "fgbench.run.runner", runner)
     assert fgbench("run", write(tmp_path / "a.yaml"))[0] == 4
 

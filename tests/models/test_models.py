@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.models.layers import Stages
-from fgbench.models.resnet import BasicBlock, split_basic_blocks
+from fgbench.models.resnet import BasicBlock
 from fgbench.options import Options
 from fgbench.registry import MODELS, load, options_model
+from fgbench.trainers.blocks import split_stages
 from fgbench.trainers.passes import forward_mode_statistics
 
 SHAPES = [(1, 28, 28), (3, 32, 32)]
@@ -132,7 +133,7 @@ def test_vgg_pads_small_images_with_zeros_on_all_sides():
 
 def test_resnet18_has_eight_basic_blocks_which_split_into_sixteen_halves():
     model = build("resnet18", (3, 32, 32), width=4)
-    halves = split_basic_blocks(model)
+    halves = split_stages(model)
     assert sum(isinstance(stage, BasicBlock) for stage in model) == 8
     assert len(halves) == len(model) + 8 == 18
     assert {id(param) for param in halves.parameters()} == {id(param) for param in model.parameters()}

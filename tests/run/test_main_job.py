@@ -42,7 +42,7 @@ def test_every_config_of_the_grid_runs(name: str, tmp_path: Path, monkeypatch: p
     if name.startswith(("vgg16", "resnet18")) and not name.startswith(("vgg16_cifar10", "resnet18_mnist")):
         overrides.append("model.width=8")  # full width for one dataset each, or this takes minutes
     config = load_config(CONFIGS / f"{name}.yaml", overrides)
-    assert run_configs([config], data_dir=data, download=False) == 0
+    assert run_configs([config], data_dir=data, download=False).code == 0
     (metrics,) = (tmp_path / "results" / name).glob("s0-*/metrics.csv")
     row = pd.read_csv(metrics).iloc[0]
     assert row["train_loss"] > 0

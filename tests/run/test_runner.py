@@ -81,7 +81,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signa
 
 
 def test_a_run_directory_tells_everything(tmp_path: Path) -> None:
-    assert run_configs([make_config(tmp_path)]) == 0
+    assert run_configs([make_config(tmp_path)]).code == 0
     run = only_run(tmp_path)
     rows = run.read_metrics()
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -105,11 +105,11 @@ def test_a_run_directory_tells_everything(tmp_path: Path) -> None:
 def test_a_finished_run_is_skipped_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_configs([make_config(tmp_path)])
     before = (only_run(tmp_path).path / "metrics.csv").read_bytes()
-    assert run_configs([make_config(tmp_path)]) == 0
+    assert run_configs([make_config(tmp_path)]).code == 0
     assert "skipped" in capsys.readouterr().out
     assert (only_run(tmp_path).path / "metrics.csv").read_bytes() == before
     first = reproducible_rows(tmp_path)
-    assert run_configs([make_config(tmp_path)], force=True) == 0
+    assert run_configs([make_config(tmp_path)], force=True).code == 0
     assert (only_run(tmp_path).path / "metrics.csv").read_bytes() != before
     assert reproducible_rows(tmp_path) == first
 
@@ -127,7 +127,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert interruption.value.exit_code == 143
     assert only_run(cut).status()["state"] == "interrupted"
     monkeypatch.undo()
-    assert run_configs([make_config(cut, **changes)]) == 0
+    assert run_configs([make_config(cut, **changes)]).code == 0
     assert reproducible_rows(cut) == reproducible_rows(whole)
 
 
@@ -147,7 +147,7 @@ def test_ctrl_c_stops_at_the_next_step_and_saves(tmp_path: Path, monkeypatch: py
 
 def test_a_diverged_run_keeps_its_row_and_exits_with_4(tmp_path: Path) -> None:
     config = make_config(tmp_path, optimizer={"name": "sgd", "lr": 1e30}, schedule={"name": "constant"})
-    assert run_configs([config]) == 4
+    assert run_configs([config]).code == 4
     run = only_run(tmp_path)
     assert run.status()["state"] == "diverged"
     assert not math.isfinite(run.read_metrics()[-1]["train_loss"])
@@ -155,7 +155,7 @@ def test_a_diverged_run_keeps_its_row_and_exits_with_4(tmp_path: Path) -> None:
 
 def test_seeds_have_runs_of_their_own_and_settings_have_hashes_of_their_own(tmp_path: Path) -> None:
     configs = [make_config(tmp_path, seed=seed, epochs=epochs) for seed in (0, 1) for epochs in (1, 2)]
-    assert run_configs(configs) == 0
+    assert run_configs(configs).code == 0
     names = sorted(path.parent.name for path in tmp_path.rglob("metrics.csv"))
     assert [name[:3] for name in names] == ["s0-", "s0-", "s1-", "s1-"]
     assert {name[3:] for name in names[:2]} == {name[3:] for name in names[2:]}
@@ -169,7 +169,7 @@ def test_results_in_the_way_of_a_file_are_refused_before_anything_is_written(tmp
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_configs([make_config(tmp_path / "results")], dry_run=True) == 0
+    assert run_configs([make_config(tmp_path / "results")], dry_run=True).code == 0
     assert "backprop" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -181,7 +181,7 @@ def test_running_out_of_memory_says_what_to_lower(
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 99 bytes")
 
     monkeypatch.setattr("fgbench.run.epochs.train_epoch", exhausted)
-    assert run_configs([make_config(tmp_path)]) == 1
+    assert run_configs([make_config(tmp_path)]).code == 1
     message = capsys.readouterr().err
     assert "batch_size 8" in message
     assert only_run(tmp_path).status()["state"] == "failed"
@@ -233,7 +233,7 @@ def test_a_finished_run_that_lost_a_file_comes_to_the_same_end_again(name: str, 
     run_configs([make_config(tmp_path)])
     before = (only_run(tmp_path).path / "metrics.csv").read_bytes()
     (only_run(tmp_path).path / name).write_bytes(b"\0garbage")
-    assert run_configs([make_config(tmp_path)]) == 0
+    assert run_configs([make_config(tmp_path)]).code == 0
     (run_folder,) = tmp_path.rglob("state.pt")
     assert (run_folder.parent / "metrics.csv").read_bytes() == before
 
@@ -243,7 +243,7 @@ def test_a_run_killed_after_it_diverged_does_not_train_on(tmp_path: Path) -> Non
     run_configs([config])
     rows = len(only_run(tmp_path).read_metrics())
     only_run(tmp_path).write_status("interrupted")
-    assert run_configs([config]) == 4
+    assert run_configs([config]).code == 4
     assert len(only_run(tmp_path).read_metrics()) == rows
     assert only_run(tmp_path).status()["state"] == "diverged"
 
@@ -258,9 +258,9 @@ def test_force_takes_a_run_over_from_another_host_without_losing_its_epochs(
     run = only_run(tmp_path)
     run.host = "elsewhere"
     run.write_status("running", epoch=1)
-    assert run_configs([make_config(tmp_path)]) == 1
+    assert run_configs([make_config(tmp_path)]).code == 1
     assert "elsewhere" in capsys.readouterr().err
-    assert run_configs([make_config(tmp_path)], force=True) == 0
+    assert run_configs([make_config(tmp_path)], force=True).code == 0
     assert "goes on after epoch 1" in capsys.readouterr().out
 
 
@@ -275,12 +275,12 @@ def test_a_state_that_does_not_fit_is_one_clear_line(
     state, _ = load_state(run.path, run.path.name)
     state["training"]["model"].popitem()
     save_state(run.path, state, keep=1)
-    assert run_configs([make_config(tmp_path)]) == 1
+    assert run_configs([make_config(tmp_path)]).code == 1
     message = capsys.readouterr().err
     assert "does not fit" in message
     assert "--no-resume" in message
     assert message.count("\n") == 1
-    assert run_configs([make_config(tmp_path)], resume=False) == 0
+    assert run_configs([make_config(tmp_path)], resume=False).code == 0
 
 
 def test_a_change_of_environment_is_told_and_both_are_kept(
@@ -333,7 +333,7 @@ def test_a_signal_in_a_runs_last_moment_stops_the_runs_after_it(
 
 def test_without_a_validation_part_its_columns_are_empty(tmp_path: Path) -> None:
     dataset = {**make_config(tmp_path).dataset.model_dump(mode="json"), "validation_fraction": 0}
-    assert run_configs([make_config(tmp_path, dataset=dataset)]) == 0
+    assert run_configs([make_config(tmp_path, dataset=dataset)]).code == 0
     assert all(
         row["val_loss"] is None and row["val_accuracy"] is None for row in only_run(tmp_path).read_metrics()
     )
@@ -345,7 +345,7 @@ def test_deterministic_runs_repeat_and_what_cannot_be_is_one_line(
 ) -> None:
     try:
         for folder in ("a", "b"):
-            assert run_configs([make_config(tmp_path / folder, deterministic=True)]) == 0
+            assert run_configs([make_config(tmp_path / folder, deterministic=True)]).code == 0
         assert reproducible_rows(tmp_path / "a") == reproducible_rows(tmp_path / "b")
         assert only_run(tmp_path / "a").read_env()["deterministic"]
 
@@ -353,7 +353,7 @@ def test_deterministic_runs_repeat_and_what_cannot_be_is_one_line(
             raise RuntimeError("scatter_cuda does not have a deterministic implementation, but you set ...")
 
         monkeypatch.setattr("fgbench.run.epochs.train_epoch", refuse)
-        assert run_configs([make_config(tmp_path / "c", deterministic=True)]) == 1
+        assert run_configs([make_config(tmp_path / "c", deterministic=True)]).code == 1
         assert "deterministic: true is more than PyTorch can give" in capsys.readouterr().err
     finally:
         torch.use_deterministic_algorithms(False)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
 
+from fgbench.analysis.series import label_configs
 from fgbench.config.config import config_hash
-from fgbench.config.sweep import label_configs, load_sweep
+from fgbench.config.sweep import load_sweep
 from fgbench.errors import ConfigError
 from fgbench.storage.run_directory import RunDirectory
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from fgbench.analysis.records import RunRecord
+from fgbench.analysis.records import IDENTITY, RunRecord, flatten
+from fgbench.config.config import Config
 from fgbench.registry import TRAINERS
-
-ENDED = ("finished", "diverged")
-"""States of runs that have nothing more to say."""
+from fgbench.storage.run_directory import ENDED
 
 PARTS = ("dataset.limit", "dataset.test_limit")
 """Settings that make another dataset of one: no accuracy on a part is an accuracy on the whole."""
@@ -172,3 +171,25 @@ def _environment(run: RunRecord) -> str:
     """What tells apart two configurations whose configs read the same."""
     told = [str(run.env[key]) for key in ("device_type", "device") if isinstance(run.env.get(key), str)][:1]
     return ", ".join([*told, run.hash])
+
+
+def label_configs(configs: Sequence[Config]) -> list[str]:
+    """A label for each: model, dataset, trainer and the other keys in which they differ, seed apart."""
+    dumps = [config.model_dump(mode="json") for config in configs]
+    settings = [
+        dict(flatten({key: value for key, value in each.items() if key not in (*IDENTITY, "device")}))
+        for each in dumps
+    ]
+    named = ("model.name", "dataset.name", "trainer.name")
+    parts = {key for key in differing(settings) if key not in named}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    heads = [f"{each.model.name} on {each.dataset.name}, {each.trainer.name}" for each in configs]
+    for head, setting in zip(heads, settings, strict=True):
+        groups.setdefault(head, []).append(setting)
+    keys = {head: [key for key in differing(group) if key in parts] for head, group in groups.items()}
+    return [
+        ", ".join(
+            [head, *filter(None, (setting_word(key, setting.get(key), keys[head]) for key in keys[head]))]
+        )
+        for head, setting in zip(heads, settings, strict=True)
+    ]

@@ -1,7 +1,6 @@
 """The command ``fgbench``: parse, call, print, exit code. Commands import what they need when they run."""
 
 import sys
-import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -49,9 +48,6 @@ def _root(
     ] = False,
 ) -> None:
     """Options that belong to no command."""
-    warnings.filterwarnings(
-        "ignore", "`torch.jit.script` is deprecated", FutureWarning
-    )  # torch's own use of it
 
 
 @app.command()
@@ -97,7 +93,7 @@ def run(
     loaded = load_all(configs, override, [[*said, *variant] for variant in variants])
     from fgbench.run.runner import run_configs  # imports torch, so only when the configs are right
 
-    code = run_configs(
+    code, paths = run_configs(
         loaded,
         data_dir=data_dir,
         download=not no_download,
@@ -105,6 +101,7 @@ def run(
         force=force,
         resume=not no_resume,
     )
+    runs.print_summary(paths)
     raise typer.Exit(code)
 
 

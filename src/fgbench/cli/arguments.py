@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fgbench.errors import ConfigError, FgbenchError
+from fgbench.errors import ConfigError, FgbenchError, exit_code_of
 
 if TYPE_CHECKING:
     from fgbench.config.config import Config, Override
@@ -21,17 +21,14 @@ class Commands(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except FgbenchError as error:
-            typer.echo(f"fgbench: {error}", err=True)
-            raise typer.Exit(error.exit_code) from error
         except BrokenPipeError as error:  # `fgbench list trainers | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from error
-        except OSError as error:
+        except (FgbenchError, OSError) as error:
             typer.echo(f"fgbench: {error}", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(exit_code_of(error)) from error
         except KeyboardInterrupt as error:
-            raise typer.Exit(130) from error
+            raise typer.Exit(exit_code_of(error)) from error
 
 
 SETTINGS: dict[str, Any] = {

@@ -1,6 +1,8 @@
 """``fgbench sweep`` and ``fgbench tune``: many runs from one file."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,9 @@ from fgbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from fgbench.config.sweep import Sweep
+
+SOME_FAILED = 3
+"""Exit code of a sweep some of whose runs failed."""
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (YAML).", show_default=False)]
 Seeds = Annotated[
@@ -76,8 +81,11 @@ def sweep(
     import torch
 
     from fgbench.datasets.search import DataSearch
+    from fgbench.run.signals import Interrupted
+    from fgbench.storage.run_directory import RunDirectory
     from fgbench.sweep.driver import make_plans, run_sweep
-    from fgbench.sweep.local import Executor, LocalPool, share_threads
+    from fgbench.sweep.executor import Executor, RunFlags
+    from fgbench.sweep.local import LocalPool, share_threads
 
     gpus = torch.cuda.device_count()
     cuda = gpus > 0
@@ -101,16 +109,17 @@ def sweep(
 
         typer.echo(describe_sweep(list(plans.values()), executor.size, executor.threads))
         return
-    flags = ["--data-dir", str(data_dir.absolute())] if data_dir else []
-    code = run_sweep(
-        file.stem,
-        plans,
-        executor,
-        flags=[*flags, *(["--no-download"] if no_download else [])],
-        force=force,
-        fail_fast=fail_fast,
-    )
-    raise typer.Exit(code)
+    flags = RunFlags(data_dir.absolute() if data_dir else None, not no_download, force)
+    paths, failures, stopped = run_sweep(plans, executor, flags, fail_fast=fail_fast)
+    print_summary(paths)
+    if stopped:
+        raise Interrupted(stopped, f"sweep {file.stem}")
+    states = Counter(RunDirectory(path).status()["state"] for path in paths if path.exists())
+    counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    typer.echo(f"\n{len(paths)} runs: {counts}")
+    for failure in failures:
+        typer.echo(f"fgbench: {failure}", err=True)
+    raise typer.Exit(SOME_FAILED if failures else 0)
 
 
 def tune(
@@ -144,6 +153,16 @@ def tune(
         loaded = replace(loaded, tune=options.model_copy(update={"trials": trials}))
     found = tune_sweep(loaded, DataSearch(data_dir, None, not no_download), typer.echo)
     typer.echo(f"\n{tuning_table(found)}")
+
+
+def print_summary(paths: Iterable[Path]) -> None:
+    """Print the closing table of the runs that have begun."""
+    from fgbench.analysis.records import load_results
+    from fgbench.analysis.tables import summary_table
+
+    records = [record for path in paths if (path / "config.yaml").exists() for record in load_results(path)]
+    if records:
+        typer.echo(f"\n{summary_table(records)}")
 
 
 def _load(file: Path, override: list[str], seeds: str | None, results: Path | None) -> "Sweep":

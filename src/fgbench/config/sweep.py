@@ -257,28 +257,3 @@ def _matches(pattern: dict[str, Any], data: dict[str, Any]) -> bool:
         if value not in (wanted if isinstance(wanted, list) else [wanted]):
             return False
     return bool(pattern)
-
-
-def label_configs(configs: Sequence[Config]) -> list[str]:
-    """A label for each: model, dataset, trainer and the other keys in which they differ, seed apart."""
-    from fgbench.analysis.records import IDENTITY, flatten
-    from fgbench.analysis.series import differing, setting_word
-
-    dumps = [config.model_dump(mode="json") for config in configs]
-    settings = [
-        dict(flatten({key: value for key, value in each.items() if key not in (*IDENTITY, "device")}))
-        for each in dumps
-    ]
-    named = ("model.name", "dataset.name", "trainer.name")
-    parts = {key for key in differing(settings) if key not in named}
-    groups: dict[str, list[dict[str, Any]]] = {}
-    heads = [f"{each.model.name} on {each.dataset.name}, {each.trainer.name}" for each in configs]
-    for head, setting in zip(heads, settings, strict=True):
-        groups.setdefault(head, []).append(setting)
-    keys = {head: [key for key in differing(group) if key in parts] for head, group in groups.items()}
-    return [
-        ", ".join(
-            [head, *filter(None, (setting_word(key, setting.get(key), keys[head]) for key in keys[head]))]
-        )
-        for head, setting in zip(heads, settings, strict=True)
-    ]

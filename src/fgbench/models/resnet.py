@@ -83,6 +83,10 @@ class BasicBlock(nn.Module):
         residual += self.shortcut(features)
         return self.relu(residual)
 
+    def halves(self) -> tuple[nn.Module, nn.Module]:
+        """The same block as two stages that share its layers; a pair passes between them."""
+        return FirstHalf(self), SecondHalf(self)
+
 
 def _project(in_channels: int, out_channels: int, stride: int, bias: bool) -> list[nn.Module]:
     """A 1x1 convolution of the given stride.
@@ -117,15 +121,3 @@ class SecondHalf(nn.Module):
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
         """The pair of ``FirstHalf`` to the block's outputs."""
         return self.relu(self.second(pair[0]) + pair[1])
-
-
-def split_basic_blocks(model: nn.Sequential) -> nn.Sequential:
-    """The same model, sharing all layers, each basic block being two stages (ResNet-18: 16 and two more).
-
-    The second half of a block takes a pair, so a cut between the halves carries the shortcut along. Other
-    stages are left as they are. Parameters are the same objects under other names.
-    """
-    stages: list[nn.Module] = []
-    for stage in model:
-        stages += [FirstHalf(stage), SecondHalf(stage)] if isinstance(stage, BasicBlock) else [stage]
-    return Stages(*stages)

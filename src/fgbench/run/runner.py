@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from fgbench import measure
-from fgbench.analysis.records import load_results
-from fgbench.analysis.summary import summarise
-from fgbench.analysis.tables import summary_table
 from fgbench.config.config import Config, config_hash, load_config, run_folder, to_yaml
 from fgbench.datasets.base import Splits, load_splits
 from fgbench.datasets.search import DataSearch
@@ -22,11 +19,22 @@ from fgbench.run.epochs import EpochLoop
 from fgbench.run.loop import Training
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.world import ForeignRunDirectory, SharedStopRequest, World, is_lost_worker
-from fgbench.storage.run_directory import Cell, RunDirectory, run_path
+from fgbench.storage.run_directory import ENDED, Cell, RunDirectory, run_path
 from fgbench.storage.state import StateError, first_line, load_state, state_files
+from fgbench.storage.summary import summarise
 
-ENDED = {"finished": 0, "diverged": 4}
-"""States of runs that have nothing more to do, and the command's exit code for each."""
+
+class RunsOutcome(NamedTuple):
+    """What became of the runs of a command.
+
+    Attributes:
+        code: the command's exit code.
+        paths: the run directories, the skipped ones included; none in a dry run, or in a worker that is not
+            the first.
+    """
+
+    code: int
+    paths: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,8 @@ def run_configs(
     force: bool = False,
     resume: bool = True,
     dry_run: bool = False,
-) -> int:
-    """Check all runs, then make them one after the other, and print a closing table.
+) -> RunsOutcome:
+    """Check all runs, then make them one after the other.
 
     Under torchrun every worker calls this; the first failure then ends them all.
 
@@ -93,9 +101,6 @@ def run_configs(
         resume: go on from the last saved state of a run that has not ended.
         dry_run: stop after the checks.
 
-    Returns:
-        The command's exit code.
-
     Raises:
         ConfigError: a run cannot be made; nothing has been written.
         Interrupted: a signal asked to stop; the run's state is saved.
@@ -105,14 +110,15 @@ def run_configs(
         for config in configs:
             plan = plan_run(config, DataSearch(data_dir, config.data_dir, download), force=force, world=world)
             plans[plan.directory.path] = plan
-        return _run_plans(plans, force=force, resume=resume, dry_run=dry_run)
+        if dry_run:
+            for path, plan in plans.items():
+                print(f"{path}: {_describe(plan)}")
+            return RunsOutcome(0)
+        code = _run_plans(plans, force=force, resume=resume)
+        return RunsOutcome(code, tuple(plans) if world.is_main else ())
 
 
-def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool, dry_run: bool) -> int:
-    if dry_run:
-        for path, plan in plans.items():
-            print(f"{path}: {_describe(plan)}")
-        return 0
+def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool) -> int:
     codes = [0]
     for path, plan in plans.items():
         state = None if force else plan.ended
@@ -131,9 +137,6 @@ def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool, dry_run: b
                 codes.append(error.exit_code)
                 continue
         codes.append(ENDED[state])
-    records = [record for path in plans if (path / "config.yaml").exists() for record in load_results(path)]
-    if records:
-        print(f"\n{summary_table(records)}")
     return next((code for code in (2, 1, 4) if code in codes), 0)
 
 

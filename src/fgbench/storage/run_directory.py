@@ -43,6 +43,9 @@ TEXT_COLUMNS = ("memory_source", "timing_note")
 
 STATES = ("running", "finished", "diverged", "interrupted", "failed")
 
+ENDED = {"finished": 0, "diverged": 4}
+"""States of runs that have nothing more to do, and the command's exit code for each."""
+
 STALE_AFTER_S = 600.0
 """A running run whose heartbeat is older than this has been killed."""
 

@@ -1,26 +1,24 @@
-"""Make all runs of a sweep: skip, start, follow, report. What makes them is an executor."""
+"""Make all runs of a sweep: skip, start, follow. What makes them is an executor."""
 
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from fgbench.analysis.records import load_results
-from fgbench.analysis.tables import summary_table
 from fgbench.config.config import Config, to_yaml
 from fgbench.datasets.search import DataSearch
-from fgbench.run.runner import ENDED, Plan
-from fgbench.run.signals import Interrupted, StopRequest
-from fgbench.sweep.local import Executor, Job, last_words
+from fgbench.run.runner import Plan
+from fgbench.run.signals import StopRequest
+from fgbench.storage.run_directory import ENDED
+from fgbench.sweep.executor import Executor, Job, RunFlags
+from fgbench.sweep.local import last_words
 
-SOME_FAILED = 3
 POLL_S = 0.1
 LOOK_S = 2.0
 """How often runs are looked at that another process is making."""
@@ -35,6 +33,20 @@ class Failure:
 
     def __str__(self) -> str:
         return f"{self.job.directory.path} failed: {self.reason}\n    log: {self.job.log}"
+
+
+class SweepOutcome(NamedTuple):
+    """What became of a sweep.
+
+    Attributes:
+        paths: the run directories of all its runs, the skipped ones included.
+        failures: the runs that failed.
+        stopped: the signal that asked to stop; every run's state is saved. 0 when there was none.
+    """
+
+    paths: tuple[Path, ...]
+    failures: tuple[Failure, ...]
+    stopped: int
 
 
 def make_plans(configs: Sequence[Config], search: DataSearch, cuda: bool) -> dict[Path, Plan]:
@@ -61,58 +73,36 @@ def make_plans(configs: Sequence[Config], search: DataSearch, cuda: bool) -> dic
 
 
 def run_sweep(
-    name: str,
     plans: dict[Path, Plan],
     executor: Executor,
+    flags: RunFlags = RunFlags(),  # noqa: B008
     *,
-    flags: Sequence[str] = (),
-    force: bool = False,
     fail_fast: bool = False,
-) -> int:
-    """Make all runs that are not finished; returns the command's exit code.
+) -> SweepOutcome:
+    """Make all runs that are not finished.
 
     Args:
-        name: the sweep's, for messages.
         plans: the runs, from :func:`make_plans`.
         executor: what makes them; closed in the end.
-        flags: further arguments of ``fgbench run`` for each.
-        force: repeat finished runs.
+        flags: how they are made.
         fail_fast: stop the others once one has failed.
-
-    Raises:
-        Interrupted: a signal asked to stop; every run's state is saved.
     """
-    todo = [plan for plan in plans.values() if force or not plan.ended]
+    todo = [plan for plan in plans.values() if flags.force or not plan.ended]
     if len(todo) < len(plans):
         ended = f"{len(plans) - len(todo)} of {len(plans)} runs"
         print(f"{ended} have ended already, skipped (--force repeats them)")
-    jobs = {
-        Job(
-            to_yaml(plan.config),
-            plan.config.results_dir,
-            plan.directory.path.relative_to(plan.config.results_dir),
-            (*flags, *(["--force"] if force else [])),
-        ): plan
-        for plan in todo
-    }
+    jobs = {}
+    for plan in todo:
+        results_dir = plan.config.results_dir
+        folder = plan.directory.path.relative_to(results_dir)
+        jobs[Job(to_yaml(plan.config), results_dir, folder, flags)] = plan
     driver = _Driver(jobs, executor, fail_fast=fail_fast)
     try:
         with StopRequest() as stop, driver.progress:
             driver.run(stop)
     finally:
         executor.close()
-    records = [record for path in plans if (path / "config.yaml").exists() for record in load_results(path)]
-    if records:
-        print(f"\n{summary_table(records)}")
-    if stop.requested:
-        raise Interrupted(stop.number, f"sweep {name}")
-    states = Counter(
-        plan.directory.status()["state"] for plan in plans.values() if plan.directory.path.exists()
-    )
-    print(f"\n{len(plans)} runs: " + ", ".join(f"{count} {state}" for state, count in states.most_common()))
-    for failure in driver.failures:
-        print(f"fgbench: {failure}", file=sys.stderr)
-    return SOME_FAILED if driver.failures else 0
+    return SweepOutcome(tuple(plans), tuple(driver.failures), stop.number)
 
 
 class _Driver:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fgbench import measure
+from fgbench.analysis.series import label_configs
 from fgbench.analysis.tables import align
-from fgbench.config.sweep import label_configs
 from fgbench.errors import FgbenchError
 from fgbench.run.build import build_training
 from fgbench.run.epochs import cpu_step_memory

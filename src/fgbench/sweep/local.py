@@ -6,69 +6,13 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
 
+from fgbench.config.config import Override, load_config
+from fgbench.errors import FgbenchError, exit_code_of
 from fgbench.storage.files import atomic_write
-from fgbench.storage.run_directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run to make.
-
-    Attributes:
-        config: the resolved config, as YAML text.
-        results_dir: the results folder, absolute.
-        folder: the run directory within it.
-        flags: further arguments of ``fgbench run``, such as ``--force``.
-    """
-
-    config: str
-    results_dir: Path
-    folder: Path
-    flags: tuple[str, ...] = ()
-
-    @property
-    def directory(self) -> RunDirectory:
-        """The run directory."""
-        return RunDirectory(self.results_dir / self.folder)
-
-    @property
-    def log(self) -> Path:
-        """Where the run's output goes; beside it lies the config it is started with."""
-        return self.results_dir / "logs" / self.folder.with_suffix(".log")
-
-
-class Executor(Protocol):
-    """Something that makes runs. The driver calls ``poll`` again and again, and ``start`` where it may."""
-
-    threads: int
-    """CPU threads of each run."""
-
-    @property
-    def size(self) -> int:
-        """How many runs can be made at once."""
-
-    def has_room(self) -> bool:
-        """Whether another run can be started now."""
-
-    def start(self, job: Job) -> None:
-        """Start a run."""
-
-    def poll(self) -> dict[Job, int]:
-        """The runs that have ended since the last call, with their exit codes."""
-
-    def progress(self) -> dict[Job, str]:
-        """The runs being made, and how far they are."""
-
-    def stop(self, number: int) -> None:
-        """Send the runs a signal: they save and end."""
-
-    def close(self) -> None:
-        """End at once whatever is still there."""
+from fgbench.sweep.executor import Job
 
 
 class LocalPool:
@@ -88,7 +32,7 @@ class LocalPool:
         self._free = list(reversed(range(size)))
         self._running: dict[Job, tuple[BaseProcess, int]] = {}
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["fgbench.run.runner", "torch._dynamo", "fgbench.cli.app"])
+        self._context.set_forkserver_preload(["fgbench.run.runner", "torch._dynamo"])
 
     def has_room(self) -> bool:
         """Whether fewer than ``size`` runs are being made."""
@@ -103,9 +47,8 @@ class LocalPool:
         path = job.log.with_suffix(".yaml")
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, job.config)
-        arguments = ["run", str(path), *job.flags]
         process = self._context.Process(
-            target=_run_child, args=(arguments, str(job.log), environment, self.threads), name=job.folder.name
+            target=_run_child, args=(job, path, environment, self.threads), name=job.folder.name
         )
         process.start()
         self._running[job] = (process, slot)
@@ -165,22 +108,31 @@ def last_words(path: Path) -> str:
     return (messages or said)[-1]
 
 
-def _run_child(arguments: list[str], log: str, environment: dict[str, str], threads: int) -> None:
-    """In the new process: the command ``fgbench``, its output in a log."""
+def _run_child(job: Job, config: Path, environment: dict[str, str], threads: int) -> None:
+    """In the new process: make the run, its output in the job's log; ends the process."""
     os.setsid()  # or the terminal's Ctrl-C would come as a second one, which ends a run without saving
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a driver in the background may ignore it
     os.environ.update(environment)
-    with open(log, "ab", buffering=0) as file:  # noqa: PTH123
+    with job.log.open("ab", buffering=0) as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    print(f"$ fgbench {' '.join(arguments)}", flush=True)
-    sys.argv = ["fgbench", *arguments]
+    sys.argv = ["fgbench", "run", str(config), *job.flags.arguments]  # env.json keeps it
+    print(f"$ {' '.join(sys.argv)}", flush=True)
+    if "" not in sys.path:
+        sys.path.append("")  # a user's own package.module:Class in the folder they work in
     from fgbench import measure
-    from fgbench.cli.app import main
+    from fgbench.run.runner import run_configs
 
     measure.set_threads(threads)
-    main()
+    try:
+        loaded = load_config(config, [Override("results_dir", str(job.results_dir), "the sweep")])
+        code = run_configs([loaded], **job.flags._asdict()).code
+    except (FgbenchError, OSError, KeyboardInterrupt) as error:
+        if not isinstance(error, KeyboardInterrupt):
+            print(f"fgbench: {error}", file=sys.stderr, flush=True)
+        code = exit_code_of(error)
+    sys.exit(code)
 
 
 def _end_with_driver() -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from fgbench.errors import FgbenchError
 from fgbench.storage.files import atomic_write
 from fgbench.storage.run_directory import RunDirectory, is_alive
-from fgbench.sweep.local import Job, LocalPool
+from fgbench.sweep.executor import Job
+from fgbench.sweep.local import LocalPool
 
 POLL_S = 0.1
 LET_GO_S = 120.0
@@ -144,4 +145,4 @@ def _move_apart(job: Job) -> Job:
         if not is_alive(pid):
             shutil.rmtree(folder, ignore_errors=True)
     results_dir = Path(tempfile.mkdtemp(prefix=f"fgbench-ray-{os.getpid()}-"))
-    return replace(job, results_dir=results_dir, flags=(*job.flags, "--results", str(results_dir)))
+    return replace(job, results_dir=results_dir)

@@ -15,11 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 from fgbench.errors import ConfigError, FgbenchError
-from fgbench.run.runner import ENDED
 from fgbench.storage.files import atomic_write
-from fgbench.storage.run_directory import RunDirectory
+from fgbench.storage.run_directory import ENDED, RunDirectory
 from fgbench.storage.state import state_files
-from fgbench.sweep.local import Job
+from fgbench.sweep.executor import Job
 from fgbench.sweep.ray_node import NodeRunner, Outcome, pack, unpack
 
 # Read when Ray is imported: otherwise Ray takes this machine's outer address where it is told 127.0.0.1.
@@ -249,7 +248,7 @@ class _Run:
         self._held.enter_context(directory.lock())
         files = pack(directory)
         self._status = files.pop("status.json", b"")
-        repeat = "--force" in self.job.flags and directory.status()["state"] in ENDED
+        repeat = self.job.flags.force and directory.status()["state"] in ENDED
         directory.write_status("running")
         self._directory = directory
         return {} if repeat else files

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fgbench import measure
+from fgbench.analysis.series import label_configs
 from fgbench.analysis.tables import align
 from fgbench.config.config import Config, Override, check_config, to_yaml
 from fgbench.config.source import Source
-from fgbench.config.sweep import Sweep, TuneOptions, label_configs
+from fgbench.config.sweep import Sweep, TuneOptions
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
 from fgbench.run.build import build_training

@@ -1,1 +1,6 @@
 """One file per rule that gives gradients. Imports no torch by itself."""
+
+import warnings
+
+# torch's own use of it, when a derivative is first taken by forward mode
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)

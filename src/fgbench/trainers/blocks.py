@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from fgbench.errors import ConfigError
 from fgbench.models.layers import Stages
-from fgbench.models.resnet import split_basic_blocks
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, trainable_parameters
 
 Value = Any
@@ -23,7 +22,7 @@ def cut_model(model: nn.Module, count: int | None = None) -> list[Stages]:
 
     A stage without parameters joins the one before it. While there are too many blocks, the one with the
     fewest parameters joins its smaller neighbour; so ResNet-18's stem and head join its first and last basic
-    block. Where there are too few, basic blocks are cut in halves.
+    block. Where there are too few, stages with ``halves()``, such as basic blocks, are cut in two.
 
     Args:
         model: an ``nn.Sequential`` of stages; the blocks hold its modules, not copies.
@@ -37,7 +36,7 @@ def cut_model(model: nn.Module, count: int | None = None) -> list[Stages]:
         raise ConfigError(f"a model to cut into blocks must be an nn.Sequential, got {type(model).__name__}")
     groups = _group_stages(model)
     if count is not None and count > len(groups):
-        groups = _group_stages(split_basic_blocks(model))
+        groups = _group_stages(split_stages(model))
         if count > len(groups):
             raise ConfigError(
                 f"trainer.blocks: got {count}, but this model can be cut into at most {len(groups)} blocks"
@@ -55,6 +54,19 @@ def cut_model(model: nn.Module, count: int | None = None) -> list[Stages]:
             f"{shared} parameters are shared between blocks, which cannot be trained one by one"
         )
     return blocks
+
+
+def split_stages(model: nn.Sequential) -> nn.Sequential:
+    """The same model, sharing all layers, each stage that has ``halves()`` being two.
+
+    A cut between the halves of a basic block carries the shortcut along. Parameters are the same objects
+    under other names.
+    """
+    stages: list[nn.Module] = []
+    for stage in model:
+        halves = getattr(stage, "halves", None)
+        stages += halves() if halves else [stage]
+    return Stages(*stages)
 
 
 def _group_stages(model: nn.Sequential) -> list[list[nn.Module]]:

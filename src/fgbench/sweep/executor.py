@@ -1,0 +1,86 @@
+"""What the sweep driver hands out, and what makes it: jobs and executors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from fgbench.storage.run_directory import RunDirectory
+
+
+class RunFlags(NamedTuple):
+    """How runs are made, beside their configs.
+
+    Attributes:
+        data_dir: a folder to look for datasets in first.
+        download: whether to fetch a dataset that is not found.
+        force: repeat runs that have ended.
+    """
+
+    data_dir: Path | None = None
+    download: bool = True
+    force: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same as arguments of ``fgbench run``, for logs and env.json."""
+        return [
+            *(["--data-dir", str(self.data_dir)] if self.data_dir else []),
+            *([] if self.download else ["--no-download"]),
+            *(["--force"] if self.force else []),
+        ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to make.
+
+    Attributes:
+        config: the resolved config, as YAML text.
+        results_dir: the results folder, absolute; it counts in place of the config's.
+        folder: the run directory within it.
+        flags: how it is made.
+    """
+
+    config: str
+    results_dir: Path
+    folder: Path
+    flags: RunFlags
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run directory."""
+        return RunDirectory(self.results_dir / self.folder)
+
+    @property
+    def log(self) -> Path:
+        """Where the run's output goes; beside it lies the config it is started with."""
+        return self.results_dir / "logs" / self.folder.with_suffix(".log")
+
+
+class Executor(Protocol):
+    """Something that makes runs. The driver calls ``poll`` again and again, and ``start`` where it may."""
+
+    threads: int
+    """CPU threads of each run."""
+
+    @property
+    def size(self) -> int:
+        """How many runs can be made at once."""
+
+    def has_room(self) -> bool:
+        """Whether another run can be started now."""
+
+    def start(self, job: Job) -> None:
+        """Start a run."""
+
+    def poll(self) -> dict[Job, int]:
+        """The runs that have ended since the last call, with their exit codes."""
+
+    def progress(self) -> dict[Job, str]:
+        """The runs being made, and how far they are."""
+
+    def stop(self, number: int) -> None:
+        """Send the runs a signal: they save and end."""
+
+    def close(self) -> None:
+        """End at once whatever is still there."""
