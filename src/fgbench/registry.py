@@ -25,6 +25,8 @@ class Component:
     bias: str = ""
     cost: str = ""
     """Cost of a step in forward passes, for trainers."""
+    revision: int = 1
+    """Raised when its numbers change; above 1 it is part of a run's hash, so older runs are other runs."""
 
 
 DATASETS = {
@@ -115,6 +117,7 @@ TRAINERS = {
         "Ren et al. (2023), arXiv 2210.03310",
         bias="none",
         cost="2K, and the weight-gradient products",
+        revision=2,
     ),
     "guided-forward-gradient": Component(
         "fgbench.trainers.guided_forward_gradient:GuidedForwardGradient",
@@ -131,6 +134,7 @@ TRAINERS = {
         "Bacho and Chu (2024), arXiv 2212.07282",
         bias="biased: the direction follows the feedback matrices",
         cost="2, and the weight-gradient products; projection: 4",
+        revision=2,
     ),
     "zeroth-order": Component(
         "fgbench.trainers.zeroth_order:ZerothOrder",

@@ -162,8 +162,12 @@ def test_measuring_gradient_quality_disturbs_nothing(name):
     trainer = load("trainer", name)()
     trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
     trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
-    grads = [param.grad for param in model.parameters() if param.grad is not None]
-    before = copy.deepcopy((model.state_dict(), grads, trainer.state_dict()))
+
+    def everything():
+        grads = {key: param.grad for key, param in model.named_parameters() if param.grad is not None}
+        return model.state_dict(), grads, trainer.state_dict()
+
+    before = copy.deepcopy(everything())
     state = torch.get_rng_state()
 
     cosine, error = gradient_quality(trainer, model, LOSS, inputs, labels, torch.Generator())
@@ -171,6 +175,5 @@ def test_measuring_gradient_quality_disturbs_nothing(name):
     assert -1 <= cosine <= 1
     assert error >= 0
     assert torch.equal(state, torch.get_rng_state())
-    after = (model.state_dict(), grads, trainer.state_dict())
-    left, right = torch.utils._pytree.tree_leaves(before), torch.utils._pytree.tree_leaves(after)
+    left, right = (torch.utils._pytree.tree_leaves(each) for each in (before, everything()))
     assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(left, right, strict=True))

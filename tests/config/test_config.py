@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -445,6 +446,14 @@ def test_every_component_hashes_differently(write):
     path = write(MINIMAL)
     hashes = {config_hash(load_config(path, with_component(*each)), "cpu") for each in COMPONENTS}
     assert len(hashes) == len(COMPONENTS) - 2, "three of them spell out MINIMAL"
+
+
+def test_a_raised_revision_makes_other_runs_of_the_same_config(write, monkeypatch):
+    config = load_config(write(MINIMAL))
+    row, before = TRAINERS[config.trainer.name], config_hash(config, "cpu")
+    for revision, same in ((1, True), (2, False)):
+        monkeypatch.setitem(TRAINERS, config.trainer.name, replace(row, revision=revision))
+        assert (config_hash(config, "cpu") == before) == same
 
 
 def test_the_hash_ignores_defaults_spelt_out(write):

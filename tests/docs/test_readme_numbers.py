@@ -74,10 +74,7 @@ TRAINERS = {
     "forward-gradient_exact_output_guess_rademacher_structure_rank1": (
         "forward-gradient, rank-one, `exact_output: true`"
     ),
-    "activity-forward-gradient": "activity-forward-gradient",
-    "activity-forward-gradient_exact_output": "activity-forward-gradient, `exact_output: true`",
     "guided-forward-gradient": "guided-forward-gradient (uses local backward passes)",
-    "feedback-forward-gradient": "feedback-forward-gradient",
     "zeroth-order": "zeroth-order",
 }
 

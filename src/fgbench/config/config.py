@@ -27,7 +27,7 @@ from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
 from fgbench.config.source import Location, Source, dump_yaml, parse_value, read_yaml, show, show_key
 from fgbench.errors import ConfigError
 from fgbench.options import Options
-from fgbench.registry import TABLES, options_model
+from fgbench.registry import TABLES, find, options_model
 
 NAMED_BLOCKS = (*TABLES, "optimizer", "schedule")
 """Blocks for which their bare name may stand: ``trainer: backprop``."""
@@ -248,11 +248,14 @@ def config_hash(config: Config, device_type: str, workers: int = 1) -> str:
     """Eight hexadecimal digits that two runs share if they differ in nothing but the seed.
 
     Hashed is what differs from the defaults, so that a key added to fgbench does not orphan older results;
-    name, seed, folders, saving and diagnostics are left out.
+    name, seed, folders, saving and diagnostics are left out. A component whose numbers have changed has a
+    revision, which is hashed too: its older runs are not taken for those of today's code.
     """
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude=UNHASHED)
     for kind in TABLES:  # a component's name may be the default within its own options
-        settings[kind]["name"] = getattr(config, kind).name
+        settings[kind]["name"] = name = getattr(config, kind).name
+        if (revision := find(kind, name).revision) > 1:
+            settings[kind]["revision"] = revision
     settings.update(device=device_type, workers=workers)
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]

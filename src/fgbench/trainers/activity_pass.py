@@ -22,7 +22,8 @@ LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 RELUS = {F.relu, torch.relu, Tensor.relu}
 RELUS_IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}
-INERT = {"__get__", "size", "dim", "numel", "stride"}  # ask a tensor what it is
+INERT = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride}  # ask a tensor what it is
+INERT |= {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout")}
 
 
 @dataclass
@@ -100,8 +101,11 @@ class PerturbedLayers(TorchFunctionMode):
             if id(arguments["weight"]) in self.layers or id(arguments.get("bias")) in self.layers:
                 self._watch(func, (arguments["input"],))
                 return self._perturbed(func, arguments)
-        if func.__name__ not in INERT:
-            self._watch(func, tree_leaves((args, kwargs)))
+        if func not in INERT:
+            in_place = func in RELUS_IN_PLACE or (
+                func is F.relu and (kwargs.get("inplace") or True in args[1:])
+            )
+            self._watch(func, tree_leaves((args, kwargs)), in_place=in_place)
         return func(*args, **kwargs)
 
     def _perturbed(self, func: Any, arguments: dict[str, Any]) -> Tensor:
@@ -122,7 +126,7 @@ class PerturbedLayers(TorchFunctionMode):
         self.outputs[id(output)] = (weakref.ref(output), call)
         return output
 
-    def _watch(self, func: Any, values: Iterable[Any]) -> None:
+    def _watch(self, func: Any, values: Iterable[Any], *, in_place: bool = False) -> None:
         for value in values:
             if id(value) in self.layers:
                 raise ConfigError(
@@ -136,7 +140,7 @@ class PerturbedLayers(TorchFunctionMode):
                 call.mask = forward_ad.unpack_dual(value).primal > 0
             else:
                 call.used_elsewhere = True
-            if func in RELUS_IN_PLACE:
+            if in_place:
                 del self.outputs[id(value)]  # from here on it is the ReLU's output
 
     def _name(self, arguments: dict[str, Any]) -> str:
@@ -208,6 +212,7 @@ def perturbed_pass(
         }
         with mode:
             outputs = functional_call(model, duals, (inputs,))
+        mode._watch(loss_fn, tree_leaves(outputs))
         losses, derivatives = forward_ad.unpack_dual(sample_losses(loss_fn, outputs, labels))
         outputs, output_tangents = forward_ad.unpack_dual(outputs)
     return PassResult(
