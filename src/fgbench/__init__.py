@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fgbench.config.config import Config, load_config
     from fgbench.errors import ConfigError, DataError, FgbenchError
-    from fgbench.options import Options
+    from fgbench.options import Backwards, Options, TrainerOptions
     from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
     from fgbench.trainers.backprop import Backprop
     from fgbench.trainers.base import StepStats, Trainer
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ActivityForwardGradient": "trainers.activity_forward_gradient",
     "Backprop": "trainers.backprop",
+    "Backwards": "options",
     "Config": "config.config",
     "ConfigError": "errors",
     "DataError": "errors",
@@ -33,6 +34,7 @@ _MODULES = {
     "Options": "options",
     "StepStats": "trainers.base",
     "Trainer": "trainers.base",
+    "TrainerOptions": "options",
     "ZerothOrder": "trainers.zeroth_order",
     "load_config": "config.config",
 }
@@ -40,6 +42,7 @@ _MODULES = {
 __all__ = [
     "ActivityForwardGradient",
     "Backprop",
+    "Backwards",
     "Config",
     "ConfigError",
     "DataError",
@@ -51,6 +54,7 @@ __all__ = [
     "Options",
     "StepStats",
     "Trainer",
+    "TrainerOptions",
     "ZerothOrder",
     "load_config",
 ]

@@ -1,5 +1,7 @@
 """The base of every option block of a config. Imports no torch."""
 
+from enum import StrEnum
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -15,3 +17,31 @@ class Options(BaseModel):
 
     name: str
     """Which component: a name of `fgbench list`, or `package.module:Class`."""
+
+
+class Backwards(StrEnum):
+    """What a trainer uses backwards, from nothing to everything.
+
+    The exact gradient of the output layer counts as nothing: it is in closed form and goes through no layer.
+    """
+
+    NOTHING = "nothing"
+    WEIGHTS = "transposed weights or their signs"
+    BLOCKS = "a block's own loss"
+    STAGES = "the last n stages"
+    EVERYTHING = "everything"
+    UNKNOWN = "not declared"
+
+
+class TrainerOptions(Options):
+    """Options of a trainer, which say what it uses backwards with them."""
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """What a step uses backwards; a trainer declares it here, since it may depend on its options."""
+        return Backwards.UNKNOWN
+
+
+def declared_backwards(options: Options) -> Backwards:
+    """What the options of a trainer say it uses backwards; unknown where they are plain ``Options``."""
+    return options.uses_backwards if isinstance(options, TrainerOptions) else Backwards.UNKNOWN

@@ -6,12 +6,15 @@ error messages and the contract tests all read these tables. Users' own code nee
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from pydantic import ValidationError
+
 from fgbench.errors import ConfigError
-from fgbench.options import Options
+from fgbench.options import Backwards, Options, declared_backwards
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Component:
     """Cost of a step in forward passes, for trainers."""
     revision: int = 1
     """Raised when its numbers change; above 1 it is part of a run's hash, so older runs are other runs."""
+    backwards: str = ""
+    """What a trainer uses backwards, first with its default options; ``uses_backwards`` says it exactly."""
 
 
 DATASETS = {
@@ -101,6 +106,7 @@ TRAINERS = {
         "Rumelhart et al. (1986)",
         bias="none (exact)",
         cost="about 3; 4 with recompute",
+        backwards="everything",
     ),
     "forward-gradient": Component(
         "fgbench.trainers.forward_gradient:ForwardGradient",
@@ -109,6 +115,7 @@ TRAINERS = {
         "Baydin et al. (2022), arXiv 2202.08587",
         bias="none with mean; projection shrinks by K/P",
         cost="1 + 2K; rank1: 1 + K",
+        backwards="nothing",
     ),
     "activity-forward-gradient": Component(
         "fgbench.trainers.activity_forward_gradient:ActivityForwardGradient",
@@ -118,6 +125,7 @@ TRAINERS = {
         bias="none",
         cost="2K, and the weight-gradient products",
         revision=2,
+        backwards="nothing",
     ),
     "guided-forward-gradient": Component(
         "fgbench.trainers.guided_forward_gradient:GuidedForwardGradient",
@@ -126,6 +134,7 @@ TRAINERS = {
         "Fournier et al. (2023), arXiv 2306.06968",
         bias="biased: a projection on the guess",
         cost="3 + (L-1)/2, and local forward and backward passes of each of the L blocks",
+        backwards="a block's own loss; guess normal or rademacher: the last n stages (its last block)",
     ),
     "feedback-forward-gradient": Component(
         "fgbench.trainers.feedback_forward_gradient:FeedbackForwardGradient",
@@ -135,6 +144,7 @@ TRAINERS = {
         bias="biased: the direction follows the feedback matrices",
         cost="2, and the weight-gradient products; projection: 4",
         revision=2,
+        backwards="nothing",
     ),
     "zeroth-order": Component(
         "fgbench.trainers.zeroth_order:ZerothOrder",
@@ -143,6 +153,7 @@ TRAINERS = {
         "Malladi et al. (2023), arXiv 2305.17333",
         bias="O(epsilon^2)",
         cost="2K",
+        backwards="nothing",
     ),
     "frozen": Component(
         "fgbench.trainers.frozen:Frozen",
@@ -151,6 +162,7 @@ TRAINERS = {
         "Rahimi and Recht (2007)",
         bias="no gradient but the output layer's, which is exact",
         cost="1",
+        backwards="nothing",
     ),
 }
 
@@ -196,6 +208,19 @@ def options_model(kind: str, name: str) -> type[Options]:
         model: type[Options] = import_target(component.target).Options
         return model
     return import_target(component.options)
+
+
+def uses_backwards(block: Mapping[str, Any]) -> Backwards:
+    """What the trainer of a config's block uses backwards; see :class:`Backwards`.
+
+    Unknown for users' own trainers, which are not imported only to be asked, and for options that have gone.
+    """
+    if block["name"] not in TRAINERS:
+        return Backwards.UNKNOWN
+    try:
+        return declared_backwards(options_model("trainer", block["name"])(**block))
+    except ValidationError:
+        return Backwards.UNKNOWN
 
 
 def load(kind: str, name: str) -> Any:

@@ -310,11 +310,12 @@ def test_list_shows_every_component_and_its_options(fgbench, kind):
                 assert " ".join(field.description.split()) in " ".join(details.split())
 
 
-def test_list_trainers_tells_bias_and_cost(fgbench):
+def test_list_trainers_tells_bias_cost_and_what_goes_backwards(fgbench):
     out = " ".join(fgbench("list", "trainers")[1].split())
     for component in TABLES["trainer"].values():
         assert f"bias: {component.bias}" in out
         assert f"cost in forward passes: {component.cost}" in out
+        assert f"uses backwards: {component.backwards}" in out
 
 
 def test_list_keys_shows_every_key_of_a_config(fgbench, tmp_path):

@@ -95,6 +95,7 @@ def test_a_run_directory_tells_everything(tmp_path: Path) -> None:
     assert rows[0]["lr"] == pytest.approx(0.01)
     assert run.status()["state"] == "finished"
     summary = run.read_summary()
+    assert summary["uses_backwards"] == "everything"
     assert summary["final"]["test_accuracy"] == rows[-1]["test_accuracy"]
     best = max(rows, key=lambda row: row["val_accuracy"])
     assert summary["best_validation"]["val_accuracy"] == best["val_accuracy"]

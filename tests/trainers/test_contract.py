@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
-from fgbench.registry import TRAINERS, load, options_model
+from fgbench.options import Backwards, Options, declared_backwards
+from fgbench.registry import TRAINERS, load, options_model, uses_backwards
 from fgbench.trainers import sampling
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.forward_gradient import ForwardGradient
@@ -168,6 +169,42 @@ def test_a_trainer_goes_on_from_its_state(name, options):
     step(trainer, model)
     step(other, twin)
     assert same(gradients(model), gradients(twin))
+
+
+@pytest.mark.parametrize(("name", "options"), DEFAULTS + VARIANTS)
+def test_a_trainer_that_uses_nothing_backwards_never_asks_for_a_backward_pass(name, options, monkeypatch):
+    trainer, model = ready(name, options, "fc")
+    asked = []
+
+    def watch(place):
+        function = getattr(torch.autograd, place)
+
+        def asking(*args, **kwargs):
+            asked.append(place)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(torch.autograd, place, asking)
+
+    watch("backward")
+    watch("grad")
+    step(trainer, model)
+    assert trainer.uses_backwards is not Backwards.UNKNOWN
+    if trainer.uses_backwards in (Backwards.NOTHING, Backwards.WEIGHTS):
+        assert not asked
+    else:
+        assert asked, "a trainer that goes backwards must be seen by this test"
+    if not options:
+        assert TRAINERS[name].backwards.startswith(trainer.uses_backwards)
+        assert uses_backwards({"name": name}) is trainer.uses_backwards
+
+
+def test_what_a_trainer_uses_backwards_follows_its_options_and_users_own_may_declare_it():
+    guided = {"name": "guided-forward-gradient"}
+    assert uses_backwards(guided) is Backwards.BLOCKS
+    assert uses_backwards(guided | {"guess": "normal"}) is Backwards.STAGES
+    assert uses_backwards(guided | {"option_of": "an older version"}) is Backwards.UNKNOWN
+    assert uses_backwards({"name": "my_package:MyTrainer"}) is Backwards.UNKNOWN
+    assert declared_backwards(Options(name="mine")) is Backwards.UNKNOWN
 
 
 def test_a_wrong_option_is_one_clear_line():

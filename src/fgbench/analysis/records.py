@@ -14,6 +14,7 @@ import pandas as pd
 
 from fgbench.config.source import read_yaml
 from fgbench.errors import ConfigError, FgbenchError
+from fgbench.registry import uses_backwards
 from fgbench.storage.run_directory import METRICS, TEXT_COLUMNS, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,11 @@ class RunRecord:
     def component(self, kind: str) -> str:
         """Name of the run's ``dataset``, ``model`` or ``trainer``."""
         return str(self.config[kind]["name"])
+
+    @property
+    def uses_backwards(self) -> str:
+        """What the trainer uses backwards, a value of ``Backwards``, such as ``nothing``."""
+        return str(self.summary.get("uses_backwards") or uses_backwards(self.config["trainer"]))
 
     def final(self, column: str) -> float:
         """The value at the last epoch; NaN where there is none."""

@@ -39,6 +39,11 @@ class Series:
         """Name of the trainer."""
         return self.runs[0].component("trainer")
 
+    @property
+    def uses_backwards(self) -> str:
+        """What the trainer uses backwards; see :attr:`RunRecord.uses_backwards`."""
+        return self.runs[0].uses_backwards
+
     @cached_property
     def averaged(self) -> tuple[RunRecord, ...]:
         """The runs a mean is taken over: those that have ended or, while none has, all that have begun.

@@ -14,7 +14,7 @@ WIDTH = 100
 
 
 def describe_table(kind: str) -> str:
-    """Every dataset, model or trainer: what it is, its source and, for trainers, bias and cost."""
+    """Every dataset, model or trainer: what it is, its source, and for trainers more (bias, cost, ...)."""
     return "\n".join(line for name, component in TABLES[kind].items() for line in _describe(name, component))
 
 
@@ -40,7 +40,12 @@ def describe_keys() -> str:
 def _describe(name: str, component: Component) -> Iterator[str]:
     yield name
     yield from _wrap(component.summary, "    ")
-    facts = {"source": component.source, "bias": component.bias, "cost in forward passes": component.cost}
+    facts = {
+        "source": component.source,
+        "bias": component.bias,
+        "cost in forward passes": component.cost,
+        "uses backwards": component.backwards,
+    }
     for label, text in facts.items():
         if text:
             yield from _wrap(f"{label}: {text}", "    ")

@@ -14,6 +14,7 @@ from fgbench.config.config import Config, config_hash, load_config, run_folder, 
 from fgbench.datasets.base import Splits, load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError, FgbenchError
+from fgbench.options import declared_backwards
 from fgbench.run.build import build_training
 from fgbench.run.epochs import EpochLoop
 from fgbench.run.loop import Training
@@ -228,7 +229,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> str:
     world.share_parameters(training.model)
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
         state = EpochLoop(config, plan.identity, directory, training, rows, stop, world).train()
-        directory.write_summary(summarise(rows))
+        directory.write_summary(summarise(rows) | {"uses_backwards": declared_backwards(config.trainer)})
         directory.write_status(state, epoch=training.epoch, epochs=config.epochs)
     if stop.requested:  # too late for this run, in time for those after it
         raise Interrupted(stop.number, directory.path)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fgbench.config.mistakes import explain
-from fgbench.options import Options
+from fgbench.options import Backwards, Options, declared_backwards
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss_fn(outputs, labels)`` returns one loss per sample, shape (B,)."""
@@ -58,6 +58,11 @@ class Trainer:
             self.options: Any = self.Options(**changes) if options is None else options
         except ValidationError as error:
             raise explain(error, changes, self.Options, type(self).__name__) from error
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """What a step uses backwards; the options model declares it."""
+        return declared_backwards(self.options)
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Build what depends on the model (auxiliary networks, feedback matrices); nothing by default.

@@ -4,28 +4,43 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fgbench.options import Options
+from fgbench.options import Backwards, TrainerOptions
 
 
-class BackpropOptions(Options):
+class BackpropOptions(TrainerOptions):
     """Options of ``backprop``."""
 
     name: str = "backprop"
     recompute: bool = False
     """Drop activations and compute them again in the backward pass, stage by stage."""
 
+    @property
+    def uses_backwards(self) -> Backwards:
+        """See :class:`TrainerOptions`."""
+        return Backwards.EVERYTHING
 
-class FrozenOptions(Options):
+
+class FrozenOptions(TrainerOptions):
     """Options of ``frozen``."""
 
     name: str = "frozen"
 
+    @property
+    def uses_backwards(self) -> Backwards:
+        """See :class:`TrainerOptions`."""
+        return Backwards.NOTHING
 
-class ForwardOptions(Options):
+
+class ForwardOptions(TrainerOptions):
     """Options every forward trainer has."""
 
     exact_output: bool = False
     """Give the last linear layer its gradient in closed form from the loss: no chain through the network."""
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """See :class:`TrainerOptions`."""
+        return Backwards.NOTHING
 
 
 class TangentOptions(ForwardOptions):
@@ -97,6 +112,14 @@ class GuidedForwardGradientOptions(ForwardOptions):
     """Project on the whole block's guess, or on each parameter tensor's by itself."""
     chunk: PositiveInt | None = None
     """How many tangents are pushed forward at once at most; bounds memory."""
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """With random guesses of weights the last block alone goes backwards, by the network's own loss."""
+        random = self.guess in ("normal", "rademacher")
+        if random and (self.space, self.target) == ("weights", "global"):
+            return Backwards.STAGES
+        return Backwards.BLOCKS
 
 
 class FeedbackForwardGradientOptions(ForwardOptions):
