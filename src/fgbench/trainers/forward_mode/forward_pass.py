@@ -1,0 +1,117 @@
+"""One forward pass along given tangents, on any model: right, or refused in one line."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fgbench.errors import ConfigError
+from fgbench.trainers.forward_mode.factors import Factors
+from fgbench.trainers.forward_mode.refusals import (
+    as_under_backprop,
+    constant_parameters,
+    refuse_unsuitable,
+)
+from fgbench.trainers.forward_mode.rules import RULES
+from fgbench.trainers.forward_mode.shadows import Observer, RefusedError, Shadows
+
+REMEDY = "train this model with backprop or zeroth-order, or write this part in operations that have one"
+
+
+class ForwardPass:
+    """Within, everything the model computes carries K directional derivatives along.
+
+    Parameters (or inputs) get tangents; run the model and the loss inside, and ask for the tangents of what
+    came out: of the loss, d_k = <g, v_k>; of the outputs, J v_k. What is computed under ``no_grad``, or
+    detached, counts as constant, as it does for backprop. The pass leaves no trace: parameters, hooks and
+    buffers are as after any forward pass (see ``OnePass`` for several passes over one batch).
+
+    Args:
+        model: whose parameters have the tangents; refused where backprop's gradient is not a derivative.
+        tangents: by parameter (or input tensor), shape (K, ...): full tangents, or their ``Factors``. What
+            has none is a constant.
+        count: K.
+        observers: called with every ATen operation before it runs; see ``layers.py``.
+
+    Raises:
+        ConfigError: on the way in or out: forward mode would not give this model's derivative; names the
+            operation, the module, and what to do.
+
+    Example:
+        >>> model, inputs = nn.Linear(3, 2), torch.ones(4, 3)
+        >>> tangents = {param: torch.ones(1, *param.shape) for param in model.parameters()}
+        >>> with ForwardPass(model, tangents) as forward:
+        ...     outputs = model(inputs)
+        ...     change = forward.tangent_of(outputs)
+        >>> change.shape, float(change[0, 0, 0])
+        (torch.Size([1, 4, 2]), 4.0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tangents: Mapping[Tensor, Tensor | Factors],
+        count: int = 1,
+        observers: tuple[Observer, ...] = (),
+    ) -> None:
+        self.model = model
+        self.shadows = Shadows(count, RULES)
+        self._tangents = tangents
+        self._observers = observers
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "ForwardPass":
+        refuse_unsuitable(self.model)
+        with self._stack, self._named_refusals():
+            self._stack.enter_context(constant_parameters(self.model))
+            with torch.no_grad():
+                for value, tangent in self._tangents.items():
+                    self.shadows.give(value, tangent)
+            self._tangents = {}
+            self.shadows.observers += self._observers
+            self._stack.enter_context(as_under_backprop(self.shadows))
+            self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            self._stack.enter_context(torch.enable_grad())
+            self._stack.enter_context(self.shadows)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self.shadows.clear()
+        if isinstance(error, RefusedError):
+            raise ConfigError(refusal(error, self.model)) from error
+
+    def tangent_of(self, value: Tensor) -> Tensor:
+        """The K directional derivatives of something computed within, shape (K, ...); a copy."""
+        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+            tangent = self.shadows.get(value)
+            if tangent is None:
+                return torch.zeros(self.shadows.count, *value.shape, dtype=value.dtype, device=value.device)
+            return tangent.clone()
+
+    @contextmanager
+    def _named_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except RefusedError as error:
+            raise ConfigError(refusal(error, self.model)) from error
+
+
+def refusal(error: RefusedError, model: nn.Module) -> str:
+    """One line: in which module (from the traceback), in which operation, why, and what to do."""
+    names = {id(module): name for name, module in model.named_modules()}
+    where, traceback = "", error.__traceback__
+    while traceback is not None:
+        module = traceback.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(id(module)):
+            where = f" in {names[id(module)]!r} ({type(module).__name__})"
+        operation = traceback.tb_frame.f_locals.get("func")
+        traceback = traceback.tb_next
+    name = f"{operation}: " if isinstance(operation, torch._ops.OpOverload) else ""
+    return f"forward mode cannot differentiate this model{where}: {name}{error}; {REMEDY}"
