@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fgbench.checks.verify import verify
     from fgbench.config.config import Config, load_config
     from fgbench.errors import ConfigError, DataError, FgbenchError
     from fgbench.options import Backwards, Options, TrainerOptions
@@ -37,6 +38,7 @@ _MODULES = {
     "TrainerOptions": "options",
     "ZerothOrder": "trainers.zeroth_order",
     "load_config": "config.config",
+    "verify": "checks.verify",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "TrainerOptions",
     "ZerothOrder",
     "load_config",
+    "verify",
 ]
 
 

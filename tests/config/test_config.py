@@ -385,7 +385,7 @@ VALUES = [
     "[3, 8, 8]",
     "words",
 ]
-UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics"}
+UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics", "verify"}
 COMPONENTS = [(kind, name) for kind, table in TABLES.items() for name in table]
 
 

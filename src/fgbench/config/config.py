@@ -32,7 +32,7 @@ from fgbench.registry import TABLES, find, options_model
 NAMED_BLOCKS = (*TABLES, "optimizer", "schedule")
 """Blocks for which their bare name may stand: ``trainer: backprop``."""
 
-UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics"}
+UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics", "verify"}
 """Keys that do not make another experiment; the device's type is hashed in place of ``device``."""
 
 
@@ -139,6 +139,8 @@ class Config(BaseModel):
     """When state files to resume from are written."""
     diagnostics: DiagnosticsOptions = DiagnosticsOptions()
     """What is measured beside training."""
+    verify: bool = True
+    """Before training, compare the first step's derivatives and gradient with those by backprop."""
     deterministic: bool = False
     """Ask PyTorch for deterministic algorithms only."""
     precision: Literal["fp32", "bf16"] = "fp32"

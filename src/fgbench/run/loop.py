@@ -117,21 +117,16 @@ def train_epoch(training: Training, after_step: Callable[[], bool] | None = None
     Returns:
         Whether the epoch was finished; the caller starts the next one with ``start_next_epoch``.
     """
-    train, device = training.splits.train, training.device
-    shuffle = derive_generator("cpu", training.seed, "batch order", training.epoch)
-    order = torch.randperm(len(train), generator=shuffle).to(device)
-    augmentation = torch.Generator(device)
+    device = training.device
+    order, augmentation = _batch_order(training), torch.Generator(device)
     training.model.train()
     if training.batch == 0:
         training.epoch_lr = float(training.schedule.get_last_lr()[0])
     step = _choose_step(training)
     with seeded_dropout(device) as seed_dropout:
         while training.batch < training.batches_per_epoch:
-            start = training.batch * training.batch_size
-            augmentation.manual_seed(derive_seed(training.seed, "augmentation", training.step))
-            inputs, labels = train.batch(order[start : start + training.batch_size], augmentation)
-            inputs, labels = training.workers.shard(inputs), training.workers.shard(labels)
-            seed_dropout(derive_seed(training.seed, "dropout", training.step, *training.workers.shard_index))
+            inputs, labels = _batch(training, order, augmentation)
+            seed_dropout(_dropout_seed(training))
             stats = step(inputs, labels)
             training.schedule.step()
             correct = (stats.outputs.argmax(1) == labels).sum()
@@ -142,6 +137,48 @@ def train_epoch(training: Training, after_step: Callable[[], bool] | None = None
             if after_step is not None and after_step():
                 return training.batch == training.batches_per_epoch
     return True
+
+
+def next_batch(training: Training, seed_dropout: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+    """This worker's part of the batch that comes next, with the dropout masks it will have."""
+    training.model.train()
+    seed_dropout(_dropout_seed(training))
+    return _batch(training, _batch_order(training), torch.Generator(training.device))
+
+
+def _batch_order(training: Training) -> Tensor:
+    """The training images' indices, as the epoch under way takes them."""
+    shuffle = derive_generator("cpu", training.seed, "batch order", training.epoch)
+    return torch.randperm(len(training.splits.train), generator=shuffle).to(training.device)
+
+
+def _batch(training: Training, order: Tensor, augmentation: torch.Generator) -> tuple[Tensor, Tensor]:
+    start = training.batch * training.batch_size
+    augmentation.manual_seed(derive_seed(training.seed, "augmentation", training.step))
+    inputs, labels = training.splits.train.batch(order[start : start + training.batch_size], augmentation)
+    return training.workers.shard(inputs), training.workers.shard(labels)
+
+
+def _dropout_seed(training: Training) -> int:
+    return derive_seed(training.seed, "dropout", training.step, *training.workers.shard_index)
+
+
+def seed_tangents(training: Training, generator: torch.Generator) -> torch.Generator:
+    """The generator, in the state from which the coming step's tangents are drawn."""
+    return generator.manual_seed(derive_seed(training.seed, "tangents", training.step))
+
+
+def autocast(training: Training) -> AbstractContextManager[Any]:
+    """The precision that the run trains in."""
+    if training.precision == "bf16":
+        return torch.autocast(training.device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def takes_sgd_steps(training: Training) -> bool:
+    """Whether the trainer has an SGD step of its own, and plain SGD allows it."""
+    plain = is_plain_sgd(training.optimizer) and training.clip_gradient_norm is None
+    return plain and hasattr(training.trainer, "sgd_step")
 
 
 def start_next_epoch(training: Training) -> None:
@@ -158,28 +195,22 @@ def _choose_step(training: Training) -> Callable[[Tensor, Tensor], StepStats]:
     generator = torch.Generator(training.device)
     parameters = [param for param in model.parameters() if param.requires_grad]
 
-    def seeded() -> torch.Generator:
-        return generator.manual_seed(derive_seed(training.seed, "tangents", training.step))
-
-    def precision() -> AbstractContextManager[Any]:
-        if training.precision == "bf16":
-            return torch.autocast(training.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
     def dense_step(inputs: Tensor, labels: Tensor) -> StepStats:
-        with precision():
-            stats = trainer.compute_gradients(model, training.loss_fn, inputs, labels, seeded())
+        with autocast(training):
+            tangents = seed_tangents(training, generator)
+            stats = trainer.compute_gradients(model, training.loss_fn, inputs, labels, tangents)
         if training.clip_gradient_norm is not None:
             nn.utils.clip_grad_norm_(parameters, training.clip_gradient_norm)
         optimizer.step()
         return stats
 
     def sgd_step(inputs: Tensor, labels: Tensor) -> StepStats:
-        with precision():
+        with autocast(training):
             lr = optimizer.param_groups[0]["lr"]
-            return trainer.sgd_step(model, training.loss_fn, inputs, labels, seeded(), lr)  # type: ignore[attr-defined]
+            tangents = seed_tangents(training, generator)
+            return trainer.sgd_step(model, training.loss_fn, inputs, labels, tangents, lr)  # type: ignore[attr-defined]
 
-    if hasattr(trainer, "sgd_step") and is_plain_sgd(optimizer) and training.clip_gradient_norm is None:
+    if takes_sgd_steps(training):
         # or the schedule warns that the optimizer never stepped
         optimizer._opt_called = True  # type: ignore[attr-defined]
         return sgd_step

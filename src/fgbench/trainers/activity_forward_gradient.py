@@ -8,10 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ActivityForwardGradientOptions
 from fgbench.trainers.passes import DropoutReplay, gradient_norm
+from fgbench.trainers.reference import differentiate_outputs
 from fgbench.trainers.sampling import sample_tangents
 
 
@@ -104,6 +105,39 @@ class ActivityForwardGradient(Trainer):
             param.grad = gradients.get(id(param))
         norm = gradient_norm(gradients.values())
         return StepStats(result.losses.mean(), result.outputs, torch.stack(derivatives), norm)
+
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference:
+        """d_i = <delta_i, u_i>, delta from a backward pass; see :meth:`Trainer.reference`."""
+        options = self.options
+        exact = OutputLayer(model).names if options.exact_output else set()
+        layers, others = layer_parameters(model, exact)
+        true = differentiate_outputs(model, loss_fn, inputs, labels, layers)
+        gradient = {name: part for name, part in true.gradient.items() if name in exact}
+        gradient |= {name: torch.zeros_like(tangent) for name, tangent in others.items()}
+        totals = [torch.zeros_like(call.output) for call in true.calls]
+        derivatives = []
+        for _ in range(options.tangents):
+            tangents = sample_tangents(others, options.guess, generator) if others else {}
+            drawn = [
+                sample_tangents({"output": call.output}, options.guess, generator)["output"]
+                for call in true.calls
+            ]
+            own = true.derivatives_along(drawn, tangents)
+            shares = own / (options.tangents * len(inputs))
+            derivatives.append(own)
+            for total, mask, each in zip(totals, true.masks, drawn, strict=True):
+                total += per_sample(shares, each * mask if options.mask and mask is not None else each)
+            for name, tangent in tangents.items():
+                gradient[name] += shares.sum() * tangent
+        gradient |= true.weight_gradients(totals)
+        return Reference(torch.stack(derivatives), torch.stack(derivatives).square().mean().sqrt(), gradient)
 
 
 def per_sample(numbers: Tensor, values: Tensor) -> Tensor:

@@ -32,6 +32,22 @@ class StepStats:
     grad_norm: Tensor
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a step should give, worked out by other means: what :func:`fgbench.verify` compares it with.
+
+    Attributes:
+        derivatives: what ``StepStats.directional_derivatives`` should be, same shape.
+        scale: the root mean square of such a derivative over the tangents' chance, shape broadcastable to
+            ``derivatives``: |g| for a tangent of unit variance.
+        gradient: what ``param.grad`` should be, by the parameter's name; names left out are not compared.
+    """
+
+    derivatives: Tensor
+    scale: Tensor
+    gradient: dict[str, Tensor]
+
+
 class Trainer:
     """A rule that fills ``param.grad`` for one batch; subclasses implement ``compute_gradients``.
 
@@ -107,6 +123,29 @@ class Trainer:
         It leaves the ``grad`` of every other parameter None, so an optimizer passes it over.
         """
         return {name for name, param in model.named_parameters() if param.requires_grad}
+
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference | None:
+        """The same step from the docstring's formula, with g by backprop; None: there is nothing to verify.
+
+        Draws what ``compute_gradients`` draws from ``generator`` in the same state, and shares none of its
+        passes along tangents. May be as slow as it likes, may move buffers and global generators (who calls
+        it puts them back), may not change the trainer's state. ``fgbench.trainers.reference`` helps.
+
+        Args:
+            model: see ``compute_gradients``.
+            loss_fn: one loss per sample.
+            inputs: shape (B, ...).
+            labels: shape (B,).
+            generator: in the state it was in before ``compute_gradients``.
+        """
+        return None
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainer's own parameters; the optimizer updates them in a group of their own."""

@@ -1,18 +1,24 @@
 """Forward gradients: random directions times the directional derivatives along them."""
 
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ForwardGradientOptions
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm
 from fgbench.trainers.rank_one import RankOneTangents
+from fgbench.trainers.reference import (
+    mean_of_tangents,
+    projection_on_tangents,
+    reference_of_tangents,
+    true_gradient,
+)
 from fgbench.trainers.tangents import FullTangents, Pass, Tangents
 from fgbench.trainers.workers import Workers
 
@@ -106,6 +112,34 @@ class ForwardGradient(Trainer):
             model.get_parameter(name).add_(gradient, alpha=-lr)
         norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
         return StepStats(result.loss, result.outputs, result.derivatives, norm)
+
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference:
+        """<g, v_k> with the tangents drawn again; see :meth:`Trainer.reference`."""
+        options = self.options
+        exact = OutputLayer(model).names if options.exact_output else ()
+        source = self.tangents_for(model, inputs, exact)
+        drawn = [
+            source.dense(source.sample(each, options.tangents)) for each in self.workers.generators(generator)
+        ]
+        tangents = {name: torch.cat([each[name] for each in drawn]) for name in source.params}
+
+        def estimate(derivatives: Tensor, tangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            limit = options.clip_derivative
+            derivatives = derivatives if limit is None else derivatives.clamp(-limit, limit)
+            if options.combine == "mean":
+                return mean_of_tangents(derivatives, tangents)
+            return projection_on_tangents(derivatives, tangents, options.rescale)
+
+        gradient = true_gradient(model, loss_fn, inputs, labels)
+        gradient = {name: self.workers.average(part) for name, part in gradient.items()}
+        return reference_of_tangents(gradient, tangents, estimate)
 
     def _estimate(
         self,

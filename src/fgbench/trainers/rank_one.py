@@ -85,6 +85,17 @@ class RankOneTangents(Tangents):
         """Some of the tangents."""
         return signs[start:stop]
 
+    def dense(self, signs: Tensor) -> dict[str, Tensor]:
+        """The products of the vectors, entry by entry."""
+        products = {}
+        for name, tangent in self.along(signs).items():
+            if isinstance(tangent, Factors):
+                matrix = tangent.rows[:, :, None] * tangent.inputs[:, None, :]
+                kernel = tangent.kernel
+                tangent = matrix if kernel is None else matrix[..., None, None] * kernel[:, None, None]
+            products[name] = tangent
+        return products
+
     def weighted_sum(self, signs: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """sum_k weights_k v_k, formed once for each parameter."""
         total = {}

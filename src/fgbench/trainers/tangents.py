@@ -107,6 +107,10 @@ class Tangents(ABC):
         """One tangent by the parameters' names."""
 
     @abstractmethod
+    def dense(self, drawn: Any) -> dict[str, Tensor]:
+        """The tangents entry by entry, shape (K, ...) for each parameter."""
+
+    @abstractmethod
     def weighted_sum(self, drawn: Any, weights: Tensor) -> dict[str, Tensor]:
         """sum_k weights_k v_k for each parameter."""
 
@@ -198,6 +202,10 @@ class FullTangents(Tangents):
     def along(self, one: dict[str, Tensor]) -> dict[str, Tensor]:
         """One tangent by name, as it is."""
         return one
+
+    def dense(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tangents, as they are."""
+        return drawn
 
     def weighted_sum(self, drawn: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
         """sum_k weights_k v_k for each parameter."""

@@ -7,15 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.activity_pass import INERT
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ZerothOrderOptions
 from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm, sample_losses
+from fgbench.trainers.reference import (
+    RepeatedChance,
+    mean_of_tangents,
+    reference_of_tangents,
+    true_gradient,
+)
 from fgbench.trainers.sampling import sample_tangents
 from fgbench.trainers.workers import Workers
 
@@ -86,6 +93,42 @@ class ZerothOrder(Trainer):
             param.sub_(gradient, alpha=lr)
 
         return self._step(model, loss_fn, inputs, labels, generator, descend)
+
+    @torch.no_grad()
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference:
+        """The central differences again, of whole copies of the parameters; see :meth:`Trainer.reference`."""
+        options = self.options
+        exact = OutputLayer(model).names if options.exact_output else set()
+        params = {n: param for n, param in model.named_parameters() if param.requires_grad and n not in exact}
+        directions = [
+            SeededDirection(list(params.values()), options.guess, each)
+            for each in self.workers.generators(generator)
+            for _ in range(options.tangents)
+        ]
+        tangents = {
+            name: torch.stack([each.of(param) for each in directions]) for name, param in params.items()
+        }
+        replay = RepeatedChance(inputs.device)
+
+        def loss_at(index: int, step: float) -> Tensor:
+            with replay:
+                moved = {n: torch.add(p, tangents[n][index], alpha=step) for n, p in params.items()}
+                losses = sample_losses(loss_fn, functional_call(model, moved, (inputs,)), labels)
+            return self.workers.average(losses.double().mean())
+
+        step = options.epsilon
+        derivatives = [(loss_at(k, step) - loss_at(k, -step)) / (2 * step) for k in range(len(directions))]
+        with replay:
+            gradient = true_gradient(model, loss_fn, inputs, labels)
+        gradient = {name: self.workers.average(part) for name, part in gradient.items()}
+        return reference_of_tangents(gradient, tangents, mean_of_tangents, torch.stack(derivatives))
 
     def _step(
         self,

@@ -1,0 +1,206 @@
+"""Is one step what its trainer says: its derivatives and gradient beside those worked out by other means."""
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.errors import FgbenchError
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
+from fgbench.trainers.reference import RepeatedChance, gradient_length
+
+TOLERANCE = 1e-2
+"""How far a derivative may be from the true one in float32, as a share of its root mean square."""
+TOLERANCE_BF16 = 5e-2
+"""The same where values or tangents are in bfloat16, whose own rounding is 0.4 %."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far one step is from what it should be; errors as shares of a derivative's root mean square.
+
+    Attributes:
+        verdict: ``verified``, or why there was nothing to compare.
+        derivatives: how many directional derivatives were compared.
+        derivative_error: of the worst of them.
+        gradient_error: of the gradient, in the same unit.
+        tolerance: the largest error allowed.
+    """
+
+    verdict: str
+    derivatives: int = 0
+    derivative_error: float | None = None
+    gradient_error: float | None = None
+    tolerance: float | None = None
+
+
+def verify(
+    trainer: Trainer,
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: Tensor,
+    labels: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    sgd_step: bool = False,
+    tolerance: float | None = None,
+) -> Verification:
+    """Compare one step of a trainer with its own formula, the true gradient g being taken by backprop.
+
+    A forward gradient's d with <g, v>; a perturbation of activations u_i with <delta_i, u_i>; a central
+    difference with the losses of two shifted copies; and the gradient each makes of it. Everything is put
+    back afterwards: parameters, buffers, gradients, the trainer's state, all generators.
+
+    Args:
+        trainer: set up for the model.
+        model: in training mode.
+        loss_fn: one loss per sample, shape (B,).
+        inputs: shape (B, ...).
+        labels: shape (B,).
+        generator: the trainer's chance; a fresh one when None.
+        sgd_step: compare the step that forms no gradient (the trainer must have one).
+        tolerance: share of a derivative's root mean square; None: 1e-2, and 5e-2 with bfloat16.
+
+    Raises:
+        FgbenchError: the step is not what it should be, in one line.
+        ConfigError: the trainer cannot train the model.
+
+    Example:
+        >>> model, inputs, labels = nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> loss_fn = nn.CrossEntropyLoss(reduction="none")
+        >>> from fgbench import ForwardGradient
+        >>> verify(ForwardGradient(tangents=4), model, loss_fn, inputs, labels).verdict
+        'verified'
+    """
+    generator = generator or torch.Generator(inputs.device).manual_seed(0)
+    if tolerance is None:
+        half = torch.is_autocast_enabled(inputs.device.type) or next(model.parameters()).element_size() < 4
+        half = half or getattr(trainer.options, "tangent_precision", None) == "bf16"
+        tolerance = TOLERANCE_BF16 if half else TOLERANCE
+    with put_back(trainer, model, inputs.device, generator):
+        chance, start = RepeatedChance(inputs.device), generator.get_state()
+        with chance, put_back(trainer, model, inputs.device):
+            reference = trainer.reference(model, loss_fn, inputs, labels, generator)
+        if reference is None or not reference.derivatives.numel():
+            return Verification("nothing to verify")
+        generator.set_state(start)
+        with chance:
+            stats, gradient = _step(trainer, model, loss_fn, inputs, labels, generator, sgd_step=sgd_step)
+        return _compare(trainer, stats, gradient, reference, tolerance)
+
+
+def _step(
+    trainer: Trainer,
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    *,
+    sgd_step: bool,
+) -> tuple[StepStats, dict[str, Tensor]]:
+    """A step, and the gradient it left or moved the parameters along."""
+    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    if not sgd_step:
+        stats = trainer.compute_gradients(model, loss_fn, inputs, labels, generator)
+        return stats, {
+            name: torch.zeros_like(param) if param.grad is None else param.grad
+            for name, param in params.items()
+        }
+    before = {name: param.detach().clone() for name, param in params.items()}
+    stats = trainer.sgd_step(model, loss_fn, inputs, labels, generator, 1.0)  # type: ignore[attr-defined]
+    return stats, {name: before[name] - param.detach() for name, param in params.items()}
+
+
+def _compare(
+    trainer: Trainer, stats: StepStats, gradient: dict[str, Tensor], reference: Reference, tolerance: float
+) -> Verification:
+    derivatives, true = stats.directional_derivatives.double(), reference.derivatives.double()
+    name = trainer.options.name
+    if derivatives.shape != true.shape:
+        raise FgbenchError(
+            f"{name}: its step reports derivatives of shape {tuple(derivatives.shape)}, expected "
+            f"{tuple(true.shape)}"
+        )
+    if not all(part.isfinite().all() for part in (true, *reference.gradient.values())):
+        return Verification("nothing to verify: the true gradient is not finite")
+    errors = share((derivatives - true).abs(), reference.scale.double())
+    length = gradient_length(reference.gradient.values())
+    distance = gradient_length(gradient[each] - part for each, part in reference.gradient.items())
+    # A small derivative makes a short gradient: the error counts as that of a derivative of usual size.
+    usual = share(true.square().mean().sqrt(), reference.scale.double().mean()) if true.numel() else length
+    gradient_error = float(share(distance, length) * usual.clamp(max=1))
+    worst = float(errors.max()) if errors.numel() else 0.0
+    if not worst <= tolerance:
+        index = int(errors.nan_to_num(torch.inf).argmax())
+        raise FgbenchError(
+            f"{name}: its directional derivative is {derivatives.flatten()[index]:.6g}, but backprop says "
+            f"{true.flatten()[index]:.6g}: off by {errors.flatten()[index]:.2g} of its usual size, at most "
+            f"{tolerance:g} is rounding. Its gradient would be wrong on this model"
+        )
+    if not gradient_error <= tolerance:
+        raise FgbenchError(
+            f"{name}: its derivatives are right, but the gradient it makes of them is off by "
+            f"{gradient_error:.2g}, at most {tolerance:g} is rounding. It would be wrong on this model"
+        )
+    return Verification("verified", true.numel(), worst, gradient_error, tolerance)
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """``part / whole``, 0 where there is no part."""
+    return torch.where(part == 0, part, part / whole)
+
+
+@contextlib.contextmanager
+def put_back(
+    trainer: Trainer, model: nn.Module, device: torch.device, generator: torch.Generator | None = None
+) -> Iterator[None]:
+    """Afterwards parameters, buffers, gradients, modes, the trainer's state and generators are as before.
+
+    Tensors keep their identity. What a module keeps in plain attributes (a counter, a running average) is put
+    back too, where it is a number or a tensor.
+    """
+    gradients = _take_gradients([*model.parameters(), *trainer.parameters()])
+    tensors = [(each, each.detach().clone()) for each in (*model.parameters(), *model.buffers())]
+    modules = [(module, dict(module._buffers), _plain(vars(module))) for module in model.modules()]
+    state, chance = copy.deepcopy(trainer.state_dict()), generator.get_state() if generator else None
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, buffers, plain in modules:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            vars(module).update(plain)
+        with torch.no_grad():
+            for tensor, before in tensors:
+                tensor.copy_(before)
+        trainer.load_state_dict(state)
+        for param, gradient in gradients:
+            param.grad = gradient
+        if generator is not None and chance is not None:
+            generator.set_state(chance)
+
+
+def _take_gradients(params: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor | None]]:
+    """Every parameter with its gradient, which is taken away from it: a step might write into it."""
+    taken = []
+    for param in params:
+        taken.append((param, param.grad))
+        param.grad = None
+    return taken
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes that are numbers or tensors, tensors copied."""
+    kept: dict[str, Any] = {}
+    for name, value in attributes.items():
+        if isinstance(value, Tensor):
+            kept[name] = value.detach().clone() if value.is_leaf else value
+        elif isinstance(value, int | float | str | type(None)):
+            kept[name] = value
+    return kept

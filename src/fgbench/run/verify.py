@@ -1,0 +1,46 @@
+"""Before a run trains: is its first step what its trainer says."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from fgbench.checks.verify import verify
+from fgbench.errors import FgbenchError
+from fgbench.run.loop import (
+    Training,
+    autocast,
+    next_batch,
+    seed_tangents,
+    seeded_dropout,
+    takes_sgd_steps,
+)
+from fgbench.run.world import World
+
+
+def verify_next_step(training: Training, world: World) -> dict[str, Any]:
+    """Compare the step that comes next with its formula, in the form that trains; changes nothing.
+
+    Returns:
+        What ``summary.json`` keeps.
+
+    Raises:
+        FgbenchError: it is not what it should be; all workers raise.
+    """
+    sgd_step, failure, found = takes_sgd_steps(training), None, None
+    with seeded_dropout(training.device) as seed_dropout:
+        inputs, labels = next_batch(training, seed_dropout)
+        with autocast(training):
+            try:
+                found = verify(
+                    training.trainer, training.model, training.loss_fn, inputs, labels,
+                    seed_tangents(training, torch.Generator(training.device)), sgd_step=sgd_step,
+                )  # fmt: skip
+            except FgbenchError as error:
+                failure = error
+    with world.agreed():
+        if failure is not None:
+            raise FgbenchError(f"{failure}; nothing was trained (verify: false trains all the same)")
+    assert found is not None
+    form = "sgd_step" if sgd_step else "compute_gradients"
+    return {"step": training.step, "form": form, "precision": training.precision, **asdict(found)}

@@ -1,0 +1,276 @@
+"""Steps by reverse mode, from formulas: what trainers' own passes along tangents are compared with."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from fgbench.trainers.base import LossFunction, Reference
+from fgbench.trainers.passes import sample_losses
+
+LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+
+
+def true_gradient(
+    model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The gradient of the batch's mean loss by name, zeros where the loss does not depend on a parameter."""
+    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    with torch.enable_grad():
+        loss = sample_losses(loss_fn, model(inputs), labels).mean()
+        if not loss.requires_grad:
+            return {name: torch.zeros_like(param) for name, param in params.items()}
+        gradient = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+    return dict(zip(params, gradient, strict=True))
+
+
+class RepeatedChance:
+    """A context in which the global generators start, each time, from where they were at first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.generators = [torch.default_generator]
+        if device.type == "cuda":
+            self.generators.append(torch.cuda.default_generators[device.index or 0])
+        self.states = [generator.get_state() for generator in self.generators]
+
+    def __enter__(self) -> None:
+        for generator, state in zip(self.generators, self.states, strict=True):
+            generator.set_state(state)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def reference_of_tangents(
+    gradient: Mapping[str, Tensor],
+    tangents: Mapping[str, Tensor],
+    estimate: Callable[[Tensor, Mapping[str, Tensor]], dict[str, Tensor]],
+    derivatives: Tensor | None = None,
+) -> Reference:
+    """d_k = <g, v_k>, and the estimate made of them; parameters without a tangent have their true gradient.
+
+    Args:
+        gradient: g, by name.
+        tangents: v_1 to v_K by name, each of shape (K, ...).
+        estimate: ``(d, tangents) -> gradient by name``, d of shape (K,) in float64.
+        derivatives: d, where it should not be <g, v> itself, shape (K,).
+    """
+    if derivatives is None:
+        parts = [
+            tangent.flatten(1).double() @ gradient[name].flatten().double()
+            for name, tangent in tangents.items()
+        ]
+        derivatives = torch.stack(parts).sum(0)
+    scale = gradient_length(gradient[name] for name in tangents)
+    exact = {name: part for name, part in gradient.items() if name not in tangents}
+    return Reference(derivatives, scale, estimate(derivatives.double(), tangents) | exact)
+
+
+def mean_of_tangents(derivatives: Tensor, tangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(1/K) sum_k d_k v_k."""
+    return {
+        name: torch.tensordot(derivatives / len(derivatives), tangent.double(), 1)
+        for name, tangent in tangents.items()
+    }
+
+
+def projection_on_tangents(
+    derivatives: Tensor, tangents: Mapping[str, Tensor], rescale: bool = False
+) -> dict[str, Tensor]:
+    """sum_k c_k v_k with (V V^T) c = d; ``rescale`` multiplies by P/K."""
+    matrix = torch.cat([tangent.flatten(1).double() for tangent in tangents.values()], dim=1)
+    coefficients = torch.linalg.lstsq(matrix @ matrix.T, derivatives[:, None], driver="gelsd").solution[:, 0]
+    scale = matrix.shape[1] / len(matrix) if rescale else 1.0
+    return {
+        name: torch.tensordot(coefficients * scale, tangent.double(), 1) for name, tangent in tangents.items()
+    }
+
+
+def gradient_length(gradients: Any) -> Tensor:
+    """Euclidean length over all tensors together, in float64, shape ()."""
+    squares = [gradient.double().square().sum() for gradient in gradients]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
+
+
+@dataclass
+class OutputCall:
+    """One call of a linear or convolution function, differentiated at its output.
+
+    Attributes:
+        weight: the weight it was given.
+        bias: the bias it was given.
+        output: its output, whose first dimension is the batch.
+        leaf: zeros that were added to the output: a gradient with respect to them is one at the output.
+        node: of the graph, that made the sum of the two.
+        call: the function again, of weight and bias, at the same input.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    output: Tensor
+    leaf: Tensor
+    node: Any
+    call: Callable[[Tensor, Tensor | None], Tensor]
+
+    def weight_gradient(self, delta: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The call's parameters with their gradients, from the gradient at the output."""
+        given = [each for each in (self.weight, self.bias) if each is not None]
+        with torch.enable_grad():
+            copies = [each.detach().requires_grad_() for each in given]
+            output = self.call(copies[0], copies[1] if len(copies) > 1 else None)
+        return list(zip(given, torch.autograd.grad(output, copies, delta.to(output.dtype)), strict=True))
+
+
+class WatchedOutputs(TorchFunctionMode):
+    """Within, every call that takes one of the parameters as its weight or bias is kept in ``calls``."""
+
+    def __init__(self, params: Collection[int]) -> None:
+        super().__init__()
+        self.params = params
+        self.calls: list[OutputCall] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Add zeros to be differentiated by; everything else is left alone."""
+        kwargs = kwargs or {}
+        if func not in LAYERS:
+            return func(*args, **kwargs)
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        value, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+        if id(weight) not in self.params and id(bias) not in self.params:
+            return func(*args, **kwargs)
+        output = func(value, weight, bias, **given)
+        leaf = torch.zeros_like(output, requires_grad=True)
+        result, fixed = output + leaf, value.detach().clone()
+        again: Callable[[Tensor, Tensor | None], Tensor] = lambda w, b: func(fixed, w, b, **given)  # noqa: E731
+        self.calls.append(OutputCall(weight, bias, output.detach(), leaf, result.grad_fn, again))
+        return result
+
+
+@dataclass
+class Differentiated:
+    """A forward pass with its graph, differentiated at the outputs of layers.
+
+    Attributes:
+        params: the parameters to train, by name.
+        layers: ids of those of the layers, with their names.
+        calls: of the layers, in the order they ran.
+        outputs: of the model, shape (B, classes), with the graph.
+        losses: one per sample, shape (B,), with the graph.
+        gradient: of the mean loss, by name.
+        deltas: for each call the gradient of every sample's own loss at its output, shape of the output.
+        masks: for each call where the ReLU that takes its output, and alone takes it, lets it through; None
+            without one.
+    """
+
+    params: dict[str, nn.Parameter]
+    layers: Mapping[int, str]
+    calls: list[OutputCall]
+    outputs: Tensor
+    losses: Tensor
+    gradient: dict[str, Tensor]
+    deltas: list[Tensor]
+    masks: list[Tensor | None]
+
+    def derivatives_along(self, perturbations: list[Tensor], tangents: Mapping[str, Tensor]) -> Tensor:
+        """<delta_i, u_i> of all layers together, and the part of the parameters that move, shape (B,)."""
+        derivatives = torch.zeros_like(self.losses).detach()
+        for delta, perturbation in zip(self.deltas, perturbations, strict=True):
+            derivatives += (delta * perturbation).flatten(1).sum(1)
+        if tangents:
+            moving = [self.params[name] for name in tangents]
+            derivatives += forward_product(self.losses, moving, list(tangents.values()))
+        return derivatives
+
+    def outputs_along(self, perturbations: list[Tensor], tangents: Mapping[str, Tensor]) -> Tensor:
+        """The derivative J u of the outputs, shape (B, classes)."""
+        moving: list[Tensor] = [call.leaf for call in self.calls]
+        moving += [self.params[name] for name in tangents]
+        return forward_product(self.outputs, moving, [*perturbations, *tangents.values()])
+
+    def weight_gradients(self, deltas: list[Tensor]) -> dict[str, Tensor]:
+        """What gradients at the calls' outputs make of the layers' parameters, by name."""
+        gradients: dict[str, Tensor] = {
+            name: torch.zeros_like(self.params[name]) for name in self.layers.values()
+        }
+        for call, delta in zip(self.calls, deltas, strict=True):
+            for param, part in call.weight_gradient(delta):
+                if id(param) in self.layers:
+                    gradients[self.layers[id(param)]] += part
+        return gradients
+
+
+def differentiate_outputs(
+    model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, layers: Mapping[int, str]
+) -> Differentiated:
+    """One pass forward and one back, with the gradients at the outputs of ``layers`` (ids with names).
+
+    Attention takes the way that can be differentiated twice.
+    """
+    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    watched = WatchedOutputs(layers)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with watched:
+            outputs = model(inputs)
+        losses = sample_losses(loss_fn, outputs, labels)
+        leaves: list[Tensor] = [call.leaf for call in watched.calls]
+        deltas = torch.autograd.grad(
+            losses.sum(), [*leaves, *params.values()], retain_graph=True, materialize_grads=True
+        )
+    gradient = {name: part / len(labels) for name, part in zip(params, deltas[len(leaves) :], strict=True)}
+    return Differentiated(
+        params,
+        layers,
+        watched.calls,
+        outputs,
+        losses,
+        gradient,
+        list(deltas[: len(leaves)]),
+        relu_masks(watched.calls, losses),
+    )
+
+
+def relu_masks(calls: list[OutputCall], result: Tensor) -> list[Tensor | None]:
+    """Where the ReLU that takes a call's output, and alone takes it, lets it through; None without one."""
+    users: dict[Any, list[Any]] = {}
+    nodes, seen = [result.grad_fn], {result.grad_fn}
+    while nodes:
+        node: Any = nodes.pop()
+        for below, _ in node.next_functions:
+            if below is not None:
+                users.setdefault(below, []).append(node)
+                if below not in seen:
+                    seen.add(below)
+                    nodes.append(below)
+    masks: list[Tensor | None] = []
+    for call in calls:
+        using = users.get(call.node, [])
+        alone = len(using) == 1 and using[0].name() == "ReluBackward0"
+        masks.append(using[0]._saved_result > 0 if alone else None)
+    return masks
+
+
+def forward_product(values: Tensor, leaves: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
+    """The derivative of ``values`` when ``leaves`` move along ``tangents``, by reverse mode twice."""
+    weights = torch.zeros_like(values, requires_grad=True)
+    gradients = torch.autograd.grad(
+        values, leaves, weights, create_graph=True, retain_graph=True, allow_unused=True
+    )
+    pairs = [
+        (gradient * tangent.to(gradient.dtype)).sum().to(values.dtype)
+        for gradient, tangent in zip(gradients, tangents, strict=True)
+        if gradient is not None and gradient.requires_grad
+    ]
+    if not pairs:
+        return torch.zeros_like(values)
+    (product,) = torch.autograd.grad(
+        torch.stack(pairs).sum(), [weights], retain_graph=True, materialize_grads=True
+    )
+    return product

@@ -1,0 +1,196 @@
+"""One step compared with its formula: what is found, and that nothing is disturbed."""
+
+import pytest
+import torch
+from torch import nn
+
+import fgbench
+from fgbench.errors import FgbenchError
+from fgbench.models.build import build_model
+from fgbench.registry import TRAINERS, load, options_model
+from fgbench.trainers import forward_gradient
+
+LOSS = nn.CrossEntropyLoss(reduction="none")
+FORWARD = [
+    ("forward-gradient", {}),
+    ("forward-gradient", {"structure": "rank1", "guess": "rademacher", "tangents": 2}),
+    ("forward-gradient", {"tangents": 3, "chunk": 2, "exact_output": True, "clip_derivative": 0.1}),
+    ("forward-gradient", {"tangents": 2, "combine": "projection", "rescale": True, "guess": "sphere"}),
+    ("zeroth-order", {"tangents": 2}),
+    ("zeroth-order", {"exact_output": True, "guess": "sphere"}),
+    ("activity-forward-gradient", {"tangents": 2}),
+    ("activity-forward-gradient", {"exact_output": True, "guess": "normal"}),
+]
+MODELS = {
+    "fc": {"hidden": 16, "dropout": 0.3},
+    "cnn": {"width": 4, "hidden": 16},
+    "resnet18": {"width": 2, "normalization": "group"},
+}
+
+
+def shipped(name, **changes):
+    options = options_model("model", name)(name=name, **{**MODELS[name], **changes})
+    return build_model(options, (1, 8, 8), 3, 0, "cpu")
+
+
+def batch(dtype=torch.float32):
+    inputs = torch.randn(6, 1, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    return inputs.contiguous(memory_format=torch.channels_last), torch.arange(6) % 3
+
+
+def ready(name, options, model):
+    trainer = load("trainer", name)(**options)
+    trainer.set_up(model, batch()[0], 3, torch.Generator().manual_seed(0))
+    return trainer
+
+
+def verify(trainer, model, dtype=torch.float32, **changes):
+    return fgbench.verify(trainer, model, LOSS, *batch(dtype), torch.Generator().manual_seed(2), **changes)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("name", "options"), FORWARD, ids=str)
+def test_the_shipped_models_are_verified(name, options, model):
+    model = shipped(model).double()
+    trainer = load("trainer", name)(**options)
+    # central differences take the output layer's gradient beside the parameters, not at them
+    tolerance = 1e-4 if (name, "exact_output" in options) == ("zeroth-order", True) else 1e-8
+    for sgd_step in (False, True) if hasattr(trainer, "sgd_step") else (False,):
+        found = verify(trainer, model, torch.float64, sgd_step=sgd_step, tolerance=tolerance)
+        assert found.verdict == "verified"
+        assert found.derivatives in (options.get("tangents", 1), 6 * options.get("tangents", 1))
+
+
+@pytest.mark.parametrize("name", ["backprop", "frozen"])
+def test_a_trainer_without_a_derivative_has_nothing_to_verify(name):
+    model = shipped("fc")
+    assert verify(ready(name, {}, model), model).verdict == "nothing to verify"
+
+
+def leaves(*values):
+    found = torch.utils._pytree.tree_leaves(values)
+    return [torch.as_tensor(leaf).clone() for leaf in found if leaf is not None]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_verifying_disturbs_nothing(name):
+    model = shipped("resnet18") if name == "activity-forward-gradient" else shipped("fc")
+    if name in ("backprop", "forward-gradient", "zeroth-order"):
+        stage = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5))
+        model = nn.Sequential(stage, nn.Flatten(), nn.Linear(72, 3))
+    trainer = ready(name, {}, model)
+    trainer.compute_gradients(model, LOSS, *batch(), torch.Generator())
+    if hasattr(trainer, "sgd_step"):
+        trainer.sgd_step(model, LOSS, *batch(), torch.Generator(), 1e-3)
+    generator = torch.Generator().manual_seed(2)
+    grads = [param.grad for param in model.parameters()]
+
+    def everything():
+        return leaves(
+            model.state_dict(), grads, trainer.state_dict(), torch.get_rng_state(), generator.get_state()
+        )
+
+    before = everything()
+    fgbench.verify(trainer, model, LOSS, *batch(), generator, sgd_step=hasattr(trainer, "sgd_step"))
+    assert all(torch.equal(left, right) for left, right in zip(before, everything(), strict=True))
+    assert all(param.grad is grad for param, grad in zip(model.parameters(), grads, strict=True))
+
+
+def test_what_a_module_counts_by_itself_is_put_back():
+    class Counting(nn.Linear):
+        seen = 0
+
+        def __init__(self):
+            super().__init__(64, 3)
+            self.average = torch.zeros(64)
+            self.register_buffer("kept", torch.zeros(64))
+
+        def forward(self, value):
+            self.seen += 1
+            self.average = self.average.lerp(value.detach().mean(0), 0.1)
+            self.kept = self.kept + 1
+            return super().forward(value)
+
+    model = nn.Sequential(nn.Flatten(), Counting())
+    model(batch()[0])
+    average = model[1].average.clone()
+    verify(fgbench.ZerothOrder(), model)
+    assert model[1].seen == 1
+    assert torch.equal(model[1].average, average)
+    assert torch.equal(model[1].kept, torch.ones(64))
+
+
+class StopsGradients(nn.Module):
+    def forward(self, value):
+        return value.clamp(-1, 1) + self.Straight.apply(value)
+
+    class Straight(torch.autograd.Function):
+        """A backward pass of its own, as in quantised networks: forward mode sees another function."""
+
+        @staticmethod
+        def forward(value):
+            return value.round()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return torch.zeros_like(tangent)
+
+
+def test_a_derivative_that_is_not_that_of_backprop_ends_with_one_line():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), StopsGradients(), nn.Linear(8, 3))
+    with pytest.raises(FgbenchError, match=r"^[^\n]*(backprop says|Straight|autograd\.Function)[^\n]*$"):
+        verify(fgbench.ForwardGradient(), model)
+
+
+def scaled(trainer_class, factor):
+    class Scaled(trainer_class):
+        def compute_gradients(self, model, *args):
+            stats = super().compute_gradients(model, *args)
+            for param in model.parameters():
+                param.grad *= factor
+            return stats
+
+    return Scaled
+
+
+@pytest.mark.parametrize("trainer", [fgbench.ForwardGradient, fgbench.ZerothOrder])
+@pytest.mark.parametrize("factor", [0.9, -1.0])
+def test_a_gradient_of_the_wrong_length_is_found(trainer, factor):
+    with pytest.raises(FgbenchError, match="the gradient it makes of them is off"):
+        verify(scaled(trainer, factor)(), shipped("cnn"))
+
+
+def test_a_tangent_that_depends_on_more_than_the_generator_is_found(monkeypatch):
+    draw, count = forward_gradient.FullTangents.sample, iter(range(9))
+
+    def sample(self, *args):
+        offset = next(count)
+        return {name: tangent + offset for name, tangent in draw(self, *args).items()}
+
+    monkeypatch.setattr(forward_gradient.FullTangents, "sample", sample)
+    with pytest.raises(FgbenchError, match="directional derivative"):
+        verify(fgbench.ForwardGradient(), shipped("fc", dropout=0))
+
+
+def test_bfloat16_is_allowed_its_rounding():
+    model = shipped("cnn", width=16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = verify(fgbench.ForwardGradient(), model)
+        assert found.tolerance == 5e-2
+        assert verify(fgbench.ZerothOrder(), model).verdict == "verified"
+    assert verify(fgbench.ForwardGradient(), model).tolerance == 1e-2
+
+
+def test_a_loss_that_is_not_finite_is_left_to_the_run():
+    model = shipped("fc")
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(float("inf"))
+    assert "not finite" in verify(fgbench.ForwardGradient(), model).verdict
