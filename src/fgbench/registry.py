@@ -96,6 +96,12 @@ MODELS = {
         "ResNet-18, for small images by default",
         "He et al. (2015), arXiv 1512.03385",
     ),
+    "vit": Component(
+        "fgbench.models.vit:build_vit",
+        "fgbench.models.options:ViTOptions",
+        "a small vision transformer, 4 blocks of 128 features (803,082 parameters for 1x28x28, 10 classes)",
+        "Dosovitskiy et al. (2020), arXiv 2010.11929",
+    ),
 }
 
 TRAINERS = {

@@ -7,11 +7,13 @@ import torchvision
 from torch import nn
 from torch.func import functional_call, jvp, vmap
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.models.layers import Stages
 from fgbench.models.resnet import BasicBlock
+from fgbench.models.vit import TransformerBlock
 from fgbench.options import Options
 from fgbench.registry import MODELS, load, options_model
 from fgbench.trainers.blocks import split_stages
@@ -28,6 +30,7 @@ TINY = [
         for norm in NORMALIZATIONS
     ),
     ("resnet18", {"width": 2, "stem": "imagenet"}),
+    ("vit", {"width": 8, "depth": 2, "heads": 2}),
 ]
 
 
@@ -50,9 +53,11 @@ def num_parameters(model):
         ("cnn", (1, 28, 28), 3_333_962),
         ("fc", (3, 32, 32), 3072 * 1024 + 1024 + 10_250),
         ("cnn", (3, 32, 32), 3_333_962 + 2 * 9 * 64 + (4096 - 3136) * 1024),
+        ("vit", (1, 28, 28), 803_082),
+        ("vit", (3, 32, 32), 803_082 + 2 * 16 * 128 + 15 * 128),
     ],
 )
-def test_the_study_models_have_the_study_parameters(name, shape, expected):
+def test_models_have_the_parameters_that_are_documented(name, shape, expected):
     assert num_parameters(build(name, shape)) == expected
 
 
@@ -141,6 +146,38 @@ def test_resnet18_has_eight_basic_blocks_which_split_into_sixteen_halves():
     assert torch.equal(halves.eval()(inputs), model.eval()(inputs))
 
 
+def test_a_transformer_block_is_that_of_pytorch():
+    block = TransformerBlock(8, 2, 0.0)
+    theirs = nn.TransformerEncoderLayer(
+        8, 2, 32, 0.0, nn.GELU(), batch_first=True, norm_first=True, dtype=torch.float32
+    )
+    (first, attention, _), (second, up, _, _, down, _) = block.attend, block.transform
+    with torch.no_grad():
+        theirs.self_attn.in_proj_weight.copy_(attention.queries_keys_values.weight)
+        theirs.self_attn.in_proj_bias.copy_(attention.queries_keys_values.bias)
+    pairs = [
+        (theirs.self_attn.out_proj, attention.output), (theirs.norm1, first), (theirs.norm2, second),
+        (theirs.linear1, up), (theirs.linear2, down),
+    ]  # fmt: skip
+    for their_module, module in pairs:
+        their_module.load_state_dict(module.state_dict())
+    tokens = torch.randn(3, 5, 8)
+    torch.testing.assert_close(block(tokens), theirs(tokens))
+
+
+def test_a_transformer_tells_where_a_patch_is_and_drops_features():
+    model = build("vit", width=8, depth=1, heads=2).eval()
+    images = torch.randn(2, 1, 28, 28)
+    moved = images.roll(4, dims=3)
+    assert not torch.allclose(model(images), model(moved))
+    with torch.no_grad():
+        model[0].positions.zero_()
+    torch.testing.assert_close(model(images), model(moved))
+    dropping = build("vit", width=8, depth=1, heads=2, dropout=0.5)
+    assert not torch.equal(dropping(images), dropping(images))
+    assert torch.equal(dropping.eval()(images), dropping(images))
+
+
 def test_a_stage_with_a_hook_is_run_as_a_whole():
     model, seen = build("cnn", width=4, hidden=8), []
     model[1].register_forward_hook(lambda module, args, output: seen.append(output.shape))
@@ -188,7 +225,7 @@ def test_forward_mode_agrees_with_backprop(name, changes):
     expected = sum(
         (tangents[name] * param.grad).flatten(1).sum(1) for name, param in model.named_parameters()
     )
-    with torch.no_grad(), forward_mode_statistics(model):
+    with torch.no_grad(), forward_mode_statistics(model), sdpa_kernel(SDPBackend.MATH):
         one = jvp(loss, (params,), ({name: value[0] for name, value in tangents.items()},))[1]
         many = vmap(lambda tangent: jvp(loss, (params,), (tangent,))[1])(tangents)
     torch.testing.assert_close(one, expected[0], rtol=1e-9, atol=1e-11)
@@ -293,7 +330,13 @@ def test_a_model_that_does_not_fit_is_an_error_that_names_it(build_it, message):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("fc", {"layers": -1}), ("fc", {"dropout": 1.0}), ("cnn", {"width": 0}), ("vgg16", {"stem": "large"})],
+    [
+        ("fc", {"layers": -1}),
+        ("fc", {"dropout": 1.0}),
+        ("cnn", {"width": 0}),
+        ("vgg16", {"stem": "large"}),
+        ("vit", {"heads": 3}),
+    ],
 )
 def test_impossible_options_are_refused(name, changes):
     with pytest.raises(ValueError, match=next(iter(changes))):

@@ -42,6 +42,14 @@ class GlobalAveragePool(nn.Module):
         return features.mean((2, 3))
 
 
+class TokenMean(nn.Module):
+    """The mean over the tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shape (B, T, width) to (B, width)."""
+        return tokens.mean(1)
+
+
 def normalize(kind: str, channels: int) -> list[nn.Module]:
     """The layers that normalise ``channels`` feature maps: one, or none at all.
 

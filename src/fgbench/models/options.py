@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from fgbench.options import Options
 
@@ -56,4 +56,26 @@ class ResNetOptions(DeepOptions):
     name: str = "resnet18"
 
 
-__all__ = ["CNNOptions", "FCOptions", "ResNetOptions", "VGGOptions"]
+class ViTOptions(Options):
+    """Options of ``vit``."""
+
+    name: str = "vit"
+    patch: PositiveInt = 4
+    """Height and width of the patches that become tokens."""
+    width: PositiveInt = 128
+    """Features of a token; a multiple of `heads`."""
+    depth: PositiveInt = 4
+    """Transformer blocks."""
+    heads: PositiveInt = 4
+    """Attention heads of each block."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Probability with which a feature is dropped."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ViTOptions":
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is not a multiple of heads: {self.heads}")
+        return self
+
+
+__all__ = ["CNNOptions", "FCOptions", "ResNetOptions", "VGGOptions", "ViTOptions"]

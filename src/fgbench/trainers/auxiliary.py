@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from fgbench.models.layers import TokenMean
 from fgbench.trainers.blocks import Block, Value
 
 Losses = Callable[[Tensor], Tensor]
@@ -35,7 +36,8 @@ def build_auxiliary(
 
     Args:
         kind: ``cnn``, ``mlp`` or ``linear``.
-        shape: of one sample of the block's outputs: (C, H, W), or (F,), which counts as (F, 1, 1).
+        shape: of one sample of the block's outputs: (C, H, W); (F,), which counts as (F, 1, 1); or (T, F), of
+            which the mean over the tokens is taken.
         hidden: channels or units of the hidden layers.
         num_classes: number of outputs.
         batch_norm: normalise over the batch, as in the source, without running statistics, since an auxiliary
@@ -43,8 +45,9 @@ def build_auxiliary(
 
     Source: Fournier et al. (2023), arXiv 2306.06968, and the authors' code.
     """
-    channels, height, width = shape if len(shape) == 3 else (shape.numel(), 1, 1)
-    layers: list[nn.Module] = [] if len(shape) == 3 else [nn.Unflatten(1, (channels, 1, 1))]
+    channels, height, width = shape if len(shape) == 3 else (shape[-1], 1, 1)
+    layers: list[nn.Module] = [TokenMean()] if len(shape) == 2 else []
+    layers += [nn.Unflatten(1, (channels, 1, 1))] if len(shape) < 3 else []
 
     def normalize(features: int) -> nn.Module:
         if batch_norm:
