@@ -5,14 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fgbench.analysis.pairing import Pair, Task, make_tasks, nearest, plainest
+from fgbench.analysis.pairing import TUNABLE, Pair, Task, make_tasks, nearest, plainest
 from fgbench.analysis.readings import (
     MEASURES,
     Measure,
+    at_chance,
     disturbed_epochs,
     epochs_within,
     has_diverged,
     negligible,
+    quiet_epochs,
     read,
     training_time,
 )
@@ -25,6 +27,13 @@ Budget = Literal["epochs", "time", "memory"]
 
 MEMORY_TOLERANCE = 1.01
 """A series fits a memory budget that it exceeds by no more than this factor."""
+
+DISTURBED_SHARE = 0.1
+"""Share of epochs timed beside other work above which a sum of times says nothing; a convention."""
+
+TUNING_NOISE = 0.02
+"""Accuracy by which two trainers tuned apart may differ because of the tuning alone: what a search of few short
+trials left between two estimators that are one and the same; a smaller lead is not called one."""
 
 ALPHA = 0.05
 
@@ -68,6 +77,13 @@ class Comparison:
         return wins, losses
 
     @property
+    def caution(self) -> str:
+        """Why nothing may be claimed from the difference; empty where something may."""
+        if caution := find_caution(self.pair, self.measure, self.budget):
+            return caution
+        return below_tuning_noise(self.pair, self.measure, self.paired.mean if self.paired else math.nan)
+
+    @property
     def is_negligible(self) -> bool:
         """Whether the whole interval is so close to no difference that it is as good as none."""
         effect = self.paired
@@ -84,10 +100,12 @@ class Comparison:
             return self.obstacle
         if self.paired.n == 1:
             return "no claim from 1 seed"
-        if was_disturbed(self.pair, self.measure):
-            return "no claim: timed beside other work"
+        if caution := find_caution(self.pair, self.measure, self.budget):
+            return f"no claim: {caution}"
         if self.is_negligible:
             return "about the same"
+        if self.caution:
+            return f"no claim: {self.caution}"
         if self.p_adjusted is not None and self.p_adjusted < ALPHA:
             return "better" if self.measure.gain(self.paired.mean) > 0 else "worse"
         needed = self.paired.seeds_needed
@@ -230,11 +248,39 @@ def common_epoch(pair: Pair) -> int:
     return min((run.last_epoch for run in _lasting(pair) or _all_runs(pair)), default=0)
 
 
-def was_disturbed(pair: Pair, measure: Measure) -> bool:
-    """Whether a time cannot be told: other work kept the machine busy in every epoch of some run."""
+def find_caution(pair: Pair, measure: Measure, budget: Budget = "epochs") -> str:
+    """Why a difference that was seen says nothing, whatever its size; empty where it does."""
+    timed = measure.timed or budget == "time"
+    if (timed or not measure.learns) and (different := pair.environments):
+        return f"different environments ({', '.join(different)})"
+    if timed and was_disturbed(pair, summed=not measure.timed):
+        return "timed beside other work"
+    if measure.learns and pair.runs and all(at_chance(run, common_epoch(pair)) for run in _all_runs(pair)):
+        return "neither is better than chance"
+    return ""
+
+
+def below_tuning_noise(pair: Pair, measure: Measure, mean: float) -> str:
+    """That an accuracy differs by less than tuning can account for, where the two were tuned apart."""
+    tuned_apart = any(each.startswith(TUNABLE) for each in pair.other_settings)
+    accuracy = measure.learns and measure.column.endswith("accuracy")
+    if accuracy and tuned_apart and abs(mean) < TUNING_NOISE:
+        return f"tuned apart, and by less than the noise of tuning ({TUNING_NOISE:g})"
+    return ""
+
+
+def was_disturbed(pair: Pair, *, summed: bool = False) -> bool:
+    """Whether other work on the machine leaves nothing to be said of times.
+
+    Args:
+        pair: the two.
+        summed: of a sum over epochs, which more than a tenth of disturbed ones spoils; otherwise of a
+            median, which needs one warm epoch that nothing disturbed.
+    """
     epoch = common_epoch(pair)
-    return measure.timed and any(
-        disturbed_epochs(run, epoch) == epoch for both in pair.runs for run in both if epoch
+    return bool(epoch) and any(
+        disturbed_epochs(run, epoch) > DISTURBED_SHARE * epoch if summed else not quiet_epochs(run, epoch)
+        for run in _all_runs(pair)
     )
 
 

@@ -31,6 +31,7 @@ def compare_report(
     baseline: str = "backprop",
     form: Format | str = Format.text,
     accuracy: float | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """What ``fgbench compare`` prints.
 
@@ -40,6 +41,7 @@ def compare_report(
         baseline: a trainer, or the label of one series.
         form: how to write it; CSV is one row for every comparison, in full precision.
         accuracy: the validation accuracy the time to which is told.
+        notes: lines to stand at the end, such as those about runs that are left out.
 
     Raises:
         ConfigError: as ``compare``.
@@ -56,10 +58,11 @@ def compare_report(
             if measure.learns:
                 tables.append(budget_table(columns_of))
         tables.append(cost_table(list(dict.fromkeys(each.pair for each in group)), accuracy))
-    lines = summary_lines(comparisons)
+    lines = [*summary_lines(comparisons), *notes]
     if Format(form) is Format.latex:
         lines = [f"% {line}" for line in lines]
-    return "\n\n".join([*filter(None, [render(tables, form)]), "\n".join(lines)])
+    between = "\n\n" if Format(form) is Format.markdown else "\n"
+    return "\n\n".join([*filter(None, [render(tables, form)]), between.join(lines)])
 
 
 def measure_table(comparisons: Sequence[Comparison]) -> Table:

@@ -14,6 +14,9 @@ NEGLIGIBLE = {"accuracy": 0.005, "loss": 0.01}
 NEGLIGIBLE_RATIO = 1.02
 """A difference, or a ratio of costs, whose whole interval is within this of none counts as none."""
 
+CHANCE_MARGIN = 0.02
+"""An accuracy this little above that of guessing counts as chance: two standard errors on 1,000 images."""
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -102,6 +105,11 @@ def _quiet(run: RunRecord, epoch: int) -> np.ndarray:
     return quiet
 
 
+def quiet_epochs(run: RunRecord, epoch: int) -> int:
+    """How many epochs up to ``epoch`` were timed warm and with the machine to themselves."""
+    return int(_quiet(run, epoch).sum())
+
+
 def disturbed_epochs(run: RunRecord, epoch: int) -> int:
     """How many epochs up to ``epoch`` were timed while other work kept the machine busy."""
     return int(run.metrics.loc[run.metrics["epoch"] <= epoch, "timing_note"].notna().sum())
@@ -110,6 +118,17 @@ def disturbed_epochs(run: RunRecord, epoch: int) -> int:
 def has_diverged(run: RunRecord, epoch: int) -> bool:
     """Whether the run's loss was no number any more by the end of ``epoch``."""
     return run.state == "diverged" and epoch >= run.last_epoch
+
+
+def at_chance(run: RunRecord, epoch: int) -> bool:
+    """Whether no accuracy measured at ``epoch`` is above that of guessing, by more than ``CHANCE_MARGIN``.
+
+    False where nothing was measured, or the number of classes is unknown.
+    """
+    classes = run.num_classes
+    accuracies = [read(run, MEASURES[f"{part}_accuracy"], epoch) for part in ("train", "val", "test")]
+    known = [value for value in accuracies if not math.isnan(value)]
+    return bool(known and classes and max(known) <= 1 / classes + CHANCE_MARGIN)
 
 
 def training_time(run: RunRecord) -> np.ndarray:

@@ -5,13 +5,14 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fgbench.analysis.bench_steps import Step, load_steps
 from fgbench.config.source import read_yaml
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.registry import uses_backwards
@@ -73,6 +74,15 @@ class RunRecord:
             content["device"] = str(self.env["device"]).partition(":")[0]
         return dict(flatten(content))
 
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes its dataset has; None where that is not known."""
+        known = {"mnist": 10, "fashion-mnist": 10, "fashion-mnist-mini": 10, "cifar10": 10}
+        data = self.env.get("data")
+        told = data.get("classes") if isinstance(data, dict) else None
+        count = told or self.config["dataset"].get("classes") or known.get(self.component("dataset"))
+        return count if isinstance(count, int) else None
+
     def component(self, kind: str) -> str:
         """Name of the run's ``dataset``, ``model`` or ``trainer``."""
         return str(self.config[kind]["name"])
@@ -108,8 +118,34 @@ def flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, value
 
 
-def load_results(path: str | Path) -> list[RunRecord]:
-    """Every run directory at or below ``path``, in order of path; what cannot be read is named in a warning.
+@dataclass(frozen=True)
+class Results:
+    """A results folder, read.
+
+    Attributes:
+        runs: every run that can be read, in order of path.
+        unread: the run directories that cannot, and why.
+        steps: what ``fgbench bench`` measured there.
+    """
+
+    runs: list[RunRecord]
+    unread: dict[Path, str] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each run that is left out or has not finished; what is said rests on the others."""
+        left_out = [f"Left out: {path}: {reason}" for path, reason in self.unread.items()]
+        unfinished = [
+            f"Not finished: {run.path}: {run.state} after epoch {run.last_epoch} of {run.config.get('epochs')}"
+            for run in self.runs
+            if run.state not in ("finished", "diverged")
+        ]
+        return left_out + unfinished
+
+
+def read_results(path: str | Path) -> Results:
+    """Every run directory and benchmark at or below ``path``; a warning names what cannot be read.
 
     Raises:
         ConfigError: no such folder, or no run in it.
@@ -118,29 +154,37 @@ def load_results(path: str | Path) -> list[RunRecord]:
     if not root.is_dir():
         problem = "is a file" if root.exists() else "no such folder"
         raise ConfigError(f"{root}: {problem}, expected a folder with runs")
-    records = [record for file in sorted(root.rglob("config.yaml")) if (record := _load_run(file.parent))]
-    if not records:
+    runs, unread = [], {}
+    for folder in sorted({file.parent for name in ("config.yaml", "metrics.csv") for file in root.rglob(name)}):
+        try:
+            runs.append(_load_run(folder))
+        except FgbenchError as error:
+            unread[folder] = str(error).partition("\n")[0].removeprefix(f"{folder}/")
+            logger.warning("%s: %s; this run is left out", folder, unread[folder])
+    if not runs:
         raise ConfigError(f"no runs in {root}: `fgbench run CONFIG --results {root}` makes one")
-    return records
+    return Results(runs, unread, load_steps(root))
 
 
-def _load_run(folder: Path) -> RunRecord | None:
+def load_results(path: str | Path) -> list[RunRecord]:
+    """The runs of ``read_results``."""
+    return read_results(path).runs
+
+
+def _load_run(folder: Path) -> RunRecord:
     directory = RunDirectory(folder)
-    try:
-        source = read_yaml(folder / "config.yaml")
-        source.raise_problems()
-        metrics = pd.DataFrame(directory.read_metrics(), columns=list(METRICS))
-    except FgbenchError as error:
-        logger.warning("%s; this run is left out", str(error).partition("\n")[0])
-        return None
+    if not (folder / "config.yaml").exists():
+        raise ConfigError("has no config.yaml")
+    source = read_yaml(folder / "config.yaml")
+    source.raise_problems()
+    metrics = pd.DataFrame(directory.read_metrics(), columns=list(METRICS))
     config = source.data
     named = all(
         isinstance(config.get(kind), dict) and config[kind].get("name")
         for kind in ("dataset", "model", "trainer")
     )
     if not named or not isinstance(config.get("seed", 0), int):
-        logger.warning("%s: not the config of a run; left out", folder / "config.yaml")
-        return None
+        raise ConfigError("config.yaml is not the config of a run")
     numbers = [column for column in METRICS if column not in TEXT_COLUMNS]
     metrics = metrics.astype(dict.fromkeys(numbers, float) | {"epoch": int})
     match = _FOLDER.search(folder.resolve().name)

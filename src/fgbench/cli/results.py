@@ -36,21 +36,22 @@ def compare(
     Example: fgbench compare results --metric test_accuracy --format markdown
     """
     from fgbench.analysis.compare_tables import compare_report
-    from fgbench.analysis.records import load_results
+    from fgbench.analysis.records import read_results
 
-    _write(compare_report(load_results(results), metric, baseline, form, accuracy), out)
+    found = read_results(results)
+    _write(compare_report(found.runs, metric, baseline, form, accuracy, found.notes), out)
 
 
 def claims(results: Results, form: Form = Format.text, out: Out = None) -> None:
-    """Hold published claims against the runs in a folder.
+    """Compare published claims with the runs and benchmarks in a folder.
 
-    Every claim is supported, refuted, mixed, not testable, or there is not enough data; with the numbers, the
-    seeds and the rule that decided.
+    Every claim is supported, refuted, mixed, not testable, without a difference, or there is not enough data;
+    with the numbers, the seeds and the rule that decided, and on what device.
     """
     from fgbench.analysis.claims.claims import claims_report
-    from fgbench.analysis.records import load_results
+    from fgbench.analysis.records import read_results
 
-    _write(claims_report(load_results(results), form), out)
+    _write(claims_report(read_results(results), form), out)
 
 
 def status(results: Results, form: Form = Format.text, out: Out = None) -> None:

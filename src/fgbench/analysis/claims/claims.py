@@ -1,4 +1,4 @@
-"""Published claims, held against one's own runs. Imports no torch.
+"""Published claims, compared with one's own runs. Imports no torch.
 
 The claims are rows of claims.yaml, the rules that decide them functions of ``rules``.
 """
@@ -11,9 +11,10 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
+from fgbench.analysis.bench_steps import Step
 from fgbench.analysis.claims.judging import MIN_SEEDS
-from fgbench.analysis.claims.rules import RULES
-from fgbench.analysis.claims.verdicts import Finding, Verdict
+from fgbench.analysis.claims.rules import RULES, WITH_STEPS
+from fgbench.analysis.claims.verdicts import SILENT, Finding, Verdict
 from fgbench.analysis.formats import Format
 from fgbench.analysis.pairing import (
     TUNABLE,
@@ -25,7 +26,7 @@ from fgbench.analysis.pairing import (
     settings,
     trainer_options,
 )
-from fgbench.analysis.records import RunRecord
+from fgbench.analysis.records import Results, RunRecord
 from fgbench.analysis.rendering import Table, render
 from fgbench.analysis.series import Series
 from fgbench.config.source import read_yaml
@@ -40,13 +41,15 @@ class Claim:
 
     Attributes:
         id: for reference.
-        source: who says so.
-        statement: what is said.
+        source: who says so, and where.
+        statement: what is said, paraphrased.
         rule: name of the function that decides.
         options: its keyword arguments.
-        series: what the claim is about.
-        baseline: what that is held against.
+        series: what the claim is about: any of these.
+        baseline: what that is compared with: each of these.
         setting: what must hold for both.
+        bench: the case of ``fgbench bench`` that counts too, beside backprop's.
+        device: the kind of device it is about, where that matters.
     """
 
     id: str
@@ -54,9 +57,11 @@ class Claim:
     statement: str
     rule: str
     options: Mapping[str, Any]
-    series: Selection
-    baseline: Selection
+    series: Sequence[Selection]
+    baseline: Sequence[Selection]
     setting: Selection
+    bench: str = ""
+    device: str = ""
 
     @property
     def rule_text(self) -> str:
@@ -65,19 +70,31 @@ class Claim:
         values = {
             key: " and ".join(value) if isinstance(value, list) else value
             for key, value in self.options.items()
+            if key != "why"
         }
         told = ", ".join(
-            "one case is enough" if key == "some" else f"{key}: {value}" for key, value in values.items()
+            "one case is enough, and none refutes" if key == "some" else f"{key}: {value}"
+            for key, value in values.items()
         )
         return f"{text} ({told})" if told else text
 
 
 @dataclass(frozen=True)
 class Audited:
-    """A claim and what the runs say about it."""
+    """A claim and what the runs say about it.
+
+    Attributes:
+        device: the kind of device that gave the answer, where the claim is about another.
+    """
 
     claim: Claim
     finding: Finding
+    device: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The verdict, and on what device, where the claim is about another: ``refuted on a CPU``."""
+        return f"{self.finding.verdict} on a {self.device.upper()}" if self.device else self.finding.verdict
 
 
 @cache
@@ -86,18 +103,62 @@ def load_claims() -> tuple[Claim, ...]:
     source = read_yaml(Path(__file__).with_name("claims.yaml"))
     source.raise_problems()
     selections = source.data["selections"]
+
+    def select(names: str | list[str]) -> list[Selection]:
+        return [selections[name] for name in ([names] if isinstance(names, str) else names)]
+
     return tuple(
-        Claim(**row | {role: selections[row[role]] for role in ("series", "baseline", "setting")})
+        Claim(
+            **row
+            | {role: select(row[role]) for role in ("series", "baseline")}
+            | {"setting": selections[row["setting"]]}
+        )
         for row in source.data["claims"]
     )
 
 
-def audit(records: Iterable[RunRecord], claims: Sequence[Claim] | None = None) -> list[Audited]:
-    """Every claim, held against the runs."""
-    tasks = make_tasks(records)
+def audit(
+    records: Iterable[RunRecord], steps: Iterable[Step] = (), claims: Sequence[Claim] | None = None
+) -> list[Audited]:
+    """Every claim, compared with the runs and the benchmarked steps."""
+    tasks, all_steps = make_tasks(records), list(steps)
+    return [_audit_one(tasks, all_steps, claim) for claim in (load_claims() if claims is None else claims)]
+
+
+def _audit_one(tasks: Sequence[Task], steps: Sequence[Step], claim: Claim) -> Audited:
+    """What was measured on the claim's own kind of device decides, where it can."""
+    pairs = find_pairs(tasks, claim)
+    timed = find_steps(steps, claim)
+    if not claim.device:
+        return Audited(claim, _decide(claim, pairs, timed))
+    own = {"gpu": "cuda"}[claim.device]
+    there = _decide(claim, [each for each in pairs if _device(each) == own], [s for s in timed if s[0].device == own])
+    if there.verdict is not Verdict.not_enough_data:
+        return Audited(claim, there)
+    here = _decide(claim, [each for each in pairs if _device(each) != own], [s for s in timed if s[0].device != own])
+    finding = Finding(here.verdict, [*there.outcomes, *here.outcomes])
+    silent = all(outcome.kind in SILENT for outcome in here.outcomes)
+    return Audited(claim, finding, "" if silent else "cpu")
+
+
+def _decide(claim: Claim, pairs: Sequence[Pair], steps: Sequence[tuple[Step, Step]]) -> Finding:
+    rule = RULES[claim.rule]
+    return rule(pairs, steps, **claim.options) if claim.rule in WITH_STEPS else rule(pairs, **claim.options)
+
+
+def _device(pair: Pair) -> str:
+    return str(settings(pair.series).get("device type", ""))
+
+
+def find_steps(steps: Sequence[Step], claim: Claim) -> list[tuple[Step, Step]]:
+    """The benchmarked steps a claim is about, each with backprop's on the same model and batch size."""
+    wanted = claim.setting.get("batch_size")
+    backprop = {(each.model, each.batch_size, each.device): each for each in steps if each.case == "backprop"}
     return [
-        Audited(claim, RULES[claim.rule](find_pairs(tasks, claim), **claim.options))
-        for claim in (load_claims() if claims is None else claims)
+        (each, backprop[place])
+        for each in steps
+        if claim.bench and each.case == claim.bench and wanted in (None, each.batch_size)
+        if (place := (each.model, each.batch_size, each.device)) in backprop
     ]
 
 
@@ -111,11 +172,12 @@ def find_pairs(tasks: Iterable[Task], claim: Claim) -> list[Pair]:
     for task in tasks:
         able = [each for each in task.series if _matches(each, claim.setting)]
         for series in able:
-            if not _matches(series, claim.series):
+            if not any(_matches(series, wanted) for wanted in claim.series):
                 continue
-            others = [each for each in able if _matches(each, claim.baseline) and _comparable(series, each)]
-            if found := nearest(series, others):
-                pairs.append(Pair(task.title, series, found))
+            for baseline in claim.baseline:
+                others = [each for each in able if _matches(each, baseline) and _comparable(series, each)]
+                if found := nearest(series, others):
+                    pairs.append(Pair(task.title, series, found))
     return pairs
 
 
@@ -134,33 +196,38 @@ def _comparable(first: Series, second: Series) -> bool:
     return all(key.startswith(TUNABLE) for key in setting_differences(settings(first), settings(second)))
 
 
-def claims_report(records: Iterable[RunRecord], form: Format | str = Format.text) -> str:
+def claims_report(results: Results, form: Format | str = Format.text) -> str:
     """What ``fgbench claims`` prints."""
-    audited = audit(records)
+    audited = audit(results.runs, results.steps)
     if Format(form) is not Format.text:
-        head = ["claim", "verdict", "statement", "source", "numbers", "rule"]
-        return render([Table("", head, [_row(each) for each in audited])], form)
+        head = ["claim", "verdict", "statement", "source", "cases", "numbers", "rule"]
+        return render([Table("", head, [_row(each) for each in audited], results.notes)], form)
     counts = Counter(each.finding.verdict for each in audited)
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
-    notes = (
+    notes = [
         f"{len(audited)} claims: {told}. Fewer than {MIN_SEEDS} seeds decide nothing; "
-        "intervals are not adjusted for the number of claims."
-    )
-    return "\n\n".join([*map(_block, audited), notes])
+        "intervals are not adjusted for the number of claims.",
+        *results.notes,
+    ]
+    return "\n\n".join([*map(_block, audited), "\n".join(notes)])
 
 
 def _row(audited: Audited) -> list[str]:
     claim, finding = audited.claim, audited.finding
     numbers = "; ".join(f"{outcome.text} ({outcome.kind})" for outcome in finding.outcomes) or "no such runs"
-    return [claim.id, finding.verdict, claim.statement, claim.source, numbers, claim.rule_text]
+    counts = finding.counts or "none"
+    return [claim.id, audited.answer, claim.statement, claim.source, counts, numbers, claim.rule_text]
 
 
 def _block(audited: Audited) -> str:
     claim, finding = audited.claim, audited.finding
     numbers = [f"  {outcome.kind}: {outcome.text}" for outcome in finding.outcomes] or ["  no such runs"]
+    verdict, _, device = audited.answer.partition(" on a ")
+    where = f" on a {device}" if device else ""
+    counts = f"  ({finding.counts})" if finding.counts else ""
     return "\n".join(
         [
-            f"{finding.verdict.upper()}  {claim.id}",
+            f"{verdict.upper()}{where}  {claim.id}{counts}",
             f"  {claim.statement}",
             f"  Source: {claim.source}",
             *numbers,

@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 from fgbench.analysis.claims.verdicts import Kind, Outcome
-from fgbench.analysis.compare import common_epoch, compare_pair, was_disturbed
+from fgbench.analysis.compare import Budget, below_tuning_noise, common_epoch, compare_pair, find_caution
 from fgbench.analysis.pairing import TUNABLE, Pair
 from fgbench.analysis.readings import Measure, negligible
 from fgbench.analysis.statistics import Paired, log_ratios
@@ -23,49 +23,105 @@ def judge(pair: Pair, measure: Measure, side: Side, at_most: float | None = None
         side: which is claimed.
         at_most: the largest mean difference the claim allows; beyond, it holds and does not hold.
     """
-    if lacking := find_lack(pair, measure):
-        return lacking
-    comparison = compare_pair(pair, measure)
-    n, (wins, losses) = len(pair.runs), comparison.wins
-    if comparison.obstacle.startswith("diverged"):  # no mean then, but losing every seed is an answer
-        won = (wins, losses) if side == "better" else (losses, wins)
-        kind = Kind.for_ if won == (n, 0) else Kind.against if won == (0, n) else Kind.both
-        return outcome_of(kind, pair, f"{measure.title} {comparison.obstacle}")
-    if comparison.paired is None:
-        return outcome_of(Kind.too_few, pair, f"{measure.title} {comparison.obstacle}")
-    paired = comparison.paired if measure.learns else log_ratios(comparison.values)
-    if paired is None:
-        return outcome_of(Kind.too_few, pair, f"{measure.title} is 0")
-    low, high = sorted(measure.gain(bound) for bound in paired.interval or ())
+    told = compared(pair, measure)
+    if isinstance(told, Outcome):
+        return told
+    if isinstance(told, tuple):
+        won = told if side == "better" else told[::-1]
+        return outcome_of(kind_of_wins(won, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}")
+    low, high = gains(told, measure)
     if side == "worse":
         low, high = -high, -low
     kind = kind_of(low, high, negligible(measure))
-    text = number_text(measure, paired)
-    if kind is Kind.for_ and at_most is not None and abs(paired.mean) > at_most:
+    text = number_text(measure, told)
+    noise = below_tuning_noise(pair, measure, told.mean)
+    if noise and kind in (Kind.for_, Kind.against):
+        return outcome_of(Kind.unclear, pair, f"{text}, {noise}")
+    if kind is Kind.for_ and at_most is not None and abs(told.mean) > at_most:
         return outcome_of(Kind.both, pair, f"{text}, more than {at_most:g}")
-    if kind is Kind.unclear and paired.seeds_needed:
-        text += f", {max(paired.seeds_needed, n + 1)} seeds needed"
+    if kind is Kind.unclear and told.seeds_needed:
+        text += f", {max(told.seeds_needed, told.n + 1)} seeds needed"
     return outcome_of(kind, pair, text)
+
+
+def judge_no_worse(pair: Pair, measure: Measure, within: float) -> Outcome:
+    """Whether the series is worse than its baseline by no more than a margin, at equal epochs.
+
+    Args:
+        pair: the two.
+        measure: of what.
+        within: the margin: of what was learnt a difference, of a cost a share.
+    """
+    told = compared(pair, measure)
+    if isinstance(told, Outcome):
+        return told
+    if isinstance(told, tuple):
+        return outcome_of(kind_of_wins(told, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}")
+    low, high = gains(told, measure)
+    margin = within if measure.learns else math.log1p(within)
+    text = f"{number_text(measure, told)}, margin {within:g}"
+    return outcome_of(kind_within(low, high, margin), pair, text)
+
+
+def compared(pair: Pair, measure: Measure) -> Paired | tuple[int, int] | Outcome:
+    """The paired differences of what was learnt, or logarithms of ratios of a cost, at equal epochs.
+
+    Returns:
+        An outcome where nothing can be said; won and lost seeds where runs diverged: then there is no mean,
+        but losing every seed is an answer.
+    """
+    if lacking := find_lack(pair, measure):
+        return lacking
+    comparison = compare_pair(pair, measure)
+    if comparison.obstacle.startswith("diverged"):
+        return comparison.wins
+    if comparison.paired is None:
+        return outcome_of(Kind.too_few, pair, f"{measure.title} {comparison.obstacle}")
+    paired = comparison.paired if measure.learns else log_ratios(comparison.values)
+    return paired or outcome_of(Kind.too_few, pair, f"{measure.title} is 0")
+
+
+def gains(paired: Paired, measure: Measure) -> tuple[float, float]:
+    """The interval of the effect, positive where the series is the better one."""
+    low, high = sorted(measure.gain(bound) for bound in paired.interval or (math.nan, math.nan))
+    return low, high
+
+
+def diverged_text(pair: Pair) -> str:
+    """How many runs diverged on each side: ``diverged: 1 of 3; baseline 0``."""
+    mine, other = (sum(both[side].state == "diverged" for both in pair.runs) for side in (0, 1))
+    return f"diverged: {mine} of {len(pair.runs)}; baseline {other}"
+
+
+def kind_of_wins(won: tuple[int, int], n: int) -> Kind:
+    """From the seeds won and lost of ``n``; one that diverged on both sides is neither."""
+    wins, losses = won
+    if wins == n:
+        return Kind.for_
+    if losses == n:
+        return Kind.against
+    return Kind.both if wins and losses else Kind.unclear
 
 
 def kind_of(low: float, high: float, negligible: float) -> Kind:
     """From the interval of the claimed effect, positive as claimed."""
-    if high < 0 or (-negligible <= low and high <= negligible):
-        return Kind.against
-    return Kind.for_ if low > 0 else Kind.unclear
+    if -negligible <= low and high <= negligible:
+        return Kind.same
+    return Kind.for_ if low > 0 else Kind.against if high < 0 else Kind.unclear
 
 
-def find_lack(pair: Pair, measure: Measure) -> Outcome | None:
+def kind_within(low: float, high: float, margin: float = math.inf) -> Kind:
+    """From the interval of a gain, whether it is no loss beyond the margin."""
+    return Kind.for_ if low >= -margin else Kind.against if high < -margin else Kind.unclear
+
+
+def find_lack(pair: Pair, measure: Measure, budget: Budget = "epochs") -> Outcome | None:
     """Why a pair cannot say anything, whatever its numbers."""
     if len(pair.runs) < MIN_SEEDS:
         seeds = f"{len(pair.runs)} seed{'s' * (len(pair.runs) != 1)} in common, {MIN_SEEDS} needed"
         return outcome_of(Kind.too_few, pair, seeds)
-    if measure.learns:
-        return None
-    if different := pair.environments:
-        return outcome_of(Kind.too_few, pair, f"measured in different environments: {', '.join(different)}")
-    if was_disturbed(pair, measure):
-        return outcome_of(Kind.too_few, pair, "timed while other work kept the machine busy")
+    if caution := find_caution(pair, measure, budget):
+        return outcome_of(Kind.too_few, pair, caution)
     return None
 
 

@@ -1,51 +1,61 @@
 """The rules that decide published claims. Imports no torch.
 
-A rule takes pairs of series (what the claim is about, what it is held against) and the claim's options, and
-returns a ``Finding``. Its docstring is what users read as the rule. To add one: a function here and its row
-in ``RULES``; then a row in claims.yaml.
+A rule takes pairs of series (what the claim is about, what it is compared with) and the claim's options, and
+returns a ``Finding``; a rule in ``WITH_STEPS`` also takes benchmarked steps. Its docstring is what users read
+as the rule. To add one: a function here and its row in ``RULES``; then a row in claims.yaml.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from fgbench.analysis.bench_steps import Step
 from fgbench.analysis.claims.judging import (
     MIN_SEEDS,
     Side,
+    compared,
+    diverged_text,
     find_lack,
+    gains,
     interval_text,
     judge,
+    judge_no_worse,
     kind_of,
+    kind_within,
     number_text,
     outcome_of,
     ratio_text,
 )
 from fgbench.analysis.claims.verdicts import Finding, Kind, Outcome, Verdict, conclude
-from fgbench.analysis.compare import (
-    MEMORY_TOLERANCE,
-    common_epoch,
-    compare_pair,
-    find_measure,
-    peak_memory,
-)
+from fgbench.analysis.compare import common_epoch, find_measure, peak_memory
 from fgbench.analysis.pairing import TUNABLE, Pair, setting_differences, settings
-from fgbench.analysis.readings import Measure, disturbed_epochs, has_diverged, negligible, read
+from fgbench.analysis.readings import Measure, at_chance, has_diverged, negligible, read
 from fgbench.analysis.records import RunRecord
-from fgbench.analysis.statistics import log_ratios, summarise_differences
+from fgbench.analysis.statistics import Paired, log_ratios, summarise_differences
 from fgbench.analysis.time_to import time_to_same_loss
 
 Rule = Callable[..., Finding]
 
-DISTURBED_SHARE = 0.1
-"""Share of epochs timed beside other work above which a sum of times says nothing."""
+COMPARABLE_MEMORY = 1.1
+"""Memories within this factor of each other count as comparable; a convention of this project."""
+
+FEWEST_EPOCHS = 20
+"""Fewest epochs from which the shape of a curve is read; a convention of this project."""
 
 
 def differs(
-    pairs: Sequence[Pair], *, measures: Sequence[str], side: Side, at_most: float | None = None
+    pairs: Sequence[Pair],
+    steps: Sequence[tuple[Step, Step]] = (),
+    *,
+    measures: Sequence[str],
+    side: Side,
+    at_most: float | None = None,
 ) -> Finding:
     """For: the 95 % paired-t interval at equal epochs lies on the claimed side of no difference.
 
-    Against: on the other side, or within 0.005 of accuracy, 0.01 of loss or 2 % of a cost.
+    Against: on the other side. As good as equal: within 0.005 of accuracy, 0.01 of loss or 2 % of a cost.
     """
     outcomes = []
     for pair in pairs:
@@ -53,6 +63,11 @@ def differs(
         if any(each.kind is Kind.too_few for each in told):  # the claim is about all of the measures
             told = [replace(each, kind=Kind.too_few) if each.kind is Kind.for_ else each for each in told]
         outcomes += told
+    for step, backprop in steps:
+        low, high = step.interval(backprop)
+        faster = side == "better"
+        kind = kind_of(*((-high, -low) if faster else (low, high)), negligible(find_measure("batch_time_ms")))
+        outcomes.append(_step_outcome(kind, step, backprop))
     return conclude(outcomes)
 
 
@@ -61,9 +76,26 @@ def differs_throughout(pairs: Sequence[Pair], *, measure: str, side: Side, share
     return conclude(_judge_throughout(pair, find_measure(measure), side, share) for pair in pairs)
 
 
-def similar(pairs: Sequence[Pair], *, measure: str, within: float) -> Finding:
+def no_worse(
+    pairs: Sequence[Pair], steps: Sequence[tuple[Step, Step]] = (), *, measure: str, within: float
+) -> Finding:
+    """For: the 95 % paired-t interval at equal epochs has no loss beyond the margin. Against: only such."""
+    outcomes = [judge_no_worse(pair, find_measure(measure), within) for pair in pairs]
+    for step, backprop in steps:
+        low, high = step.interval(backprop)
+        outcomes.append(_step_outcome(kind_within(-high, -low, math.log1p(within)), step, backprop))
+    return conclude(outcomes)
+
+
+def similar(
+    pairs: Sequence[Pair], steps: Sequence[tuple[Step, Step]] = (), *, measure: str, within: float
+) -> Finding:
     """For: the 95 % paired-t interval of the ratio lies within the margin. Against: wholly outside it."""
-    return conclude(_judge_similar(pair, find_measure(measure), within) for pair in pairs)
+    margin = math.log1p(within)
+    outcomes = [_judge_similar(pair, find_measure(measure), margin) for pair in pairs]
+    for step, backprop in steps:
+        outcomes.append(_step_outcome(_kind_similar(step.interval(backprop), margin), step, backprop))
+    return conclude(outcomes)
 
 
 def sooner(pairs: Sequence[Pair], *, some: bool = False) -> Finding:
@@ -71,21 +103,57 @@ def sooner(pairs: Sequence[Pair], *, some: bool = False) -> Finding:
     return conclude(map(_judge_sooner, pairs), some)
 
 
-def gap_larger(pairs: Sequence[Pair], *, measure: str, key: str, value: str) -> Finding:
-    """For: the baseline leads by more there, by the 95 % paired-t interval of the leads' differences."""
+def gap_larger(
+    pairs: Sequence[Pair], *, measure: str, key: str, value: str, named: Sequence[str] = ()
+) -> Finding:
+    """For: the baseline leads by more there, by the 95 % paired-t interval of the leads' differences.
+
+    Nothing is decided without those named.
+    """
     column = find_measure(measure)
-    return conclude(
-        _judge_gaps(pair, other, column)
+    cases = [
+        (_setting(other, key), _judge_gaps(pair, other, column))
         for pair in pairs
         if _setting(pair, key) == value
         for other in pairs
         if _setting(other, key) != value and _same_but(pair, other, key)
-    )
+    ]
+    told = {place for place, outcome in cases if outcome.kind is not Kind.too_few}
+    outcomes = [outcome for _, outcome in cases]
+    if lacking := [name for name in named if name not in told]:
+        outcomes = [replace(each, kind=Kind.aside) for each in outcomes]
+        outcomes.append(Outcome(Kind.aside, f"no case that tells of {', '.join(lacking)}, which it names"))
+    return conclude(outcomes)
 
 
 def worse_at_equal_memory(pairs: Sequence[Pair], *, measure: str) -> Finding:
-    """For: the baseline fits the series' peak memory and is better by the 95 % paired-t interval."""
+    """For: at a peak memory at most 10 % above the series', the baseline is better by the 95 % interval."""
     return conclude(_judge_equal_memory(pair, find_measure(measure)) for pair in pairs)
+
+
+def generalises(pairs: Sequence[Pair]) -> Finding:
+    """For: training minus test accuracy at equal epochs is smaller by the 95 % paired-t interval.
+
+    A network that fits its training images less well also has less of a gap: where its training accuracy is
+    lower, a smaller gap says nothing. (Training accuracy is the mean over the epoch.)
+    """
+    return conclude(map(_judge_generalisation, pairs))
+
+
+def levels_off(pairs: Sequence[Pair], *, measures: Sequence[str]) -> Finding:
+    """For: from the last tenth of the epochs but one to the last the mean changes by next to nothing.
+
+    That is by the 95 % interval over seeds, by less than 0.005 of accuracy and 0.01 of loss; 20 epochs needed.
+    """
+    return conclude(_judge_level(pair, find_measure(column)) for pair in pairs for column in measures)
+
+
+def steadier(pairs: Sequence[Pair], *, measure: str) -> Finding:
+    """For: the curve fluctuates less from epoch to epoch, by the 95 % paired-t interval of the ratio.
+
+    Fluctuation is the root mean square of the curve's second differences; 20 epochs needed.
+    """
+    return conclude(_judge_steadiness(pair, find_measure(measure)) for pair in pairs)
 
 
 def set_by_schedule(pairs: Sequence[Pair]) -> Finding:
@@ -109,18 +177,40 @@ def set_by_schedule(pairs: Sequence[Pair]) -> Finding:
     return Finding(Verdict.not_testable, outcomes)
 
 
+def no_run_tells(pairs: Sequence[Pair], *, why: str) -> Finding:
+    """No run can test this."""
+    return Finding(Verdict.not_testable, [Outcome(Kind.aside, why)])
+
+
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
         differs,
         differs_throughout,
+        no_worse,
         similar,
         sooner,
         gap_larger,
         worse_at_equal_memory,
+        generalises,
+        levels_off,
+        steadier,
         set_by_schedule,
+        no_run_tells,
     )
 }
+
+WITH_STEPS = ("differs", "no_worse", "similar")
+"""Rules that also take steps which ``fgbench bench`` measured, each with backprop's."""
+
+
+def _step_outcome(kind: Kind, step: Step, backprop: Step) -> Outcome:
+    where = f"{step.model}, batch {step.batch_size}, {step.case} / {backprop.case}"
+    if step.noise:
+        return Outcome(Kind.too_few, f"{where}: benchmarked while {step.noise}")
+    low, high = (math.exp(bound) for bound in step.interval(backprop))
+    told = f"time of a step {step.time_to_backprop:.3f}× [{low:.3f}, {high:.3f}]"
+    return Outcome(kind, f"{where}: {told}; benchmark, {step.rounds} rounds in one process")
 
 
 def _judge_throughout(pair: Pair, measure: Measure, side: Side, share: float) -> Outcome:
@@ -138,30 +228,25 @@ def _judge_throughout(pair: Pair, measure: Measure, side: Side, share: float) ->
     return Outcome(Kind.for_ if held >= share else Kind.both, f"{final.text}; so in {held:.0%} of epochs")
 
 
-def _judge_similar(pair: Pair, measure: Measure, within: float) -> Outcome:
-    if lacking := find_lack(pair, measure):
-        return lacking
-    comparison = compare_pair(pair, measure)
-    paired = log_ratios(comparison.values)
-    if comparison.paired is None or paired is None:
-        return outcome_of(Kind.too_few, pair, f"{measure.title} {comparison.obstacle or 'is 0'}")
-    low, high = paired.interval or (math.nan, math.nan)
-    margin = math.log1p(within)
+def _judge_similar(pair: Pair, measure: Measure, margin: float) -> Outcome:
+    told = compared(pair, measure)
+    if isinstance(told, Outcome):
+        return told
+    assert isinstance(told, Paired), "a cost has no divergence"
+    kind = _kind_similar(told.interval or (math.nan, math.nan), margin)
+    return outcome_of(kind, pair, f"{number_text(measure, told)}, margin {math.expm1(margin):.0%}")
+
+
+def _kind_similar(interval: tuple[float, float], margin: float) -> Kind:
+    low, high = interval
     if -margin <= low and high <= margin:
-        kind = Kind.for_
-    else:
-        kind = Kind.against if low > margin or high < -margin else Kind.unclear
-    return outcome_of(kind, pair, f"{number_text(measure, paired)}, margin {within:.0%}")
+        return Kind.for_
+    return Kind.against if low > margin or high < -margin else Kind.unclear
 
 
 def _judge_sooner(pair: Pair) -> Outcome:
-    measure = find_measure("epoch_time_s")
-    if lacking := find_lack(pair, measure):
+    if lacking := find_lack(pair, find_measure("val_loss"), "time"):
         return lacking
-    for run in (run for both in pair.runs for run in both):
-        if (disturbed := disturbed_epochs(run, run.last_epoch)) > DISTURBED_SHARE * run.last_epoch:
-            told = f"{disturbed} of {run.last_epoch} epochs timed while other work kept the machine busy"
-            return outcome_of(Kind.too_few, pair, told)
     reached = time_to_same_loss(pair)
     if reached and reached.at_once:
         return outcome_of(Kind.too_few, pair, "no more than one epoch to the validation loss that both reach")
@@ -169,7 +254,7 @@ def _judge_sooner(pair: Pair) -> Outcome:
     if paired is None:
         return outcome_of(Kind.too_few, pair, "no validation loss that both reach")
     low, high = paired.interval or (math.nan, math.nan)
-    kind = kind_of(-high, -low, negligible(measure))
+    kind = kind_of(-high, -low, negligible(find_measure("epoch_time_s")))
     return outcome_of(kind, pair, f"time to the same validation loss {ratio_text(paired)}")
 
 
@@ -180,6 +265,8 @@ def _judge_gaps(pair: Pair, other: Pair, measure: Measure) -> Outcome:
     where = f"{pair.task} - {other.task} ({pair.series.label})"
     if len(seeds) < MIN_SEEDS:
         return Outcome(Kind.too_few, f"{where}: {len(seeds)} seeds in common, {MIN_SEEDS} needed")
+    if all(at_chance(run, epoch) for each in (pair, other) for run, _ in each.runs):
+        return Outcome(Kind.too_few, f"{where}: at chance on both, so the leads tell of the baseline alone")
     differences = [leads[seed] - references[seed] for seed in seeds]
     if not all(map(math.isfinite, differences)):
         return Outcome(Kind.unclear, f"{where}: runs diverged or were not measured")
@@ -207,10 +294,74 @@ def _judge_equal_memory(pair: Pair, measure: Measure) -> Outcome:
     budget, needed = peak_memory(pair.series), peak_memory(pair.baseline)
     if math.isnan(budget) or math.isnan(needed):
         return outcome_of(Kind.too_few, pair, "memory not measured")
-    memory = f"{needed:.1f} MiB of {budget:.1f}"
-    if needed > budget * MEMORY_TOLERANCE:
-        return outcome_of(Kind.against, pair, f"{pair.baseline.label} does not fit: {memory}")
+    memory = f"{needed:.1f} MiB for {budget:.1f}"
+    if needed > budget * COMPARABLE_MEMORY:
+        return outcome_of(Kind.too_few, pair, f"{pair.baseline.label} does not fit: {memory}")
     return Outcome(outcome.kind, f"{outcome.text}; {memory}")
+
+
+def _judge_generalisation(pair: Pair) -> Outcome:
+    train, test = find_measure("train_accuracy"), find_measure("test_accuracy")
+    fitted = compared(pair, train)
+    if isinstance(fitted, Outcome):
+        return fitted
+    epoch = common_epoch(pair)
+    gaps = [
+        tuple(read(run, train, epoch) - read(run, test, epoch) for run in both)
+        for both in pair.runs
+    ]
+    if isinstance(fitted, tuple) or not all(math.isfinite(gap) for both in gaps for gap in both):
+        return outcome_of(Kind.too_few, pair, "runs diverged or were not measured")
+    paired = summarise_differences([mine - other for mine, other in gaps])
+    low, high = paired.interval or (math.nan, math.nan)
+    kind = kind_of(-high, -low, negligible(test))
+    text = f"training minus test accuracy {interval_text(paired, test.form)}"
+    if kind is Kind.for_ and kind_within(*gains(fitted, train), negligible(train)) is not Kind.for_:
+        return outcome_of(Kind.too_few, pair, f"{text}, at a lower {number_text(train, fitted)}")
+    return outcome_of(kind, pair, text)
+
+
+def _judge_level(pair: Pair, measure: Measure) -> Outcome:
+    if lack := _lacks_epochs(pair):
+        return lack
+    changes = []
+    for run, _ in pair.runs:
+        values = run.metrics[measure.column].to_numpy(float)
+        tenth = max(1, len(values) // 10)
+        changes.append(float(values[-tenth:].mean() - values[-2 * tenth : -tenth].mean()))
+    if any(run.state == "diverged" for run, _ in pair.runs):
+        return outcome_of(Kind.against, pair, f"{measure.title} {diverged_text(pair)}")
+    if not all(map(math.isfinite, changes)):
+        return outcome_of(Kind.too_few, pair, f"{measure.title} not measured")
+    paired, margin = summarise_differences(changes), negligible(measure)
+    kind = _kind_similar(paired.interval or (math.nan, math.nan), margin)
+    text = f"{measure.title} changes by {interval_text(paired, measure.form)} over the last tenth of epochs"
+    return outcome_of(kind, pair, text)
+
+
+def _judge_steadiness(pair: Pair, measure: Measure) -> Outcome:
+    if lack := _lacks_epochs(pair):
+        return lack
+    epoch = common_epoch(pair)
+
+    def fluctuation(run: RunRecord) -> float:
+        bends = np.diff(run.metrics[measure.column].to_numpy(float)[:epoch], n=2)
+        return float(np.sqrt(np.mean(bends**2)))
+
+    paired = log_ratios([(fluctuation(run), fluctuation(other)) for run, other in pair.runs])
+    if paired is None:
+        return outcome_of(Kind.too_few, pair, f"{measure.title} diverged or not measured")
+    low, high = paired.interval or (math.nan, math.nan)
+    kind = kind_of(-high, -low, negligible(find_measure("epoch_time_s")))
+    return outcome_of(kind, pair, f"fluctuation of {measure.title} {ratio_text(paired)}")
+
+
+def _lacks_epochs(pair: Pair) -> Outcome | None:
+    if lacking := find_lack(pair, find_measure("train_loss")):
+        return lacking
+    if common_epoch(pair) < FEWEST_EPOCHS:
+        return outcome_of(Kind.too_few, pair, f"{common_epoch(pair)} epochs, {FEWEST_EPOCHS} needed")
+    return None
 
 
 def _equal_rates(runs: tuple[RunRecord, RunRecord]) -> bool:
