@@ -14,7 +14,7 @@ from bench_table import BENCH, make_table
 from fgbench.analysis.claims.claims import audit
 from fgbench.analysis.claims.verdicts import Verdict
 from fgbench.analysis.readings import MEASURES, read
-from fgbench.analysis.records import RunRecord, load_results
+from fgbench.analysis.records import RunRecord, load_results, read_results
 from fgbench.analysis.time_to import geometric_mean
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,8 @@ def test_the_table_of_deep_networks_is_that_of_the_runs(name):
 
 
 def test_the_verdicts_counted_are_those_of_the_audit():
-    counts = Counter(audited.finding.verdict for audited in audit(load_results(RESULTS)))
+    results = read_results(RESULTS)
+    counts = Counter(audited.finding.verdict for audited in audit(results.runs, results.steps))
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
     assert f"{sum(counts.values())} published claims: {told}" in " ".join(README.split())
 

@@ -5,8 +5,15 @@ import shutil
 import pytest
 from fake_records import make_record, many_records
 
+from fgbench.analysis.records import Results
 from fgbench.report import build
 from fgbench.report.build import render
+
+
+def page_of(records, command):
+    """The page about some runs."""
+    return render(Results(list(records)), command)
+
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 if not (shutil.which("chromium") and shutil.which("chromedriver")):
@@ -42,7 +49,7 @@ def small_page(tmp_path_factory):
         for trainer, accuracy, memory in [("backprop", 0.9, 62.0), ("forward-gradient", 0.7, 100.0)]
     ]
     path = tmp_path_factory.mktemp("small") / "report.html"
-    path.write_text(render(records, "fgbench report results"))
+    path.write_text(page_of(records, "fgbench report results"))
     return path.as_uri()
 
 
@@ -51,7 +58,7 @@ def large_page(tmp_path_factory):
     path = tmp_path_factory.mktemp("large") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "draw_charts", lambda series, prefix: [])  # they are looked at on the small page
-        path.write_text(render(many_records(), "fgbench report results"))
+        path.write_text(page_of(many_records(), "fgbench report results"))
     return path.as_uri()
 
 

@@ -11,10 +11,17 @@ from fake_records import make_record, many_records
 from fake_results import make_run
 
 from fgbench.analysis.claims.claims import load_claims
+from fgbench.analysis.records import Results
 from fgbench.errors import ConfigError
 from fgbench.plotting.style import trainer_hue
 from fgbench.report import build
 from fgbench.report.build import build_report, render
+
+
+def page_of(records, command):
+    """The page about some runs."""
+    return render(Results(list(records)), command)
+
 
 EVIL = "</script></svg><script>alert('x')</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "br", "input", "img", "hr"}
@@ -89,7 +96,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
 
 
 def test_ids_are_unique_and_links_lead_somewhere():
-    page = Page(render(three_seeds(), "fgbench report results"))
+    page = Page(page_of(three_seeds(), "fgbench report results"))
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
     targets = {href[1:] for href in page.attributes("href") if href.startswith("#")}
@@ -98,7 +105,7 @@ def test_ids_are_unique_and_links_lead_somewhere():
 
 
 def test_the_answer_comes_first_with_seeds_and_interval(no_figures):
-    page = Page(render(three_seeds(), ""))
+    page = Page(page_of(three_seeds(), ""))
     text = page.text
     first = "Forward-gradient against backprop, on 1 task: less accurate in 1 of 1 (−17.1), faster in 1 of 1"
     assert text.index("without a backward pass?") < text.index(first) < text.index("Test accuracy is")
@@ -114,7 +121,7 @@ def test_the_best_and_the_plain_form_of_a_trainer_both_have_an_answer(no_figures
         for seed in range(3)
     ]
     lucky = accurate("forward-gradient", 0, 0.99, trainer_options={"tangents": 8})
-    text = Page(render([*three_seeds(), *best, lucky], "")).text
+    text = Page(page_of([*three_seeds(), *best, lucky], "")).text
     assert "Test accuracy is 84.1 % against" in text
     assert "Test accuracy is 70.0 % against" in text
     assert "Test accuracy is 99.0 % against" not in text  # one seed does not displace three
@@ -122,7 +129,7 @@ def test_the_best_and_the_plain_form_of_a_trainer_both_have_an_answer(no_figures
 
 
 def test_one_seed_makes_no_claim(no_figures):
-    text = Page(render([run for run in three_seeds() if run.seed == 0], "")).text
+    text = Page(page_of([run for run in three_seeds() if run.seed == 0], "")).text
     assert "nothing that the seeds at hand can show" in text
     assert "Not enough seeds: one says nothing about the next." in text
     assert "▼ worse" not in text
@@ -130,24 +137,24 @@ def test_one_seed_makes_no_claim(no_figures):
 
 def test_a_difference_within_the_noise_is_not_claimed(no_figures):
     wild = [accurate("forward-gradient", seed, (0.9, 0.8, 0.88)[seed]) for seed in range(3)]
-    text = Page(render([*three_seeds()[:3], *wild], "")).text
+    text = Page(page_of([*three_seeds()[:3], *wild], "")).text
     assert re.search(r"Not enough seeds to call that a difference: about \d+ would be needed\.", text)
 
 
 def test_a_trainer_that_diverged_is_said_to_have(no_figures):
     lost = [make_record("forward-gradient", seed, state="diverged") for seed in range(3)]
-    text = Page(render([*three_seeds()[:3], *lost], "")).text
+    text = Page(page_of([*three_seeds()[:3], *lost], "")).text
     assert "Test accuracy cannot be compared: diverged: 3 of 3" in text
 
 
 def test_without_a_baseline_there_is_a_page_but_no_answer(no_figures):
-    text = Page(render([accurate("zeroth-order", 0, 0.5)], "")).text
+    text = Page(page_of([accurate("zeroth-order", 0, 0.5)], "")).text
     assert "Nothing can be compared yet" in text
     assert "zeroth-order" in text
 
 
 def test_every_run_has_its_config_environment_and_curves(no_figures):
-    page = Page(render(three_seeds(), ""))
+    page = Page(page_of(three_seeds(), ""))
     bodies = [attrs for tag, attrs in page.elements if tag == "tbody" and "data-trainer" in attrs]
     assert [body["data-trainer"] for body in bodies] == ["backprop"] * 3 + ["forward-gradient"] * 3
     configs = [text for tag, text in page.texts if tag == "pre" and "optimizer:" in text]
@@ -159,13 +166,13 @@ def test_every_run_has_its_config_environment_and_curves(no_figures):
 
 def test_runs_from_different_machines_have_environments_of_their_own(no_figures):
     other = [accurate("forward-gradient", seed, 0.7, env={"cpu": "Another CPU"}) for seed in range(3)]
-    page = Page(render([*three_seeds()[:3], *other], ""))
+    page = Page(page_of([*three_seeds()[:3], *other], ""))
     assert page.attributes("href", "a").count("#env2") == 3
     assert "Environments differ: cpu" in page.text
 
 
 def test_figures_are_those_of_the_study_in_the_trainers_colours():
-    html = render(three_seeds(), "")
+    html = page_of(three_seeds(), "")
     labels = set(Page(html).attributes("aria-label", "svg"))
     assert {"Test accuracy", "Peak memory", "Training loss", "Training time per epoch"} <= labels
     for trainer in ("backprop", "forward-gradient"):
@@ -176,11 +183,11 @@ def test_figures_are_those_of_the_study_in_the_trainers_colours():
 
 def test_numbers_in_labels_are_not_shortened():
     records = [accurate("backprop", 0, 0.8, optimizer__lr=lr) for lr in (0.00123, 0.00456)]
-    assert "lr=0.00123" in re.sub(r"<pre>.*?</pre>", "", render(records, ""), flags=re.DOTALL)
+    assert "lr=0.00123" in re.sub(r"<pre>.*?</pre>", "", page_of(records, ""), flags=re.DOTALL)
 
 
 def test_every_claim_is_audited_with_verdict_and_rule(no_figures):
-    text = Page(render(three_seeds(), "")).text
+    text = Page(page_of(three_seeds(), "")).text
     for claim in load_claims():
         assert claim.statement in text
         assert " ".join(claim.rule_text.split()) in text
@@ -217,7 +224,7 @@ def test_everything_shown_is_inert(tmp_path):
 
 
 def test_the_same_runs_give_the_same_page():
-    assert render(three_seeds(), "") == render(three_seeds(), "")
+    assert page_of(three_seeds(), "") == page_of(three_seeds(), "")
 
 
 def test_unfinished_and_empty_runs_are_shown_not_hidden(tmp_path):
@@ -229,7 +236,7 @@ def test_unfinished_and_empty_runs_are_shown_not_hidden(tmp_path):
 
 
 def test_500_runs_fit_in_a_few_megabytes():
-    html = render(many_records(), "")
+    html = page_of(many_records(), "")
     assert len(html) < 6e6
     page = Page(html)
     assert len([1 for tag, attrs in page.elements if tag == "tbody" and "data-state" in attrs]) == 500

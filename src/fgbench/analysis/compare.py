@@ -32,8 +32,8 @@ DISTURBED_SHARE = 0.1
 """Share of epochs timed beside other work above which a sum of times says nothing; a convention."""
 
 TUNING_NOISE = 0.02
-"""Accuracy by which two trainers tuned apart may differ because of the tuning alone: what a search of few short
-trials left between two estimators that are one and the same; a smaller lead is not called one."""
+"""Accuracy by which two trainers tuned apart may differ because of the tuning alone; a smaller lead is not
+called one. It is about what a search of few short trials left between two estimators of one gradient."""
 
 ALPHA = 0.05
 

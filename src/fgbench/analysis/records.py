@@ -137,7 +137,7 @@ class Results:
         """A line for each run that is left out or has not finished; what is said rests on the others."""
         left_out = [f"Left out: {path}: {reason}" for path, reason in self.unread.items()]
         unfinished = [
-            f"Not finished: {run.path}: {run.state} after epoch {run.last_epoch} of {run.config.get('epochs')}"
+            f"Not finished: {run.path}: {run.state}, epoch {run.last_epoch} of {run.config.get('epochs')}"
             for run in self.runs
             if run.state not in ("finished", "diverged")
         ]
@@ -155,7 +155,9 @@ def read_results(path: str | Path) -> Results:
         problem = "is a file" if root.exists() else "no such folder"
         raise ConfigError(f"{root}: {problem}, expected a folder with runs")
     runs, unread = [], {}
-    for folder in sorted({file.parent for name in ("config.yaml", "metrics.csv") for file in root.rglob(name)}):
+    for folder in sorted(
+        {file.parent for name in ("config.yaml", "metrics.csv") for file in root.rglob(name)}
+    ):
         try:
             runs.append(_load_run(folder))
         except FgbenchError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from fgbench.analysis.claims.judging import MIN_SEEDS
-from fgbench.analysis.compare import Comparison, was_disturbed
+from fgbench.analysis.compare import Comparison
 from fgbench.analysis.pairing import Pair, plainest
 from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.time_to import geometric_mean
@@ -180,8 +180,8 @@ def _caution(comparison: Comparison) -> str:
     """Why a difference that was seen is not claimed."""
     assert comparison.paired is not None
     n, needed = comparison.paired.n, comparison.paired.seeds_needed
-    if was_disturbed(comparison.pair, comparison.measure):
-        return "Not claimed: other work kept the machine busy."
+    if comparison.caution:
+        return f"Not claimed: {comparison.caution}."
     if needed and needed > n:
         return f"Not enough seeds to call that a difference: about {needed} would be needed."
     return "Not shown once adjusted for the number of comparisons."

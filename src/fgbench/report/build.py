@@ -21,7 +21,7 @@ from fgbench.analysis import compare_tables
 from fgbench.analysis.claims.claims import audit
 from fgbench.analysis.claims.rules import MIN_SEEDS
 from fgbench.analysis.compare import Comparison, compare
-from fgbench.analysis.records import RunRecord, load_results
+from fgbench.analysis.records import Results, RunRecord, read_results
 from fgbench.analysis.rendering import Table
 from fgbench.analysis.series import Series, group_series
 from fgbench.config.source import dump_yaml
@@ -118,7 +118,7 @@ def build_report(results: str | Path, out: str | Path = "report.html") -> Path:
     if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {target}: expected a file that ends in .html")
     page = render(
-        load_results(results), f"fgbench report {shlex.join([str(results)])} --out {shlex.quote(str(out))}"
+        read_results(results), f"fgbench report {shlex.join([str(results)])} --out {shlex.quote(str(out))}"
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +128,9 @@ def build_report(results: str | Path, out: str | Path = "report.html") -> Path:
     return target
 
 
-def render(records: Sequence[RunRecord], command: str) -> str:
-    """The page about some runs; ``command`` is told as what made it."""
+def render(results: Results, command: str) -> str:
+    """The page about a results folder; ``command`` is told as what made it."""
+    records = results.runs
     groups = group_series(records)
     comparisons = _compare(records)
     answers = find_answers(comparisons)
@@ -153,7 +154,8 @@ def render(records: Sequence[RunRecord], command: str) -> str:
         rows=_rows(records, groups, environments),
         series=[each for series in groups.values() for each in series],
         environments=environments,
-        claims=audit(records),
+        claims=audit(records, results.steps),
+        left_out=results.notes,
         min_seeds=MIN_SEEDS,
         most_series=MOST_SERIES,
         spread=SPREAD,

@@ -132,10 +132,14 @@ def _audit_one(tasks: Sequence[Task], steps: Sequence[Step], claim: Claim) -> Au
     if not claim.device:
         return Audited(claim, _decide(claim, pairs, timed))
     own = {"gpu": "cuda"}[claim.device]
-    there = _decide(claim, [each for each in pairs if _device(each) == own], [s for s in timed if s[0].device == own])
+    there = _decide(
+        claim, [each for each in pairs if _device(each) == own], [s for s in timed if s[0].device == own]
+    )
     if there.verdict is not Verdict.not_enough_data:
         return Audited(claim, there)
-    here = _decide(claim, [each for each in pairs if _device(each) != own], [s for s in timed if s[0].device != own])
+    here = _decide(
+        claim, [each for each in pairs if _device(each) != own], [s for s in timed if s[0].device != own]
+    )
     finding = Finding(here.verdict, [*there.outcomes, *here.outcomes])
     silent = all(outcome.kind in SILENT for outcome in here.outcomes)
     return Audited(claim, finding, "" if silent else "cpu")

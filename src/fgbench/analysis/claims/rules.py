@@ -143,7 +143,7 @@ def generalises(pairs: Sequence[Pair]) -> Finding:
 def levels_off(pairs: Sequence[Pair], *, measures: Sequence[str]) -> Finding:
     """For: from the last tenth of the epochs but one to the last the mean changes by next to nothing.
 
-    That is by the 95 % interval over seeds, by less than 0.005 of accuracy and 0.01 of loss; 20 epochs needed.
+    That is less than 0.005 of accuracy or 0.01 of loss, by the 95 % interval over seeds; 20 epochs needed.
     """
     return conclude(_judge_level(pair, find_measure(column)) for pair in pairs for column in measures)
 
@@ -178,7 +178,7 @@ def set_by_schedule(pairs: Sequence[Pair]) -> Finding:
 
 
 def no_run_tells(pairs: Sequence[Pair], *, why: str) -> Finding:
-    """No run can test this."""
+    """No run can test this: it is nothing that a run measures."""
     return Finding(Verdict.not_testable, [Outcome(Kind.aside, why)])
 
 
@@ -306,10 +306,7 @@ def _judge_generalisation(pair: Pair) -> Outcome:
     if isinstance(fitted, Outcome):
         return fitted
     epoch = common_epoch(pair)
-    gaps = [
-        tuple(read(run, train, epoch) - read(run, test, epoch) for run in both)
-        for both in pair.runs
-    ]
+    gaps = [tuple(read(run, train, epoch) - read(run, test, epoch) for run in both) for both in pair.runs]
     if isinstance(fitted, tuple) or not all(math.isfinite(gap) for both in gaps for gap in both):
         return outcome_of(Kind.too_few, pair, "runs diverged or were not measured")
     paired = summarise_differences([mine - other for mine, other in gaps])

@@ -51,7 +51,9 @@ class Finding:
     @property
     def counts(self) -> str:
         """How many outcomes there are of each kind, such as ``2 for, 1 unclear``."""
-        counts = Counter(outcome.kind for outcome in self.outcomes if outcome.kind is not Kind.aside)
+        counts: Counter[Kind] = Counter(
+            outcome.kind for outcome in self.outcomes if outcome.kind is not Kind.aside
+        )
         told = ", ".join(f"{counts[kind]} {kind}" for kind in Kind if counts[kind])
         return told if counts[Kind.too_few] == 1 else told.replace("says nothing", "say nothing")
 
