@@ -174,6 +174,16 @@ TRAINERS = {
 
 TABLES = {"dataset": DATASETS, "model": MODELS, "trainer": TRAINERS}
 
+OTHER_WORDS = {
+    **dict.fromkeys(("bp", "backpropagation", "back-propagation", "reverse-mode"), "backprop"),
+    **dict.fromkeys(("fg", "fgd", "forward-mode", "forward-ad", "fwdgrad", "forward"), "forward-gradient"),
+    **dict.fromkeys(("mezo", "spsa", "zo", "es"), "zeroth-order"),
+    **dict.fromkeys(("fmnist", "fashion"), "fashion-mnist"),
+    **dict.fromkeys(("mlp", "fcn", "fully-connected", "dense"), "fc"),
+    **dict.fromkeys(("convnet", "conv"), "cnn"),
+}
+"""What else the field calls them, so that a message can say which name is meant."""
+
 
 def import_target(target: str) -> Any:
     """The object that ``package.module:attribute`` names.
@@ -202,9 +212,22 @@ def find(kind: str, name: str) -> Component:
         if not (isinstance(options, type) and issubclass(options, Options)):
             raise ConfigError(f"{name!r} has no class attribute Options that is a fgbench.options.Options")
         return Component(name, f"{name}.Options", "user's own")
-    near = difflib.get_close_matches(str(name), table, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest_name(kind, name)
+    hint = f" (did you mean {near!r}?)" if near else ""
     raise ConfigError(f"unknown {kind} {name!r}{hint}; there are {', '.join(table)}, or package.module:Class")
+
+
+def nearest_name(kind: str, name: Any) -> str | None:
+    """What was probably meant by a name that is not in the table of ``kind``.
+
+    >>> nearest_name("trainer", "Forward_Gradient"), nearest_name("trainer", "fg")
+    ('forward-gradient', 'forward-gradient')
+    """
+    word = str(name)[:100].strip().lower().replace("_", "-").replace(" ", "-")
+    table = TABLES[kind]
+    if OTHER_WORDS.get(word) in table:
+        return OTHER_WORDS[word]
+    return next(iter(difflib.get_close_matches(word, table, n=1)), None)
 
 
 def options_model(kind: str, name: str) -> type[Options]:

@@ -76,7 +76,7 @@ def run(
 
     Example: fgbench run configs/demo_bp.yaml configs/demo_fg.yaml --seeds 0-2 -o optimizer.lr=1e-3
     """
-    from fgbench.config.config import Override
+    from fgbench.config.overrides import Override
 
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds do not go together")

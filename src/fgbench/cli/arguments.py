@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 from fgbench.errors import ConfigError, FgbenchError, exit_code_of
 
 if TYPE_CHECKING:
-    from fgbench.config.config import Config, Override
+    from fgbench.config.config import Config
+    from fgbench.config.overrides import Override
 
 
 class Commands(TyperGroup):
@@ -76,11 +77,17 @@ def load_all(
     """
     from fgbench.config.config import load_config
 
-    configs, mistakes = [], []
+    configs, mistakes, told = [], [], set[str]()
+
+    def say(note: str) -> None:
+        if note not in told:
+            typer.echo(f"fgbench: {note}", err=True)
+        told.add(note)
+
     for path in paths:
         for variant in variants or [[]]:
             try:
-                configs.append(load_config(path, [*overrides, *variant]))
+                configs.append(load_config(path, [*overrides, *variant], say))
             except ConfigError as error:
                 mistakes += [line for line in str(error).splitlines() if line not in mistakes]
     if mistakes:

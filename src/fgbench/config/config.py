@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, LiteralString, NamedTuple
+from typing import Annotated, Any, Literal, LiteralString
 
 from pydantic import (
     AfterValidator,
@@ -22,15 +23,16 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from fgbench.config.mistakes import validate_source
+from fgbench.config.mistakes import NAME_PATTERN, validate_source
 from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
-from fgbench.config.source import Location, Source, dump_yaml, parse_value, read_yaml, show, show_key
+from fgbench.config.overrides import Override, apply_override, expand_names, parse_override
+from fgbench.config.source import Location, Source, dump_yaml, read_yaml, show
 from fgbench.errors import ConfigError
 from fgbench.options import Options
+from fgbench.paths import expand_path
 from fgbench.registry import TABLES, find, options_model
 
-NAMED_BLOCKS = (*TABLES, "optimizer", "schedule")
-"""Blocks for which their bare name may stand: ``trainer: backprop``."""
+logger = logging.getLogger(__name__)
 
 UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics", "verify"}
 """Keys that do not make another experiment; the device's type is hashed in place of ``device``."""
@@ -92,14 +94,19 @@ def _error_at(location: Location, value: Any, kind: LiteralString, text: str) ->
     )
 
 
-def _expand_user(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+Folder = Annotated[Path, AfterValidator(expand_path)]
+
+DEVICES = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
 
-Folder = Annotated[Path, AfterValidator(_expand_user)]
+def _check_device(name: Any) -> Any:
+    """Refuse what is no device, with the names there are and the one that was probably meant."""
+    text = str(name).strip().lower()
+    if re.fullmatch(DEVICES, str(name)):
+        return name
+    near = f"cuda:{text}" if re.fullmatch("[0-9]{1,3}", text) else text.replace("gpu", "cuda")
+    hint = f" (did you mean {near!r}?)" if re.fullmatch(DEVICES, near) else ""
+    raise ValueError(f"got {show(name)}, expected auto, cpu, cuda or cuda:N{hint}")
 
 
 class Config(BaseModel):
@@ -113,7 +120,7 @@ class Config(BaseModel):
         json_schema_extra={"title": "fgbench config"},
     )
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field("run", pattern=NAME_PATTERN)
     """The folder of the results; the file's stem when not given."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Every random stream is derived from it."""
@@ -149,7 +156,7 @@ class Config(BaseModel):
     """Keep large blocks of CPU memory between steps instead of giving them back; faster."""
     threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads; PyTorch's choice when null."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
+    device: Annotated[str, BeforeValidator(_check_device)] = Field("auto", pattern=DEVICES)
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     data_dir: Folder | None = None
     """A folder to look for datasets in, before the usual ones."""
@@ -170,42 +177,29 @@ class Config(BaseModel):
         return self
 
 
-class Override(NamedTuple):
-    """A value for a dotted key, and the place that messages about it name (``--epochs``)."""
-
-    key: str
-    value: Any
-    place: str
-
-
-def parse_override(text: str) -> Override:
-    """An override from ``key.sub=value``, the value being YAML.
-
-    >>> parse_override("optimizer.lr=1e-3")
-    Override(key='optimizer.lr', value=0.001, place='-o optimizer.lr=1e-3')
-
-    Raises:
-        ConfigError: it has no such form.
-    """
-    key, equals, value = text.partition("=")
-    place = f"-o {show_key(text)}"
-    if not equals or not re.fullmatch(r"\w[\w-]*(\.\w[\w-]*)*", key):
-        raise ConfigError(f"{place}: expected key=value or key.sub=value, such as -o optimizer.lr=0.01")
-    return Override(key, parse_value(value, place), place)
-
-
-def load_config(path: str | Path, overrides: Sequence[str | Override] = ()) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str | Override] = (),
+    say: Callable[[str], None] = logger.warning,
+) -> Config:
     """Read a config file, apply overrides to it and check the result.
 
     Args:
         path: the YAML file.
-        overrides: texts ``key.sub=value``, as the command line's ``-o``, or ``Override``s; the last wins.
+        overrides: texts ``key.sub=value``, as the command line's ``-o``, or ``Override``s. Their order does
+            not matter, except that of two for one key the last wins. ``block=name`` keeps the options of the
+            block that the new choice has too.
+        say: given a line for everything that an override puts aside.
 
     Raises:
         ConfigError: every mistake in the file and the overrides, one a line: ``file:line: dotted.key:
             what was got, what is allowed``.
     """
-    return check_config(read_config(path), overrides)
+    source = read_config(path)
+    config = check_config(source, overrides)
+    for note in source.notes:
+        say(note)
+    return config
 
 
 def read_config(path: str | Path) -> Source:
@@ -225,19 +219,31 @@ def read_config(path: str | Path) -> Source:
     return source
 
 
-def check_config(source: Source, overrides: Sequence[str | Override] = ()) -> Config:
+def check_config(source: Source, *overrides: Sequence[str | Override]) -> Config:
     """Apply overrides to what was read, in place, and check the result; see :func:`load_config`.
+
+    Args:
+        source: what was read; its ``notes`` tell in the end what was put aside.
+        *overrides: in sets that are applied one after the other.
 
     Raises:
         ConfigError: every mistake, one a line.
     """
-    _expand_names(source)
-    for override in overrides:
-        try:
-            source.override(*(parse_override(override) if isinstance(override, str) else override))
-        except ConfigError as error:
-            source.problems.append(str(error))
-        _expand_names(source)
+    expand_names(source)
+    made: dict[str, Override] = {}
+    for each in overrides:
+        parsed = []
+        for text in each:
+            try:
+                parsed.append(parse_override(text) if isinstance(text, str) else text)
+            except ConfigError as error:
+                source.problems.append(str(error))
+        for override in sorted(parsed, key=lambda override: override.key.count(".")):  # blocks, then keys
+            earlier = made.get(override.key, override)
+            if (earlier.value, earlier.place) != (override.value, override.place):
+                source.notes.append(f"{override} stands in place of {earlier}")
+            made[override.key] = override
+            apply_override(source, override)
     return validate_source(source, Config)
 
 
@@ -266,11 +272,3 @@ def config_hash(config: Config, device_type: str, workers: int = 1) -> str:
 def run_folder(config: Config, device_type: str, workers: int = 1) -> Path:
     """The run directory within the results folder: ``<name>/s<seed>-<hash8>``."""
     return Path(config.name) / f"s{config.seed}-{config_hash(config, device_type, workers)}"
-
-
-def _expand_names(source: Source) -> None:
-    for kind in NAMED_BLOCKS:
-        value = source.data.get(kind)
-        if isinstance(value, str):
-            source.data[kind] = {"name": value}
-            source.places[kind, "name"] = source.place((kind,))

@@ -11,10 +11,13 @@ from pydantic_core import ErrorDetails
 
 from fgbench.config.source import Location, Source, show
 from fgbench.errors import ConfigError
-from fgbench.registry import TABLES, options_model
+from fgbench.registry import TABLES, nearest_name, options_model
 
 ROUNDS = 4
 """A mistake can hide others behind it; this many layers are uncovered."""
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Names of runs, which are names of folders."""
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -29,7 +32,7 @@ _EXPECTED = {
     "dict_type": "a block of keys",
     "model_type": "a block of keys",
     "model_attributes_type": "a block of keys",
-    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_pattern_mismatch": "at most 100 letters, digits, dots, - and _, a letter or digit first",
 }
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -91,7 +94,7 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
         expected = f", expected one of {', '.join(table)}, or package.module:Class" if table else ""
         return _Mistake(location, kind, f"missing{expected}")
     if kind == "component":
-        return _Mistake(location, kind, context["text"], _nearest(value, TABLES[str(location[0])]))
+        return _Mistake(location, kind, context["text"], nearest_name(str(location[0]), value))
     location = _said(location, data)
     if kind == "extra_forbidden":
         allowed = list(_allowed_keys(data, location[:-1], model))
@@ -112,12 +115,12 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
 
 
 def _whole_block_hint(mistake: _Mistake, source: Source) -> str:
-    """How to get rid of the options of another component that an override has put aside."""
+    """How to change the name without the options that only the component in the file has."""
     head = str(mistake.location[0]) if mistake.location else ""
     override = source.place((head, "name"))
     if mistake.kind != "extra_forbidden" or head not in TABLES or not override.startswith(f"-o {head}.name="):
         return ""
-    return f"; -o {head}={source.data[head]['name']} drops the options of the one in the file"
+    return f"; -o {head}={source.data[head]['name']} drops what it does not have"
 
 
 def _is_about(mistake: _Mistake, taken_out: set[str]) -> bool:
@@ -162,7 +165,10 @@ def _allowed_keys(data: dict[str, Any], location: Location, model: type[BaseMode
     inner: Any = model
     for part in location:
         if part in TABLES and isinstance(data.get(part), dict) and "name" in data[part]:
-            inner = options_model(str(part), data[str(part)]["name"])
+            try:
+                inner = options_model(str(part), data[str(part)]["name"])
+            except Exception:  # a name that is a mistake of its own
+                return ()
             continue
         field = getattr(inner, "model_fields", {}).get(part)
         kinds = (field.annotation, *get_args(field.annotation)) if field else ()

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fgbench.config.config import NAMED_BLOCKS, Config
+from fgbench.config.config import Config
+from fgbench.config.overrides import NAMED_BLOCKS
 from fgbench.registry import TABLES, options_model
 
 

@@ -5,6 +5,8 @@ A strict subset: blocks, lists, text, numbers, true, false and null. Numbers are
 or grow in memory.
 """
 
+import difflib
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -65,12 +67,14 @@ class Source:
         data: the values: nested dictionaries and lists of plain values.
         places: ``file:line`` or ``-o key=value`` of every value, by location.
         problems: what is wrong so far, each with its place.
+        notes: what an override put aside, a line each, for the user to know.
     """
 
     path: str
     data: dict[str, Any]
     places: dict[Location, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add_problem(self, location: Location, text: str) -> None:
         """Note a problem at a location: its place, its dotted key and what is wrong."""
@@ -131,7 +135,8 @@ def read_yaml(path: Path) -> Source:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        problem = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read: {problem}{_advice(path)}") from error
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_BYTES // 1024} KiB, which no config is")
     try:
@@ -146,6 +151,23 @@ def read_yaml(path: Path) -> Source:
         raise ConfigError(f"{path}: holds {got}, expected keys and values such as `epochs: 5`")
     source.data = data
     return source
+
+
+def _advice(path: Path) -> str:
+    """What was probably meant by a file that cannot be read: an override, or a file nearby."""
+    if "=" in path.name and not path.exists():
+        return f"; a value for a key is set by -o {show_key(str(path))}"
+    try:
+        if path.is_dir():
+            return f"; name the files in it, such as {path / '*.yaml'}"
+        folders = dict.fromkeys([path.parent, Path(), Path("configs"), Path("configs/sweeps")])
+        files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    except OSError:
+        return ""
+    same = [file for file in files if path.stem.lower() == file.stem.lower()]
+    near = difflib.get_close_matches(path.stem, [file.stem for file in files], n=1, cutoff=0.75)
+    same += [file for file in files if file.stem in near]
+    return f" (did you mean {same[0]}?)" if same else ""
 
 
 def parse_value(text: str, label: str) -> Any:
@@ -177,6 +199,16 @@ def show(value: Any) -> str:
         return "a list"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def show_item(key: str, value: Any) -> str:
+    """A key and its value as a message shows them.
+
+    >>> show_item("betas", [0.9, 0.99])
+    'betas: [0.9, 0.99]'
+    """
+    text = json.dumps(value, ensure_ascii=False).replace('"', "")
+    return f"{show_key(key)}: {text if len(text) <= 60 else f'{text[:57]}...'}"
 
 
 def show_key(key: str | int) -> str:

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,9 @@ from pydantic import (
     PositiveInt,
 )
 
-from fgbench.config.config import SWEEP_KEYS, Config, Override, check_config, parse_override, read_config
+from fgbench.config.config import SWEEP_KEYS, Config, check_config, logger, read_config
 from fgbench.config.mistakes import validate_source
+from fgbench.config.overrides import Override, parse_override
 from fgbench.config.source import Location, Source, read_yaml, show
 from fgbench.errors import ConfigError
 from fgbench.registry import TABLES
@@ -77,13 +78,19 @@ class Sweep:
     ranges: dict[str, list[Any] | tuple[float, float]]
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None) -> Sweep:
+def load_sweep(
+    path: Path,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    say: Callable[[str], None] = logger.warning,
+) -> Sweep:
     """Read a sweep file and check every run of it.
 
     Args:
         path: the YAML file.
         overrides: texts ``key.sub=value`` for every run; they win over axes.
         seeds: in place of the file's.
+        say: given a line for everything that an override or an axis puts aside.
 
     Raises:
         ConfigError: every mistake in the file, its base and all combinations, one a line.
@@ -105,6 +112,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), seeds: Sequence[int] |
     place = "--seeds" if seeds is not None else source.place(("seeds",))
     axes.append([(Override("seed", seed, place),) for seed in chosen] if chosen is not None else [()])
     configs = _expand(source, [*_bases(spec.base, path, source)], axes, parsed, spec.exclude)
+    for note in source.notes:
+        say(note)
     return Sweep(path.stem, tuple(configs), spec.exclusive, spec.tune, ranges)
 
 
@@ -118,13 +127,13 @@ def _expand(
     """The configs of all combinations that are not excluded; raises all mistakes at once."""
     configs: dict[str, Config] = {}
     used: set[int] = set()
+    combinations = 0
     for base in bases:
         for bundle in itertools.product(*axes):
             each = copy.deepcopy(base)
-            moved = sorted(itertools.chain(*bundle), key=lambda override: override.key.count("."))
             config, mistakes = None, []
             try:
-                config = check_config(each, [*moved, *overrides])
+                config = check_config(each, [*itertools.chain(*bundle)], overrides)
             except ConfigError as error:
                 mistakes = str(error).splitlines()
             data = each.data if config is None else config.model_dump(mode="json")
@@ -133,6 +142,8 @@ def _expand(
             if matching:
                 continue
             source.problems += [line for line in mistakes if line not in source.problems]
+            source.notes += [note for note in each.notes if note not in source.notes]
+            combinations += 1
             if config is not None:
                 configs.setdefault(config.model_dump_json(), config)
     for index in range(len(exclude)):
@@ -141,6 +152,8 @@ def _expand(
     if not configs and not source.problems:
         source.add_problem((), "every run is excluded")
     source.raise_problems()
+    if len(configs) < combinations:
+        source.notes.append(f"{source.path}: {combinations} combinations make {len(configs)} different runs")
     return list(configs.values())
 
 

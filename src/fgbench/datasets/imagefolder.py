@@ -12,6 +12,7 @@ from fgbench.datasets.base import ImageData
 from fgbench.datasets.options import ImageFolderOptions
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import DataError
+from fgbench.paths import expand_path
 
 
 def load_imagefolder(options: ImageFolderOptions, search: DataSearch) -> ImageData:
@@ -56,7 +57,7 @@ def read_image(path: Path, size: int, *, grey: bool) -> Tensor:
 
 
 def _find(given: str, search: DataSearch) -> Path:
-    path = Path(given).expanduser()
+    path = expand_path(given)
     places = dict.fromkeys([path.absolute(), *(folder / path for folder in search.folders())])
     for place in places:
         if os.path.isdir(place / "train") and os.path.isdir(place / "test"):  # noqa: PTH112

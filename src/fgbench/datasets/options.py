@@ -3,9 +3,10 @@
 import math
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from fgbench.options import Options
+from fgbench.paths import expand_path
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 MAX_SYNTHETIC_BYTES = 2**28
@@ -24,11 +25,17 @@ class DatasetOptions(Options):
     """Part of the training images that is held out for validation, chosen at random from the seed."""
 
 
+def _check_path(path: str) -> str:
+    """Find that it can be expanded; it is kept as it was said, so that all machines call a run the same."""
+    expand_path(path)
+    return path
+
+
 class ImageFolderOptions(DatasetOptions):
     """Options of ``imagefolder``."""
 
     name: str = "imagefolder"
-    dir: str = Field(min_length=1)
+    dir: Annotated[str, AfterValidator(_check_path)] = Field(min_length=1)
     """The folder that holds `train/<class>/*` and `test/<class>/*`."""
     size: Side = 32
     """Height and width every image is resized to."""

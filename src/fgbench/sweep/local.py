@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from fgbench.config.config import Override, load_config
+from fgbench.config.config import load_config
+from fgbench.config.overrides import Override
 from fgbench.errors import FgbenchError, exit_code_of
 from fgbench.storage.files import atomic_write
 from fgbench.sweep.executor import Job

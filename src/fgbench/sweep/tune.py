@@ -11,7 +11,8 @@ from typing import Any
 from fgbench import measure
 from fgbench.analysis.series import label_configs
 from fgbench.analysis.tables import align
-from fgbench.config.config import Config, Override, check_config, to_yaml
+from fgbench.config.config import Config, check_config, to_yaml
+from fgbench.config.overrides import Override
 from fgbench.config.source import Source
 from fgbench.config.sweep import Sweep, TuneOptions
 from fgbench.datasets.search import DataSearch
