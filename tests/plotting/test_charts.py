@@ -6,7 +6,7 @@ from fake_results import make_run
 
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
-from fgbench.cli.app import FigureKind, FigureStyle
+from fgbench.cli.results import FigureKind, FigureStyle
 from fgbench.errors import ConfigError
 from fgbench.plotting.figures import KINDS, compose, plot_results
 from fgbench.plotting.style import SHEETS, trainer_hue

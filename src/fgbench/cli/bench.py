@@ -1,9 +1,42 @@
-"""The command ``fgbench bench``."""
+"""The commands that test trainers: ``fgbench check``, are they right; ``fgbench bench``, are they fast."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fgbench.cli.arguments import DataDir, NoDownload, OptionalConfig, Overrides
+from fgbench.errors import ConfigError
+
+
+def check(
+    config: OptionalConfig = None,
+    override: Overrides = [],  # noqa: B006
+    draws: Annotated[int, typer.Option(min=2, help="How many gradients of the trainer to average.")] = 64,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+) -> None:
+    """Compare a config's derivatives and its trainer's gradients with the truth.
+
+    On the config's own model and a batch of its data: the directional derivative by forward mode, reverse
+    mode and central differences, and the mean, error and cosine of the trainer's gradients with their
+    standard errors beside the expected values. Exit code 1 where they differ. It can find a mistake; it
+    cannot prove that there is none.
+
+    Without a config: an installation check with versions, devices, data and one step of every trainer.
+    """
+    from fgbench.config.config import load_config
+
+    if config is None and override:
+        raise ConfigError("-o changes a config, and none is given")
+    loaded = None if config is None else load_config(config, override)
+    from fgbench.checks.check import check as check_config
+    from fgbench.datasets.search import DataSearch
+
+    config_dir = loaded.data_dir if loaded else None
+    report, ok = check_config(loaded, DataSearch(data_dir, config_dir, not no_download), draws)
+    typer.echo(report)
+    raise typer.Exit(0 if ok else 1)
 
 
 def bench(

@@ -1,5 +1,6 @@
-"""The commands that read results: ``fgbench compare``, ``claims`` and ``status``."""
+"""The commands that read runs: ``fgbench plot``, ``report``, ``status``, ``compare`` and ``claims``."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,63 @@ Results = Annotated[
 Form = Annotated[Format, typer.Option("--format", help="How the tables are written.")]
 Metrics = Annotated[list[str], typer.Option(help="Column of metrics.csv to compare; may be repeated.")]
 Out = Annotated[Path | None, typer.Option(help="File to write to instead.", show_default=False)]
+
+
+class FigureKind(StrEnum):
+    """What ``fgbench plot`` can draw."""
+
+    panels = "panels"
+    time = "time"
+    tradeoff = "tradeoff"
+    cosine = "cosine"
+    lr = "lr"
+    depth = "depth"
+    all = "all"
+
+
+class FigureStyle(StrEnum):
+    """What a figure is drawn for."""
+
+    screen = "screen"
+    paper = "paper"
+
+
+def plot(
+    results: Results,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Figure to write: .png, .svg or .pdf; PNG and SVG without an ending.", show_default=False
+        ),
+    ] = None,
+    kind: Annotated[FigureKind, typer.Option(help="Which figure.")] = FigureKind.panels,
+    style: Annotated[
+        FigureStyle, typer.Option(help="paper: one column wide, untitled, PDF and SVG.")
+    ] = FigureStyle.screen,
+) -> None:
+    """Draw accuracy, memory, training loss and time per epoch of the runs in a folder.
+
+    One figure per dataset and model, one colour per trainer, one curve per configuration: the mean over its
+    seeds with a band. Unfinished runs are drawn as far as they have come. --kind draws other figures.
+    """
+    from fgbench.plotting.figures import plot_results
+
+    kinds = None if kind is FigureKind.all else [kind]
+    for path in plot_results(results, out, kinds, style):
+        typer.echo(path)
+
+
+def report(
+    results: Results,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page: the answer, figures, tables, claims, runs, how it was measured.
+
+    The page needs no other file and no network.
+    """
+    from fgbench.report.build import build_report
+
+    typer.echo(build_report(results, out))
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""``fgbench sweep`` and ``fgbench tune``: many runs from one file."""
+"""The commands that train: ``fgbench run``, ``sweep`` and ``tune``."""
 
 import os
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgbench.cli.arguments import DataDir, NoDownload, Overrides, parse_seeds
+from fgbench.cli.arguments import ConfigFiles, DataDir, NoDownload, Overrides, load_all, parse_seeds
 from fgbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +23,59 @@ Seeds = Annotated[
     typer.Option(metavar="0-4", help="Seeds in place of the file's: 0-4, or 0,2,5.", show_default=False),
 ]
 Results = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Run again what is finished already.")]
+
+
+def run(
+    configs: ConfigFiles,
+    override: Overrides = [],  # noqa: B006
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=False)] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0-4", help="Several seeds: 0-4, or 0,2,5.", show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default=False)] = None,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+    results: Results = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    force: Force = False,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Start unfinished runs anew.")] = False,
+) -> None:
+    """Train as the configs say, one run per config and seed.
+
+    Each run has a directory RESULTS/NAME/sSEED-HASH with metrics.csv, config.yaml, env.json, status.json and
+    summary.json. A finished run is skipped; an unfinished one goes on from its last saved state.
+
+    Example: fgbench run configs/demo_bp.yaml configs/demo_fg.yaml --seeds 0-2 -o optimizer.lr=1e-3
+    """
+    from fgbench.config.overrides import Override
+
+    if seed is not None and seeds is not None:
+        raise ConfigError("--seed and --seeds do not go together")
+    flags = [
+        Override("seed", seed, "--seed"),
+        Override("epochs", epochs, "--epochs"),
+        Override("device", device, "--device"),
+        Override("results_dir", results and str(results), "--results"),
+    ]
+    said = [flag for flag in flags if flag.value is not None]
+    variants = (
+        [[Override("seed", each, "--seeds")] for each in parse_seeds(seeds)] if seeds is not None else [[]]
+    )
+    loaded = load_all(configs, override, [[*said, *variant] for variant in variants])
+    from fgbench.run.runner import run_configs  # imports torch, so only when the configs are right
+
+    code, paths = run_configs(
+        loaded,
+        data_dir=data_dir,
+        download=not no_download,
+        dry_run=dry_run,
+        force=force,
+        resume=not no_resume,
+    )
+    print_summary(paths)
+    raise typer.Exit(code)
 
 
 def sweep(
@@ -61,7 +114,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the runs, with an estimate of time and memory.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run again what is finished already.")] = False,
+    force: Force = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop the others once a run fails.")] = False,
 ) -> None:
     """Make every run of a sweep: a base config, axes over any of its keys, exclusions and seeds.
