@@ -150,7 +150,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(rows)
     frame.to_csv(options.out / "depth.csv", index=False, float_format="%.5g")
-    (options.out / "depth.json").write_text(json.dumps(measure.environment(device), indent=2) + "\n")
+    (options.out / "depth.json").write_text(json.dumps(measure.describe_environment(device), indent=2) + "\n")
     with mpl.rc_context(STYLE):
         figure = draw(frame)
         for ending in ("png", "svg"):

@@ -206,7 +206,7 @@ def main() -> None:
             costs = {
                 name: measure_costs(name, arguments.batch, arguments.repeats) for name in arguments.models
             }
-        environment = measure.environment(device) | {"other_load": load.reason}
+        environment = measure.describe_environment(device) | {"other_load": load.reason}
     rows = [
         {
             "model": model,

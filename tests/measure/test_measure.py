@@ -63,7 +63,7 @@ def test_profiler_writes_nothing_to_the_terminal(capfd):
 
 
 def test_environment_names_what_a_number_depends_on():
-    environment = measure.environment(torch.device("cpu"))
+    environment = measure.describe_environment(torch.device("cpu"))
     assert {"torch", "cpu", "threads", "git_commit", "allocations_kept"} <= environment.keys()
     assert environment["threads"] == torch.get_num_threads()
     assert environment["gpu"] is None

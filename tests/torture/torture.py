@@ -34,7 +34,7 @@ import torture_inputs as inputs
 
 from fgbench.cli import app as cli
 from fgbench.config.config import load_config
-from fgbench.measure import environment
+from fgbench.measure import describe_environment
 from fgbench.registry import TRAINERS
 from fgbench.run import runner
 from fgbench.storage.run_directory import RunDirectory
@@ -390,7 +390,7 @@ def _import_everything(folder: Path) -> None:
 
 def to_markdown(tallies: dict[str, Tally], command: str, seconds: float) -> str:
     """The table of counts, and where it comes from."""
-    here = environment(torch.device("cpu"))
+    here = describe_environment(torch.device("cpu"))
     lines = [
         "# How hard it was tried to lose a run",
         "",

@@ -123,7 +123,7 @@ def run_bench(
     measure.prepare(target, threads)
     rows: list[BenchRow] = []
     loads: list[str] = []
-    told, environment = "", measure.environment(target)
+    told, environment = "", measure.describe_environment(target)
     for model in known:
         for size in batch_sizes:
             with measure.OtherLoad() as load:

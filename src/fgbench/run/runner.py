@@ -263,7 +263,10 @@ def _describe_environments(plan: Plan, directory: RunDirectory, *, resumed: bool
     """What env.json holds: where the run is made now and, if that has changed, where it was before."""
     if not plan.world.is_main:
         return {}
-    now, before = measure.environment(plan.device) | {"workers": plan.world.size}, directory.read_env()
+    now, before = (
+        measure.describe_environment(plan.device) | {"workers": plan.world.size},
+        directory.read_env(),
+    )
     if not resumed or not before:
         return now
     earlier = before.pop("earlier", [])

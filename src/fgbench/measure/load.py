@@ -1,0 +1,57 @@
+"""What other processes took from this machine."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from fgbench.measure.nvml import load_nvml
+
+BUSY_CORES = 0.3
+"""Cores kept busy by others from which an epoch is noted as disturbed; a convention of this project."""
+
+
+class OtherLoad:
+    """What other processes took from this machine over a ``with`` block: why its timings may be noisy.
+
+    Attributes:
+        reason: once the block is left, what kept the machine busy beside this process; None when it was
+            quiet.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __enter__(self) -> "OtherLoad":
+        self._before = _busy_cpu_s(), sum(os.times()[:4]), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        reasons = []
+        busy, own, start = self._before
+        now = _busy_cpu_s()
+        if busy is not None and now is not None:
+            elapsed = max(time.perf_counter() - start, 0.1)  # the kernel counts in hundredths of a second
+            cores = (now - busy - (sum(os.times()[:4]) - own)) / elapsed
+            if cores > BUSY_CORES:
+                reasons.append(f"other processes kept {cores:.1f} of {os.cpu_count()} CPU cores busy")
+        if torch.cuda.is_available() and (nvml := load_nvml()) is not None:
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+                pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+                if pids - {os.getpid()}:
+                    reasons.append("another process was on the GPU")
+            except nvml.NVMLError:
+                pass
+        self.reason = "; ".join(reasons) or None
+
+
+def _busy_cpu_s() -> float | None:
+    """Seconds all cores together have been busy since boot; None where the kernel does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

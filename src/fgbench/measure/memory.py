@@ -1,0 +1,120 @@
+"""Peak memory: of CUDA's allocator, of a step on a CPU, of a process as the driver counts it."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.measure.nvml import load_nvml
+
+MIB = 2**20
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages behind ``tensors``."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def resident_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Bytes held between steps: parameters, buffers, gradients and the optimizer's state."""
+    parameters = _parameters(model, optimizer)
+    tensors = [*parameters, *model.buffers(), *(param.grad for param in parameters if param.grad is not None)]
+    if optimizer is not None:
+        tensors += [
+            each for state in optimizer.state.values() for each in state.values() if torch.is_tensor(each)
+        ]
+    return tensor_bytes(tensors)
+
+
+def _parameters(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    groups = [] if optimizer is None else optimizer.param_groups
+    return [*model.parameters(), *(param for group in groups for param in group["params"])]
+
+
+def step_memory(
+    step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> float:
+    """Peak memory of a step on the CPU, MiB: what is there before it, plus its largest increase.
+
+    Every allocation and release torch makes in the step is summed in the order of time, convolution scratch
+    and short-lived buffers included. The profiler does not see the release of what is older than itself, so
+    gradients are dropped first and two steps are made: the second finds gradients that were seen to be made.
+
+    Args:
+        step: called twice under the profiler; warm it up first, so that the optimizer has its state.
+        model: what the step trains.
+        optimizer: what updates it, with its own and a trainer's parameters.
+    """
+    for param in _parameters(model, optimizer):
+        param.grad = None
+    resident = resident_bytes(model, optimizer)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _quiet_output(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+        step()
+    events = profile.profiler.kineto_results.events()
+    current = peak = 0
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        current += change
+        peak = max(peak, current)
+    return (resident + peak) / MIB
+
+
+@contextmanager
+def _quiet_output() -> Iterator[None]:
+    """Keep what libraries write past Python, such as the profiler's log, off the terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for descriptor in (*kept, null):
+            os.close(descriptor)
+
+
+class PeakMemory:
+    """Peak of CUDA's allocator over a ``with`` block.
+
+    Attributes:
+        mib: the peak in MiB once the block is left; None on a CPU, where the allocator keeps no account.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.mib: float | None = None
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.mib = torch.cuda.max_memory_allocated(self.device) / MIB
+
+
+def nvml_process_memory_mib() -> float | None:
+    """This process's GPU memory as the driver counts it, context included, MiB; None where it cannot tell."""
+    nvml = load_nvml()
+    if nvml is None:
+        return None
+    used = []
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            processes = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
+            used += [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+    except nvml.NVMLError:
+        return None
+    known = [each for each in used if each is not None]
+    return sum(known) / MIB if known else None  # a container may hide its own processes
