@@ -208,7 +208,7 @@ def run_command_and_stop(rank: int, step: int, number: int, *arguments: str) -> 
 def run_command_without_data_on(rank: int, *arguments: str) -> tuple[int, str]:
     """The same, with one worker that finds no data."""
     from fgbench.errors import DataError
-    from fgbench.run.runner import Plan
+    from fgbench.run.plan import Plan
 
     def no_data(self: Plan) -> None:
         raise DataError("no such images")

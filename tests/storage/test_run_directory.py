@@ -61,6 +61,21 @@ def test_columns_are_in_fixed_order_and_absent_values_are_empty(run):
     ]
 
 
+def test_a_process_that_does_not_write_changes_and_holds_nothing(tmp_path):
+    place = tmp_path / "file"
+    place.write_text("in the way")
+    other = RunDirectory(place / "run", writes=False).create()
+    other.check_place()
+    with other.lock(), other.lock():
+        other.append_metrics({"epoch": 1})
+        other.write_metrics([])
+        other.write_config("seed: 0")
+        other.write_env({})
+        other.write_summary({})
+        other.write_status("running")
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_an_unknown_column_is_refused(run):
     with pytest.raises(ValueError, match="train_los"):
         run.append_metrics({"epoch": 1, "train_los": 0.5})

@@ -3,25 +3,23 @@
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from fgbench import measure
-from fgbench.config.config import Config, config_hash, load_config, run_folder, to_yaml
-from fgbench.datasets.base import Splits, load_splits
+from fgbench.config.config import Config, to_yaml
 from fgbench.datasets.search import DataSearch
-from fgbench.errors import ConfigError, FgbenchError
+from fgbench.errors import FgbenchError
 from fgbench.options import declared_backwards
 from fgbench.run.build import build_training
 from fgbench.run.epochs import EpochLoop
+from fgbench.run.failures import explain_failure, is_expected
 from fgbench.run.loop import Training
+from fgbench.run.plan import Plan, find_ended, plan_run
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.verify import verify_next_step
-from fgbench.run.world import ForeignRunDirectory, SharedStopRequest, World, is_lost_worker
-from fgbench.storage.run_directory import ENDED, Cell, RunDirectory, run_path
+from fgbench.run.world import SharedStopRequest, World
+from fgbench.storage.run_directory import ENDED, Cell, RunDirectory
 from fgbench.storage.state import StateError, first_line, load_state, state_files
 from fgbench.storage.summary import summarise
 
@@ -37,48 +35,6 @@ class RunsOutcome(NamedTuple):
 
     code: int
     paths: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run on the device it will use."""
-
-    config: Config
-    device: torch.device
-    search: DataSearch
-    world: World = field(default_factory=World)
-
-    @property
-    def identity(self) -> str:
-        """Which run this is: ``s<seed>-<hash8>``."""
-        return f"s{self.config.seed}-{config_hash(self.config, self.device.type, self.world.size)}"
-
-    @property
-    def directory(self) -> RunDirectory:
-        """Where it is kept."""
-        folder = run_folder(self.config, self.device.type, self.world.size)
-        kind = RunDirectory if self.world.is_main else ForeignRunDirectory
-        return kind(run_path(self.config.results_dir, folder))
-
-    @property
-    def ended(self) -> str | None:
-        """The state of a run that has finished or diverged, its files whole; all workers must ask."""
-        return self.world.on_main(self._ended)
-
-    def _ended(self) -> str | None:
-        directory, status = self.directory, self.directory.status()
-        whole = status["state"] in ENDED and len(directory.read_metrics()) == status.get("epoch")
-        if not whole or not directory.read_summary():
-            return None
-        try:
-            load_config(directory.path / "config.yaml")
-        except ConfigError:
-            return None
-        return str(status["state"])
-
-    def load_splits(self) -> Splits:
-        """The run's images, on its device."""
-        return load_splits(self.config.dataset, self.config.seed, self.device, self.search)
 
 
 def run_configs(
@@ -114,7 +70,7 @@ def run_configs(
             plans[plan.directory.path] = plan
         if dry_run:
             for path, plan in plans.items():
-                print(f"{path}: {_describe(plan)}")
+                print(f"{path}: {plan}")
             return RunsOutcome(0)
         code = _run_plans(plans, force=force, resume=resume)
         return RunsOutcome(code, tuple(plans) if world.is_main else ())
@@ -127,7 +83,7 @@ def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool) -> int:
         if state:
             print(f"{path}: {state} already, skipped (--force repeats it)")
         else:
-            print(f"{path}: {_describe(plan)}")
+            print(f"{path}: {plan}")
             try:
                 state = run(plan, force=force, resume=resume)
             except Interrupted:
@@ -142,34 +98,6 @@ def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool) -> int:
     return next((code for code in (2, 1, 4) if code in codes), 0)
 
 
-def plan_run(config: Config, search: DataSearch, *, force: bool = False, world: World | None = None) -> Plan:
-    """Check that a run can be made, without writing anything.
-
-    Raises:
-        ConfigError: the device, the data or the output place are not there, the parts do not go together, or
-            do not fit into memory.
-    """
-    world = world or World()
-    with world.agreed():
-        plan = Plan(config, world.resolve_device(config.device), search, world)
-        plan.directory.check_place()
-    if force or not plan.ended:
-        for is_turn in (world.local_rank == 0, world.local_rank > 0):  # one per machine fetches missing data
-            with world.agreed():
-                if is_turn:
-                    _check_build(plan)
-    return plan
-
-
-def _check_build(plan: Plan) -> None:
-    try:
-        build_training(plan.config, plan.device, plan.load_splits(), plan.world)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise ConfigError(_explain(error, plan.config)) from error
-
-
 def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
     """Make a run, or go on with it from where it was left; returns its state in the end.
 
@@ -182,33 +110,30 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
         with plan.world.agreed():
             directory = plan.directory.create()
             held.enter_context(directory.lock(force=force))
-        if state := plan.ended:
+        if state := plan.world.on_main(lambda: find_ended(directory)):
             if not force:  # by another process, since the plan was made
                 return state
             resume = False
         try:
-            return _run_locked(plan, directory, resume=resume)
+            state, stop = _run_locked(plan, directory, resume=resume)
         except Interrupted as interruption:
-            if not plan.ended:
-                directory.write_status("interrupted", reason=interruption.reason)
+            directory.write_status("interrupted", reason=interruption.reason)
             raise
         except Exception as error:
-            reason = _explain(error, plan.config)
+            reason = explain_failure(error, plan.config)
             try:
                 directory.write_status("failed", reason=reason)
             except FgbenchError as second:
                 print(f"fgbench: {second}", file=sys.stderr)
-            if (
-                isinstance(error, FgbenchError | OSError)
-                or _is_out_of_memory(error)
-                or _is_nondeterministic(error)
-                or is_lost_worker(error)
-            ):
+            if is_expected(error):
                 raise FgbenchError(f"{directory.path}: {reason}") from error
             raise
+    if stop.requested:  # too late for this run, in time for those after it
+        raise Interrupted(stop.number, directory.path)
+    return state
 
 
-def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> str:
+def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[str, StopRequest]:
     config, world = plan.config, plan.world
     with world.agreed():
         directory.write_status("running", epoch=0, epochs=config.epochs)
@@ -235,9 +160,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> str:
         extra = {"uses_backwards": declared_backwards(config.trainer), "verification": verified}
         directory.write_summary(summarise(rows) | extra)
         directory.write_status(state, epoch=training.epoch, epochs=config.epochs)
-    if stop.requested:  # too late for this run, in time for those after it
-        raise Interrupted(stop.number, directory.path)
-    return state
+    return state, stop
 
 
 def _go_on(plan: Plan, directory: RunDirectory, training: Training) -> list[dict[str, Cell]]:
@@ -279,39 +202,3 @@ def _describe_environments(plan: Plan, directory: RunDirectory, *, resumed: bool
             file=sys.stderr,
         )
     return {**now, "earlier": earlier} if earlier else now
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _is_nondeterministic(error: Exception) -> bool:
-    return "does not have a deterministic implementation" in str(error)
-
-
-def _explain(error: Exception, config: Config) -> str:
-    """One line for the user: what went wrong and what to lower or mend."""
-    text = first_line(error)
-    if isinstance(error, FgbenchError):
-        return str(error)
-    if is_lost_worker(error):
-        return "another worker stopped, and with it this run; that worker's own message says why"
-    if _is_out_of_memory(error):
-        knobs = [name for name in ("chunk", "tangents") if hasattr(config.trainer, name)]
-        lower = " or ".join(["batch_size", *(f"trainer.{name}" for name in knobs)])
-        return (
-            f"out of memory with batch_size {config.batch_size}, model {config.model.name} and trainer "
-            f"{config.trainer.name}: lower {lower}, or take a smaller model ({text})"
-        )
-    if _is_nondeterministic(error):
-        return f"deterministic: true is more than PyTorch can give here ({text}); set it to false"
-    return f"{type(error).__name__}: {text}"
-
-
-def _describe(plan: Plan) -> str:
-    config = plan.config
-    return (
-        f"{config.model.name} on {config.dataset.name} with {config.trainer.name}, "
-        f"seed {config.seed}, {config.epochs} epochs, {plan.device}"
-        + (f", {plan.world.size} workers" if plan.world.size > 1 else "")
-    )

@@ -6,7 +6,7 @@ prints; the others learn from it what they need, and every error or signal reach
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.measure import resolve_device
 from fgbench.run.signals import Interrupted, StopRequest
-from fgbench.storage.run_directory import Cell, RunDirectory
 from fgbench.storage.state import first_line
 
 T = TypeVar("T")
@@ -151,34 +150,6 @@ def is_lost_worker(error: Exception) -> bool:
     return isinstance(error, dist.DistBackendError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error) and dist.is_initialized()
     )
-
-
-class ForeignRunDirectory(RunDirectory):
-    """The run directory of a worker that is not rank 0: nothing is looked at or written."""
-
-    def check_place(self) -> None:
-        """Rank 0 does."""
-
-    def create(self) -> "ForeignRunDirectory":
-        """Rank 0 does."""
-        return self
-
-    @contextmanager
-    def lock(self, *, force: bool = False) -> Iterator[None]:
-        """Rank 0 does."""
-        yield
-
-    def write_config(self, text: str) -> None:
-        """Rank 0 does."""
-
-    def append_metrics(self, row: Mapping[str, Cell]) -> None:
-        """Rank 0 does."""
-
-    def write_metrics(self, rows: Iterable[Mapping[str, Cell]]) -> None:
-        """Rank 0 does."""
-
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        pass
 
 
 class SharedStopRequest(StopRequest):

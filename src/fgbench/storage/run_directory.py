@@ -69,10 +69,17 @@ def run_path(results_dir: str | Path, folder: str | Path) -> Path:
 
 
 class RunDirectory:
-    """One run's files. Reading needs nothing; writing needs ``create`` and should happen under ``lock``."""
+    """One run's files. Reading needs nothing; writing needs ``create`` and should happen under ``lock``.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: the folder.
+        writes: whether this process is the one of the run's that writes; for the others, all that would
+            change or hold the folder does nothing.
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
         self.host = socket.gethostname()
         self._last_status: dict[str, Any] = {}
         self._last_beat = 0.0
@@ -83,6 +90,8 @@ class RunDirectory:
         Raises:
             ConfigError: a file is in the way, or the place cannot be written.
         """
+        if not self.writes:
+            return
         for place in (self.path, *self.path.parents):
             try:
                 mode = place.stat().st_mode  # one look: another process may make the folder between two
@@ -104,7 +113,8 @@ class RunDirectory:
         """
         self.check_place()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if self.writes:
+                self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make {self.path}: {error.strerror}") from error
         return self
@@ -119,6 +129,9 @@ class RunDirectory:
         Raises:
             FgbenchError: another process holds it; names the host and the process.
         """
+        if not self.writes:
+            yield
+            return
         try:
             file = (self.path / ".lock").open("a+")
         except OSError as error:
@@ -148,7 +161,7 @@ class RunDirectory:
 
     def write_config(self, text: str) -> None:
         """Write the resolved config, as YAML text."""
-        atomic_write(self.path / "config.yaml", text)
+        self._write("config.yaml", text)
 
     def write_env(self, env: Mapping[str, Any]) -> None:
         """Write where and with what the run was made."""
@@ -207,6 +220,8 @@ class RunDirectory:
         """
         if unknown := set(row) - set(METRICS):
             raise ValueError(f"metrics.csv has no column {', '.join(sorted(unknown))}")
+        if not self.writes:
+            return
         path = self.path / "metrics.csv"
         if not path.exists():
             self.write_metrics([])
@@ -220,7 +235,7 @@ class RunDirectory:
 
     def write_metrics(self, rows: Iterable[Mapping[str, Cell]]) -> None:
         """Write metrics.csv anew, with these rows and no others."""
-        atomic_write(self.path / "metrics.csv", "".join([_csv_line(METRICS), *map(_row_line, rows)]))
+        self._write("metrics.csv", "".join([_csv_line(METRICS), *map(_row_line, rows)]))
 
     def _intact_rows(self) -> list[dict[str, str]]:
         try:
@@ -245,7 +260,11 @@ class RunDirectory:
         return rows
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        atomic_write(self.path / name, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+        self._write(name, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        if self.writes:
+            atomic_write(self.path / name, text)
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:

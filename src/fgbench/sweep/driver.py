@@ -12,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 from fgbench.config.config import Config, to_yaml
+from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
-from fgbench.run.runner import Plan
+from fgbench.run.plan import Plan, find_ended, locate
 from fgbench.run.signals import StopRequest
 from fgbench.storage.run_directory import ENDED
 from fgbench.sweep.executor import Executor, Job, RunFlags
@@ -61,13 +62,12 @@ def make_plans(configs: Sequence[Config], search: DataSearch, cuda: bool) -> dic
         kind = config.device.partition(":")[0]
         kind = ("cuda" if cuda else "cpu") if kind == "auto" else kind
         config = config.model_copy(update={"device": kind, "results_dir": config.results_dir.absolute()})
-        plan = Plan(config, torch.device(kind), search)
-        plan.directory.check_place()
+        plan = locate(config, torch.device(kind), search)
         plans.setdefault(plan.directory.path, plan)
     for plan in plans.values():
         key = plan.config.dataset.model_dump_json()
         if key not in loaded and not plan.ended:
-            Plan(plan.config, torch.device("cpu"), search).load_splits()
+            load_splits(plan.config.dataset, plan.config.seed, torch.device("cpu"), search)
             loaded.add(key)
     return plans
 
@@ -91,11 +91,7 @@ def run_sweep(
     if len(todo) < len(plans):
         ended = f"{len(plans) - len(todo)} of {len(plans)} runs"
         print(f"{ended} have ended already, skipped (--force repeats them)")
-    jobs = {}
-    for plan in todo:
-        results_dir = plan.config.results_dir
-        folder = plan.directory.path.relative_to(results_dir)
-        jobs[Job(to_yaml(plan.config), results_dir, folder, flags)] = plan
+    jobs = [_make_job(plan, flags) for plan in todo]
     driver = _Driver(jobs, executor, fail_fast=fail_fast)
     try:
         with StopRequest() as stop, driver.progress:
@@ -105,11 +101,16 @@ def run_sweep(
     return SweepOutcome(tuple(plans), tuple(driver.failures), stop.number)
 
 
+def _make_job(plan: Plan, flags: RunFlags) -> Job:
+    results_dir = plan.config.results_dir
+    return Job(to_yaml(plan.config), results_dir, plan.directory.path.relative_to(results_dir), flags)
+
+
 class _Driver:
     """Starts jobs while there is room, and follows them to their end."""
 
-    def __init__(self, jobs: dict[Job, Plan], executor: Executor, *, fail_fast: bool) -> None:
-        self.plans, self.executor, self.fail_fast = jobs, executor, fail_fast
+    def __init__(self, jobs: list[Job], executor: Executor, *, fail_fast: bool) -> None:
+        self.executor, self.fail_fast = executor, fail_fast
         self.waiting = list(jobs)
         self.elsewhere: list[Job] = []
         self.running: set[Job] = set()
@@ -166,8 +167,8 @@ class _Driver:
         self._look_due = time.monotonic() + LOOK_S
         for job in [job for job in self.elsewhere if not self._is_made_elsewhere(job)]:
             self.elsewhere.remove(job)
-            if self.plans[job].ended:
-                self.progress.finish(f"{job.folder}: {job.directory.status()['state']} by another process")
+            if state := find_ended(job.directory):
+                self.progress.finish(f"{job.folder}: {state} by another process")
             else:
                 self.waiting.append(job)
 

@@ -11,7 +11,7 @@ from fgbench.errors import FgbenchError
 from fgbench.run.build import build_training
 from fgbench.run.epochs import cpu_step_memory
 from fgbench.run.loop import Training, evaluate, train_epoch
-from fgbench.run.runner import Plan
+from fgbench.run.plan import Plan
 from fgbench.storage.state import first_line
 
 STEPS = 3

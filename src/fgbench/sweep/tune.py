@@ -15,11 +15,11 @@ from fgbench.config.config import Config, check_config, to_yaml
 from fgbench.config.overrides import Override
 from fgbench.config.source import Source
 from fgbench.config.sweep import Sweep, TuneOptions
+from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
 from fgbench.run.build import build_training
 from fgbench.run.loop import evaluate, start_next_epoch, train_epoch
-from fgbench.run.runner import Plan
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.storage.files import atomic_write
 from fgbench.storage.run_directory import RunDirectory
@@ -130,11 +130,11 @@ def _tune(
         if earlier.state == State.RUNNING:  # its process was killed
             study.tell(earlier.number, state=State.FAIL)
             study.enqueue_trial(earlier.params)
-    plan = Plan(config, measure.resolve_device(config.device), search)
-    splits = plan.load_splits()
+    device = measure.resolve_device(config.device)
+    splits = load_splits(config.dataset, config.seed, device, search)
     if not len(splits.validation):
         raise ConfigError(f"{label}: tuning needs validation images, and dataset.validation_fraction is 0")
-    measure.prepare(plan.device, config.threads, keep=config.allocator, deterministic=config.deterministic)
+    measure.prepare(device, config.threads, keep=config.allocator, deterministic=config.deterministic)
     while (
         number := len(study.get_trials(deepcopy=False, states=(State.COMPLETE, State.PRUNED)))
     ) < options.trials:
@@ -142,7 +142,7 @@ def _tune(
         study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4]))
         trial = study.ask()
         chosen = {key: _suggest(trial, key, span) for key, span in ranges.items()}
-        training = build_training(_with_values(config, chosen), plan.device, splits)
+        training = build_training(_with_values(config, chosen), device, splits)
         score = math.nan
         for epoch in range(epochs):
             train_epoch(training, lambda: stop.requested)

@@ -1,0 +1,46 @@
+"""What stops a run, told in a line: what went wrong, and what to lower or mend."""
+
+import torch
+
+from fgbench.config.config import Config
+from fgbench.errors import FgbenchError
+from fgbench.run.world import is_lost_worker
+from fgbench.storage.state import first_line
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an error is one a user can mend, and no mistake in the program."""
+    return (
+        isinstance(error, FgbenchError | OSError)
+        or is_out_of_memory(error)
+        or _is_nondeterministic(error)
+        or is_lost_worker(error)
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of this machine or of its GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _is_nondeterministic(error: Exception) -> bool:
+    return "does not have a deterministic implementation" in str(error)
+
+
+def explain_failure(error: Exception, config: Config) -> str:
+    """One line for the user: what went wrong and what to lower or mend."""
+    text = first_line(error)
+    if isinstance(error, FgbenchError):
+        return str(error)
+    if is_lost_worker(error):
+        return "another worker stopped, and with it this run; that worker's own message says why"
+    if is_out_of_memory(error):
+        knobs = [name for name in ("chunk", "tangents") if hasattr(config.trainer, name)]
+        lower = " or ".join(["batch_size", *(f"trainer.{name}" for name in knobs)])
+        return (
+            f"out of memory with batch_size {config.batch_size}, model {config.model.name} and trainer "
+            f"{config.trainer.name}: lower {lower}, or take a smaller model ({text})"
+        )
+    if _is_nondeterministic(error):
+        return f"deterministic: true is more than PyTorch can give here ({text}); set it to false"
+    return f"{type(error).__name__}: {text}"
