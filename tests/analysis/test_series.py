@@ -6,6 +6,7 @@ import shutil
 import pytest
 from fake_results import make_run
 
+from fgbench.analysis.pairing import make_tasks
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
 from fgbench.analysis.tables import summary_table
@@ -37,15 +38,46 @@ def test_different_settings_are_never_averaged(tmp_path):
     assert labels(tmp_path) == ["backprop", *(f"forward-gradient, tangents={k}" for k in (1, 4, 16))]
 
 
-def test_labels_tell_the_keys_that_differ_and_no_others(tmp_path):
+def test_labels_tell_the_trainers_unusual_options_and_the_other_keys_that_differ(tmp_path):
     make_run(tmp_path, "backprop", optimizer={"name": "sgd", "lr": 0.1}, options={"recompute": False})
     make_run(tmp_path, "backprop", optimizer={"name": "sgd", "lr": 0.1}, options={"recompute": True})
     make_run(tmp_path, "zeroth-order", optimizer={"name": "adam", "lr": 1e-5}, options={"tangents": 3})
     assert labels(tmp_path) == [
         "backprop, optimizer=sgd, lr=0.1",
         "backprop, recompute, optimizer=sgd, lr=0.1",
-        "zeroth-order, optimizer=adam, lr=1e-05",
+        "zeroth-order, tangents=3, optimizer=adam, lr=1e-05",
     ]
+
+
+def test_an_option_that_all_series_of_a_trainer_share_is_in_their_labels(tmp_path):
+    unusual = {"guess": "rademacher", "structure": "rank1", "exact_output": True, "combine": "mean"}
+    make_run(tmp_path, "backprop")
+    make_run(tmp_path, "forward-gradient", options=unusual | {"tangents": 2})
+    make_run(tmp_path, "activity-forward-gradient", options={"mask": False, "guess": "rademacher"})
+    assert labels(tmp_path) == [
+        "backprop",
+        "forward-gradient, exact_output, tangents=2, guess=rademacher, structure=rank1",
+        "activity-forward-gradient, mask=false",
+    ]
+    _, _, _, _, row, *_ = summary_table(load_results(tmp_path)).splitlines()
+    assert row.startswith("forward-gradient, exact_output, tangents=2, guess=rademacher, structure=rank1")
+
+
+def test_an_option_that_all_runs_of_a_model_share_is_in_its_title(tmp_path):
+    for trainer in ("backprop", "zeroth-order"):
+        make_run(tmp_path, trainer, model={"name": "fc", "layers": 3})
+    assert list(group_series(load_results(tmp_path))) == [("fashion-mnist-mini", "fc, layers=3")]
+    assert [task.title for task in make_tasks(load_results(tmp_path))] == [
+        "fc on fashion-mnist-mini, layers=3"
+    ]
+
+
+def test_options_an_older_version_did_not_write_count_as_their_defaults(tmp_path):
+    make_run(tmp_path, "forward-gradient", options={"tangents": 1}, name="old")
+    make_run(
+        tmp_path, "forward-gradient", options={"tangents": 1, "exact_output": False}, optimizer={"lr": 0.1}
+    )
+    assert labels(tmp_path) == ["forward-gradient, lr=0.001", "forward-gradient, lr=0.1"]
 
 
 def test_a_part_of_a_dataset_is_a_dataset_of_its_own(tmp_path):

@@ -8,8 +8,9 @@ from typing import Any
 
 from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.records import RunRecord
-from fgbench.analysis.series import Series, group_series, is_off, words_apart
-from fgbench.registry import TRAINERS, options_model
+from fgbench.analysis.series import Series, group_series, words_apart
+from fgbench.analysis.settings import default_options, is_off, not_default
+from fgbench.registry import TRAINERS
 
 TUNABLE = ("optimizer.", "schedule.", "clip_gradient_norm")
 """Settings that may differ between two trainers in one experiment: each has its own best ones."""
@@ -124,15 +125,10 @@ def setting_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
 
 def trainer_options(series: Series) -> dict[str, Any]:
     """The trainer's block by dotted key; what an older version did not know is at its default."""
-    name, known = series.trainer, series.runs[0].settings
-    defaults = {}
-    if name in TRAINERS:  # a user's own is not imported only to look at results
-        defaults = {f"trainer.{key}": field.default for key, field in _fields(name).items()}
-    return defaults | {key: value for key, value in known.items() if key.startswith("trainer.")}
-
-
-def _fields(trainer: str) -> dict[str, Any]:
-    return options_model("trainer", trainer).model_fields
+    known = series.runs[0].settings
+    return dict(default_options("trainer", series.trainer)) | {
+        key: value for key, value in known.items() if key.startswith("trainer.")
+    }
 
 
 def plainest(candidates: Iterable[Series]) -> list[Series]:
@@ -158,14 +154,7 @@ def nearest(series: Series, candidates: Iterable[Series]) -> Series | None:
 
 def _deviations(series: Series) -> int:
     """How many of the trainer's options are not at their default."""
-    if series.trainer not in TRAINERS:
-        return 0
-    options = trainer_options(series)
-    return sum(
-        options[f"trainer.{key}"] != field.default
-        for key, field in _fields(series.trainer).items()
-        if key != "name"
-    )
+    return len(not_default("trainer", series.runs[0].settings)) if series.trainer in TRAINERS else 0
 
 
 def _mean_accuracy(series: Series) -> float:

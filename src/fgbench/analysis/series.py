@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fgbench.analysis.records import IDENTITY, RunRecord, flatten
+from fgbench.analysis.settings import default_options, differing, is_off, not_default, setting_word
 from fgbench.config.config import Config
 from fgbench.registry import TRAINERS
 from fgbench.storage.run_directory import ENDED
@@ -74,14 +75,31 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
         seeds = by_hash.setdefault(record.hash, {})
         if record.seed not in seeds or _progress(record) > _progress(seeds[record.seed]):
             seeds[record.seed] = record
-    return {
-        group: _labelled([tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_hash.values()])
+    series = {
+        group: [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_hash.values()]
         for group, by_hash in sorted(groups.items())
+    }
+    return {
+        (dataset, ", ".join([model, *_shared_words([runs[0] for runs in all_runs])])): _labelled(all_runs)
+        for (dataset, model), all_runs in series.items()
     }
 
 
+def _shared_words(runs: Sequence[RunRecord]) -> list[str]:
+    """The options of the model that all have and that are not at their defaults; labels tell the others."""
+    differ = differing([run.settings for run in runs])
+    settings, defaults = runs[0].settings, default_options("model", runs[0].component("model"))
+    return [
+        setting_word(key, settings[key], default=defaults.get(key))
+        for key in not_default("model", settings)
+        if key not in differ
+    ]
+
+
 def words_apart(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[str]]:
-    """For every run, what tells its dataset (or model) from others of that name: ``limit=2000``.
+    """For every run, the part of its dataset that is used and the options (also of its model) that tell.
+
+    These are the ones not at their defaults and the ones that differ between runs: ``limit=2000``.
 
     Args:
         records: the runs.
@@ -101,9 +119,20 @@ def words_apart(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[st
             }
             for run in runs
         ]
-        keys = dict.fromkeys([*PARTS, *differing(options)])
-        for run, own in zip(runs, options, strict=True):
-            words[run.path] = [word for key in keys if (word := setting_word(key, own.get(key)))]
+        told = dict.fromkeys([*PARTS, *differing(options)])
+        for run in runs:
+            unusual = [key for kind in kinds for key in not_default(kind, run.settings)]
+            keys = [key for key in {**told, **dict.fromkeys(unusual)} if key not in _UNLABELLED]
+            defaults = {
+                key: value
+                for kind in kinds
+                for key, value in default_options(kind, run.component(kind)).items()
+            }
+            words[run.path] = [
+                word
+                for key in keys
+                if (word := setting_word(key, run.settings.get(key), default=defaults.get(key)))
+            ]
     return words
 
 
@@ -112,7 +141,11 @@ def _progress(record: RunRecord) -> tuple[bool, int, str]:
 
 
 def _labelled(groups: list[tuple[RunRecord, ...]]) -> list[Series]:
-    """A label for every configuration: no two alike, nothing in them that all share."""
+    """A label for every configuration, no two alike.
+
+    It names every option of the trainer that is not at its default, also where all have it, the options in
+    which series of one trainer differ, and the other settings in which any of the series do.
+    """
     settings = [
         {key: value for key, value in runs[0].settings.items() if key not in _UNLABELLED} for runs in groups
     ]
@@ -120,49 +153,32 @@ def _labelled(groups: list[tuple[RunRecord, ...]]) -> list[Series]:
     common = differing([{k: v for k, v in each.items() if not k.startswith("trainer.")} for each in settings])
     labelled = []
     for runs, trainer, setting in zip(groups, trainers, settings, strict=True):
-        same_trainer = [each for each, name in zip(settings, trainers, strict=True) if name == trainer]
-        keys = [key for key in differing(same_trainer) if key.startswith("trainer.")] + common
-        words = [word for key in keys if (word := setting_word(key, setting.get(key), keys))]
-        labelled.append(
-            (_order(trainer, [setting.get(key) for key in keys]), ", ".join([trainer, *words]), runs)
-        )
+        defaults = default_options("trainer", trainer)
+        own = [
+            dict(defaults) | {k: v for k, v in each.items() if k.startswith("trainer.")}
+            for each, name in zip(settings, trainers, strict=True)
+            if name == trainer
+        ]
+        told = dict.fromkeys([*differing(own), *not_default("trainer", runs[0].settings)])
+        options = [key for key in {**defaults, **setting} if key in told]
+        values = {**defaults, **setting}
+        words = [
+            word
+            for key in [*options, *common]
+            if (word := setting_word(key, values.get(key), [*options, *common], defaults.get(key)))
+        ]
+        order = _order(trainer, [values.get(key) for key in [*differing(own), *common]])
+        labelled.append((order, ", ".join([trainer, *words]), runs))
     labelled.sort(key=lambda each: each[0])
     alike = Counter(label for _, label, _ in labelled)
     variants: Counter[str] = Counter()
     series = []
     for _, label, runs in labelled:
-        told = label if alike[label] == 1 else f"{label}, {_environment(runs[0])}"
+        unique = label if alike[label] == 1 else f"{label}, {_environment(runs[0])}"
         trainer = runs[0].component("trainer")
-        series.append(Series(told, variants[trainer], runs))
+        series.append(Series(unique, variants[trainer], runs))
         variants[trainer] += 1
     return series
-
-
-def is_off(value: Any) -> bool:
-    """Whether a setting with this value does nothing."""
-    return value is None or value is False
-
-
-def differing(settings: list[dict[str, Any]]) -> list[str]:
-    """The keys with more than one value."""
-    keys = dict.fromkeys(key for each in settings for key in each)
-    return [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
-
-
-def setting_word(key: str, value: Any, keys: Sequence[str] = ()) -> str:
-    """How a label tells a setting: ``tangents=4``; a switch by its name alone, what is off not at all."""
-    if is_off(value):
-        return ""
-    name = _short(key)
-    if [_short(other) for other in keys].count(name) > 1:
-        name = key
-    if value is True:
-        return name
-    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-
-
-def _short(key: str) -> str:
-    return key.removesuffix(".name").rpartition(".")[2]
 
 
 def _order(trainer: str, values: list[Any]) -> tuple[Any, ...]:
@@ -179,7 +195,7 @@ def _environment(run: RunRecord) -> str:
 
 
 def label_configs(configs: Sequence[Config]) -> list[str]:
-    """A label for each: model, dataset, trainer and the other keys in which they differ, seed apart."""
+    """A label for each: model, dataset, trainer, its options not at their defaults and what else differs."""
     dumps = [config.model_dump(mode="json") for config in configs]
     settings = [
         dict(flatten({key: value for key, value in each.items() if key not in (*IDENTITY, "device")}))
@@ -192,9 +208,10 @@ def label_configs(configs: Sequence[Config]) -> list[str]:
     for head, setting in zip(heads, settings, strict=True):
         groups.setdefault(head, []).append(setting)
     keys = {head: [key for key in differing(group) if key in parts] for head, group in groups.items()}
-    return [
-        ", ".join(
-            [head, *filter(None, (setting_word(key, setting.get(key), keys[head]) for key in keys[head]))]
-        )
-        for head, setting in zip(heads, settings, strict=True)
-    ]
+    labels = []
+    for head, setting in zip(heads, settings, strict=True):
+        told = list(dict.fromkeys([*keys[head], *not_default("trainer", setting)]))
+        defaults = default_options("trainer", str(setting["trainer.name"]))
+        words = (setting_word(key, setting.get(key), told, defaults.get(key)) for key in told)
+        labels.append(", ".join([head, *filter(None, words)]))
+    return labels
