@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "fgbench"
 FLOORS = (
-    ("errors", "options", "seeds"),
+    ("errors", "options", "paths", "seeds"),
     ("registry", "storage", "measure"),
     ("config", "datasets", "models"),
     ("trainers", "analysis"),
@@ -21,7 +21,17 @@ FLOORS = (
 """The rooms from the lowest floor to the highest; a room imports from lower floors alone."""
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
-ROOMS_WITHOUT_TORCH = ["errors", "options", "registry", "config", "analysis", "plotting", "report", "cli"]
+ROOMS_WITHOUT_TORCH = [
+    "errors",
+    "options",
+    "paths",
+    "registry",
+    "config",
+    "analysis",
+    "plotting",
+    "report",
+    "cli",
+]
 ROOMS_WITHOUT_PANDAS = ["storage", "measure", "config", "datasets", "models", "trainers", "checks", "run"]
 WITHOUT = {
     "torch": [*ROOMS_WITHOUT_TORCH, "sweep.executor", "sweep.local"],

@@ -75,6 +75,20 @@ def test_a_damaged_status_file_does_not_stop_the_list(tmp_path):
     assert rows(tmp_path)["a"]["last heard"] == "-"
 
 
+@pytest.mark.parametrize(
+    ("lost", "why"), [("config.yaml", "has no config.yaml"), ("metrics.csv", "has no config.yaml")]
+)
+def test_a_run_that_cannot_be_read_is_listed_with_the_reason(tmp_path, caplog, lost, why):
+    make_run(tmp_path, name="b")
+    run = make_run(tmp_path, name="a")
+    for name in {"config.yaml", lost}:
+        (run / name).unlink()
+    assert (rows(tmp_path)["a"]["state"], rows(tmp_path)["a"]["reason"]) == ("unreadable", why)
+    done = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert "1 run: 1 finished. 1 more cannot be read." in done.stdout
+    assert "this run is left out" in caplog.text
+
+
 def test_no_runs_is_an_error_that_tells_how_to_make_one(tmp_path):
     done = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert done.exit_code == 2

@@ -102,6 +102,21 @@ def test_reading_stops_at_a_damaged_line(run, damage):
     assert [row["epoch"] for row in run.read_metrics()] == [1]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("quote", [b"", b'"'])
+def test_metrics_saved_by_another_tool_read_alike(run, mark, end, quote):
+    for epoch in (1, 2):
+        run.append_metrics({"epoch": epoch, "train_loss": 0.1 * epoch, "timing_note": "busy, by others"})
+    before, path = run.read_metrics(), run.path / "metrics.csv"
+    head, rest = path.read_bytes().split(b"\n", 1)
+    head = b",".join(quote + name + quote for name in head.split(b","))
+    path.write_bytes(mark + (head + b"\n" + rest).replace(b"\n", end))
+    assert run.read_metrics() == before
+    run.append_metrics({"epoch": 3})
+    assert [row["epoch"] for row in run.read_metrics()] == [1, 2, 3]
+
+
 def test_rows_written_at_once_or_one_by_one_are_the_same_bytes(run):
     rows = [{"epoch": 1, "train_loss": 1 / 3}, {"epoch": 2, "train_loss": math.inf, "timing_note": "a, b"}]
     for row in rows:

@@ -156,7 +156,7 @@ def read_results(path: str | Path) -> Results:
         raise ConfigError(f"{root}: {problem}, expected a folder with runs")
     runs, unread = [], {}
     for folder in sorted(
-        {file.parent for name in ("config.yaml", "metrics.csv") for file in root.rglob(name)}
+        {file.parent for name in ("config.yaml", "metrics.csv", "status.json") for file in root.rglob(name)}
     ):
         try:
             runs.append(_load_run(folder))

@@ -1,13 +1,12 @@
 """What the runs of a folder are doing. Imports no torch."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fgbench.analysis.formats import Format
-from fgbench.analysis.records import RunRecord
+from fgbench.analysis.records import Results, RunRecord
 from fgbench.analysis.rendering import Table, render
 from fgbench.storage.run_directory import STATES
 
@@ -62,18 +61,23 @@ def progress(run: RunRecord, now: datetime | None = None) -> Progress:
 
 
 def status_report(
-    records: Sequence[RunRecord], root: Path, form: Format | str = Format.text, now: datetime | None = None
+    results: Results, root: Path, form: Format | str = Format.text, now: datetime | None = None
 ) -> str:
     """What ``fgbench status`` prints: a row for every run, those at work first, and a line of counts."""
     order = {state: index for index, state in enumerate(("running", "interrupted", "failed"))}
-    rows = sorted((progress(run, now) for run in records), key=lambda each: order.get(each.state, len(order)))
+    rows = sorted(
+        (progress(run, now) for run in results.runs), key=lambda each: order.get(each.state, len(order))
+    )
     head = ["run", "state", "epoch", "s/epoch", "time left", "last heard", "reason"]
-    table = Table("", head, [_cells(each, root) for each in rows])
+    unread = [[_name(path, root), "unreadable", *"----", why] for path, why in results.unread.items()]
+    table = Table("", head, [*unread, *(_cells(each, root) for each in rows)])
     if Format(form) is Format.csv:
         return render([table], form)
     counts = Counter(each.state for each in rows)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     line = f"{len(rows)} run{'s' * (len(rows) != 1)}: {told}."
+    if unread:
+        line += f" {len(unread)} more cannot be read."
     if left := [each.left_s for each in rows if each.left_s is not None]:
         line += f" The last of those running is done in about {duration(max(left))}."
     if counts["interrupted"]:
@@ -82,9 +86,8 @@ def status_report(
 
 
 def _cells(run: Progress, root: Path) -> list[str]:
-    path = run.path.relative_to(root) if run.path.is_relative_to(root) else run.path
     return [
-        str(path),
+        _name(run.path, root),
         run.state,
         f"{run.epoch}/{run.epochs}",
         "-" if run.epoch_s is None else f"{run.epoch_s:.1f}",
@@ -92,6 +95,10 @@ def _cells(run: Progress, root: Path) -> list[str]:
         "-" if run.heard_s is None else f"{duration(run.heard_s)} ago",
         run.reason,
     ]
+
+
+def _name(path: Path, root: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def duration(seconds: float) -> str:

@@ -117,10 +117,10 @@ def status(results: Results, form: Form = Format.text, out: Out = None) -> None:
 
     A run whose process has died, or that has not been heard of for ten minutes, is shown as interrupted.
     """
-    from fgbench.analysis.records import load_results
+    from fgbench.analysis.records import read_results
     from fgbench.analysis.status import status_report
 
-    _write(status_report(load_results(results), results, form), out)
+    _write(status_report(read_results(results), results, form), out)
 
 
 def _write(text: str, out: Path | None) -> None:

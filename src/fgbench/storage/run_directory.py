@@ -228,7 +228,10 @@ class RunDirectory:
         append_line(path, _row_line(row).encode())
 
     def read_metrics(self) -> list[dict[str, Cell]]:
-        """The rows of metrics.csv up to the first that is torn or damaged; empty cells are None."""
+        """The rows of metrics.csv up to the first that is torn or damaged; empty cells are None.
+
+        Files that a spreadsheet, an editor or git has given a byte-order mark or other line ends read alike.
+        """
         return [
             {column: _from_text(column, text) for column, text in row.items()} for row in self._intact_rows()
         ]
@@ -244,8 +247,9 @@ class RunDirectory:
             return []
         except OSError as error:
             raise FgbenchError(f"cannot read {self.path / 'metrics.csv'}: {error.strerror}") from error
-        whole = content[: content.rfind(b"\n") + 1].decode(errors="replace").split("\n")
-        header = whole[0].split(",")
+        whole = content[: content.rfind(b"\n") + 1].decode("utf-8-sig", errors="replace").split("\n")
+        whole = [line.removesuffix("\r") for line in whole]
+        header = next(csv.reader(whole[:1]), [])
         rows: list[dict[str, str]] = []
         for line in whole[1:-1]:
             try:
