@@ -9,4 +9,9 @@ class Format(StrEnum):
     text = "text"
     markdown = "markdown"
     csv = "csv"
+    json = "json"
     latex = "latex"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Format | None":
+        return cls.markdown if value == "md" else None

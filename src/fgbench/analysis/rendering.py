@@ -1,12 +1,14 @@
-"""Tables as plain text, Markdown, CSV and LaTeX. Imports no torch."""
+"""Tables as plain text, Markdown, CSV, JSON and LaTeX. Imports no torch."""
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tabulate import tabulate
+
 from fgbench.analysis.formats import Format
-from fgbench.analysis.tables import align
 
 
 @dataclass(frozen=True)
@@ -27,28 +29,34 @@ class Table:
 
 
 def render(tables: Sequence[Table], form: Format | str) -> str:
-    """The tables in one text, without a newline at its end; CSV has neither titles nor notes."""
+    """The tables in one text, without a newline at its end; CSV and JSON have neither titles nor notes."""
     write = {
         Format.text: _to_text,
         Format.markdown: _to_markdown,
         Format.csv: _to_csv,
+        Format.json: _to_json,
         Format.latex: _to_latex,
     }[Format(form)]
     return "\n\n".join(write(table) for table in tables)
 
 
+def align(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple") -> str:
+    """A table by tabulate: its first column to the left, the others to the right, no cell read as a number."""
+    sides = ["left", *["right"] * (len(head) - 1)]
+    return tabulate(rows, head, style, disable_numparse=True, colalign=sides if rows else None)
+
+
 def _to_text(table: Table) -> str:
-    return "\n".join(filter(None, [table.title, align([table.head, *table.rows]), *table.notes]))
+    return "\n".join(filter(None, [table.title, align(table.head, table.rows), *table.notes]))
 
 
 def _to_markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(_escape(cell, MARKDOWN) for cell in cells) + " |"
+    def escape(cells: Sequence[str]) -> list[str]:
+        return [_escape(cell, MARKDOWN) for cell in cells]
 
-    rule = "|" + "---|" * len(table.head)
     title = [f"**{_escape(table.title, MARKDOWN)}**", ""] if table.title else []
     notes = [part for note in table.notes for part in ("", _escape(note, MARKDOWN))]
-    return "\n".join([*title, line(table.head), rule, *map(line, table.rows), *notes])
+    return "\n".join([*title, align(escape(table.head), list(map(escape, table.rows)), "github"), *notes])
 
 
 def _to_csv(table: Table) -> str:
@@ -57,25 +65,25 @@ def _to_csv(table: Table) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
+def _to_json(table: Table) -> str:
+    """A list of objects with the columns' names as keys; cells stay text."""
+    return json.dumps(
+        [dict(zip(table.head, row, strict=True)) for row in table.rows], indent=1, ensure_ascii=False
+    )
+
+
 def _to_latex(table: Table) -> str:
     """A ``table`` with a ``tabular`` that needs no package but booktabs."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(_escape(cell, LATEX) for cell in cells) + r" \\"
-
+    cells = align(table.head, table.rows, "latex_booktabs")  # which escapes all but these
+    for character in "±×":
+        cells = cells.replace(character, LATEX[character])
     notes = [rf"\\ {{\footnotesize {_escape(note, LATEX)}}}" for note in table.notes]
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             *([rf"\caption{{{_escape(table.title, LATEX)}}}"] if table.title else []),
-            rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
-            r"\toprule",
-            line(table.head),
-            r"\midrule",
-            *map(line, table.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
+            cells,
             *notes,
             r"\end{table}",
         ]

@@ -6,6 +6,7 @@ from math import isfinite, isnan
 from statistics import fmean, stdev
 
 from fgbench.analysis.records import RunRecord
+from fgbench.analysis.rendering import align
 from fgbench.analysis.series import Series, group_series
 
 _COLUMNS: tuple[tuple[str, str, Callable[[RunRecord], float]], ...] = (
@@ -26,21 +27,8 @@ def summary_table(records: Iterable[RunRecord]) -> str:
         notes.append(f"* in some epochs {busy[-1]}{more}")
     for (dataset, model), series in group_series(all_records).items():
         head = ["trainer", "runs", "epochs", "tuned", *(name for name, _, _ in _COLUMNS)]
-        blocks.append(f"{model} on {dataset}\n" + align([head, *map(_row, series)]))
+        blocks.append(f"{model} on {dataset}\n" + align(head, list(map(_row, series))))
     return "\n\n".join(blocks) + "\n" + "\n".join(notes)
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text: the first column to the left, the others to the right, a line under the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(pairs)
-        )
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def describe_runs(series: Series) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fgbench import measure
+from fgbench.analysis.rendering import align
 from fgbench.analysis.series import label_configs
-from fgbench.analysis.tables import align
 from fgbench.errors import FgbenchError
 from fgbench.run.build import build_training
 from fgbench.run.epochs import cpu_step_memory
@@ -65,7 +65,7 @@ def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int) -> str:
     total = f"{len(plans)} runs, {done} finished; about {format_duration(left / jobs)} left"
     beside = f"with {jobs} side by side" if jobs > 1 else "one after the other"
     return (
-        align([["run", "seed", "state", "time", "memory"], *rows])
+        align(["run", "seed", "state", "time", "memory"], rows)
         + f"\n\n{total} {beside}, {threads} threads each\n"
         + f"From {STEPS} measured steps of each configuration here; runs side by side slow each other."
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fgbench import measure
+from fgbench.analysis.rendering import align
 from fgbench.analysis.series import label_configs
-from fgbench.analysis.tables import align
 from fgbench.config.config import Config, check_config, to_yaml
 from fgbench.config.overrides import Override
 from fgbench.config.source import Source
@@ -87,7 +87,7 @@ def tuning_table(results: list[Tuned]) -> str:
         [each.label, str(each.trials), str(each.stopped), _values(each), f"{each.score:.4f}"]
         for each in results
     ]
-    return align([head, *rows])
+    return align(head, rows)
 
 
 def _distinct(configs: tuple[Config, ...], keys: list[str]) -> list[Config]:
