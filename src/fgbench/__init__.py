@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fgbench.analysis.frames import read_runs, read_summaries
     from fgbench.checks.verify import verify
     from fgbench.config.config import Config, load_config
     from fgbench.errors import ConfigError, DataError, FgbenchError
@@ -38,6 +39,8 @@ _MODULES = {
     "TrainerOptions": "options",
     "ZerothOrder": "trainers.zeroth_order",
     "load_config": "config.config",
+    "read_runs": "analysis.frames",
+    "read_summaries": "analysis.frames",
     "verify": "checks.verify",
 }
 
@@ -59,6 +62,8 @@ __all__ = [
     "TrainerOptions",
     "ZerothOrder",
     "load_config",
+    "read_runs",
+    "read_summaries",
     "verify",
 ]
 

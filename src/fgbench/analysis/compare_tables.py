@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from statistics import fmean
+from typing import Any
 
 from fgbench.analysis.compare import Comparison, common_epoch, compare, compare_pair, p_value
 from fgbench.analysis.formats import Format
@@ -47,7 +48,7 @@ def compare_report(
         ConfigError: as ``compare``.
     """
     comparisons = compare(records, columns, baseline)
-    if Format(form) is Format.csv:
+    if Format(form).is_data:
         return render([Table("", FLAT_HEAD, [_flat_row(each) for each in comparisons])], form)
     tables = []
     for _, same_task in groupby(comparisons, key=lambda each: each.pair.task):
@@ -61,7 +62,7 @@ def compare_report(
     lines = [*summary_lines(comparisons), *notes]
     if Format(form) is Format.latex:
         lines = [f"% {line}" for line in lines]
-    between = "\n\n" if Format(form) is Format.markdown else "\n"
+    between = "\n\n" if Format(form) in (Format.markdown, Format.md) else "\n"
     return "\n\n".join([*filter(None, [render(tables, form)]), between.join(lines)])
 
 
@@ -223,7 +224,7 @@ def _time_to_text(reached: TimeTo | None) -> str:
     return f"{reached.ratio:.2f}× ({mine:.3g} s / {other:.3g} s)"
 
 
-def _flat_row(comparison: Comparison) -> list[str]:
+def _flat_row(comparison: Comparison) -> list[Any]:
     pair, paired = comparison.pair, comparison.paired
     means = [fmean(side) for side in zip(*comparison.values, strict=True)] or [math.nan, math.nan]
     interval = (paired and paired.interval) or (None, None)
@@ -236,4 +237,4 @@ def _flat_row(comparison: Comparison) -> list[str]:
         *(paired and paired.seeds_needed, comparison.conclusion, "; ".join(pair.other_settings)),
         "; ".join(pair.environments),
     ]
-    return ["" if cell is None or cell != cell else str(cell) for cell in cells]
+    return [None if cell is None or cell != cell else cell for cell in cells]

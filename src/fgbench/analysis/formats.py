@@ -8,10 +8,12 @@ class Format(StrEnum):
 
     text = "text"
     markdown = "markdown"
+    md = "md"
     csv = "csv"
     json = "json"
     latex = "latex"
 
-    @classmethod
-    def _missing_(cls, value: object) -> "Format | None":
-        return cls.markdown if value == "md" else None
+    @property
+    def is_data(self) -> bool:
+        """Whether it is read by programs: rows alone, in full precision, without titles and notes."""
+        return self in (Format.csv, Format.json)

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tabulate import tabulate
 
@@ -13,7 +14,7 @@ from fgbench.analysis.formats import Format
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text.
+    """Cells as text; where only CSV or JSON is written also numbers, and None for what is missing.
 
     Attributes:
         title: what it shows.
@@ -24,7 +25,7 @@ class Table:
 
     title: str
     head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Any]]
     notes: Sequence[str] = ()
 
 
@@ -33,6 +34,7 @@ def render(tables: Sequence[Table], form: Format | str) -> str:
     write = {
         Format.text: _to_text,
         Format.markdown: _to_markdown,
+        Format.md: _to_markdown,
         Format.csv: _to_csv,
         Format.json: _to_json,
         Format.latex: _to_latex,
@@ -41,7 +43,7 @@ def render(tables: Sequence[Table], form: Format | str) -> str:
 
 
 def align(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple") -> str:
-    """A table by tabulate: its first column to the left, the others to the right, no cell read as a number."""
+    """A table: its first column to the left, the others to the right; cells are never read as numbers."""
     sides = ["left", *["right"] * (len(head) - 1)]
     return tabulate(rows, head, style, disable_numparse=True, colalign=sides if rows else None)
 
@@ -66,7 +68,7 @@ def _to_csv(table: Table) -> str:
 
 
 def _to_json(table: Table) -> str:
-    """A list of objects with the columns' names as keys; cells stay text."""
+    """A list of objects with the columns' names as keys."""
     return json.dumps(
         [dict(zip(table.head, row, strict=True)) for row in table.rows], indent=1, ensure_ascii=False
     )

@@ -71,7 +71,7 @@ def status_report(
     head = ["run", "state", "epoch", "s/epoch", "time left", "last heard", "reason"]
     unread = [[_name(path, root), "unreadable", *"----", why] for path, why in results.unread.items()]
     table = Table("", head, [*unread, *(_cells(each, root) for each in rows)])
-    if Format(form) is Format.csv:
+    if Format(form).is_data:
         return render([table], form)
     counts = Counter(each.state for each in rows)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])

@@ -1,0 +1,86 @@
+"""Results as pandas DataFrames, for analyses of one's own. Imports no torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fgbench.analysis.readings import MEASURES, read
+from fgbench.analysis.records import RunRecord, load_results
+from fgbench.analysis.series import group_series
+
+
+def read_runs(path: str | Path) -> pd.DataFrame:
+    """Every epoch of every run at or below a folder.
+
+    Args:
+        path: a results folder, or any folder in it.
+
+    Returns:
+        A row per run and epoch. First what tells the run: ``run`` (its directory), ``label`` (of its series),
+        ``seed``, ``state``, ``uses_backwards``; then its settings by dotted key, such as ``optimizer.lr``;
+        then the columns of metrics.csv, units in their names, accuracies as fractions in 0..1. Missing
+        numbers are NaN.
+
+    Raises:
+        ConfigError: no such folder, or no run in it.
+
+    Example:
+        >>> runs = fgbench.read_runs("results")                                             # doctest: +SKIP
+        >>> runs.groupby(["label", "epoch"])["test_accuracy"].mean()                        # doctest: +SKIP
+    """
+    records = load_results(path)
+    labels = _labels(records)
+    columns = list(dict.fromkeys(key for run in records for key in _identity(run, labels)))
+    rows = [_identity(run, labels) | epoch for run in records for epoch in run.metrics.to_dict("records")]
+    metrics = list(records[0].metrics.columns)
+    return pd.DataFrame(rows, columns=[*columns, *metrics])
+
+
+def read_summaries(path: str | Path) -> pd.DataFrame:
+    """What every run at or below a folder amounts to, read as `fgbench compare` reads it.
+
+    Args:
+        path: a results folder, or any folder in it.
+
+    Returns:
+        A row per run: what tells the run and its settings, as in ``read_runs``; ``epochs`` done; and every
+        column that can be compared: of what was learnt the value at the last epoch (NaN for a run that
+        diverged), of times the median over warm epochs that nothing disturbed, of memory the peak.
+
+    Raises:
+        ConfigError: no such folder, or no run in it.
+    """
+    records = load_results(path)
+    labels = _labels(records)
+    rows = [
+        _identity(run, labels)
+        | {"epochs": run.last_epoch}
+        | {name: read(run, measure, run.last_epoch) for name, measure in MEASURES.items()}
+        for run in records
+    ]
+    columns = list(dict.fromkeys(key for run in records for key in _identity(run, labels)))
+    return pd.DataFrame(rows, columns=[*columns, "epochs", *MEASURES])
+
+
+def _labels(records: Iterable[RunRecord]) -> dict[Path, str]:
+    return {
+        run.path: each.label
+        for series in group_series(records).values()
+        for each in series
+        for run in each.runs
+    }
+
+
+def _identity(run: RunRecord, labels: dict[Path, str]) -> dict[str, Any]:
+    """What tells a run from others; a second copy of a run has no label of its own."""
+    told = {
+        "run": str(run.path),
+        "label": labels.get(run.path, run.component("trainer")),
+        "seed": run.seed,
+        "state": run.state,
+        "uses_backwards": run.uses_backwards,
+    }
+    settings = {key: value for key, value in run.settings.items() if key not in ("epochs", "tags", "note")}
+    return told | {"planned_epochs": run.config.get("epochs")} | settings
