@@ -9,6 +9,7 @@ from torch import nn
 from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
+from fgbench.errors import ConfigError
 from fgbench.run.build import build_training
 from fgbench.run.loop import Training, evaluate, start_next_epoch, train_epoch
 
@@ -47,6 +48,17 @@ def watch_batches(training: Training) -> list[torch.Tensor]:
 
     object.__setattr__(training.splits.train, "batch", take_and_tell)
     return seen
+
+
+def test_the_learning_rate_of_exact_gradients_needs_some_that_are_exact_and_some_that_are_not() -> None:
+    optimizer = {"name": "adam", "lr": 1e-3, "exact_lr": 1e-2}
+    exact = {"name": "forward-gradient", "exact_output": True}
+    groups = make_training(trainer=exact, optimizer=optimizer).optimizer.param_groups
+    assert [group["lr"] for group in groups] == [1e-3, 1e-2]
+    assert [param.shape[0] for param in groups[1]["params"]] == [3, 3]
+    for trainer, which in (("backprop", "every"), ("frozen", "every"), ("forward-gradient", "no")):
+        with pytest.raises(ConfigError, match=f"optimizer.exact_lr: .*{trainer} {which} parameter"):
+            make_training(trainer=trainer, optimizer=optimizer)
 
 
 def test_trainers_of_one_seed_share_weights_split_and_batch_order() -> None:

@@ -49,6 +49,30 @@ def learning_rates(schedule_options, **optimizer_options):
     return rates
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_parameters_with_exact_gradients_may_have_a_learning_rate_of_their_own(name):
+    model, plain, fast = make_model(), make_model(), make_model()
+    options = OptimizerOptions(name=name, lr=0.1, exact_lr=0.4)
+    ours = build_optimizer(options, model, exact_names={"2.weight", "2.bias"})
+    schedule = build_schedule(ScheduleOptions(name="exponential", k=0.5), ours, STEPS_PER_EPOCH, EPOCHS)
+    assert not is_plain_sgd(ours)
+    for each in (plain, fast):
+        optimizer = build_optimizer(OptimizerOptions(name=name, lr=0.1 if each is plain else 0.4), each)
+        fill_gradients(each, 0)
+        optimizer.step()
+    fill_gradients(model, 0)
+    ours.step()
+    schedule.step()
+    expected = dict(plain.named_parameters()) | {
+        key: value for key, value in fast.named_parameters() if key.startswith("2.")
+    }
+    for key, param in model.named_parameters():
+        assert torch.equal(param, expected[key]), key
+    assert [group["lr"] for group in ours.param_groups] == pytest.approx(
+        [0.1 * math.exp(-0.5), 0.4 * math.exp(-0.5)]
+    )
+
+
 @pytest.mark.parametrize("changes", OPTIMIZERS)
 def test_optimizers_step_as_the_plain_ones_of_torch(changes):
     options = OptimizerOptions(lr=0.1, **changes)

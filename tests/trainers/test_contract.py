@@ -42,6 +42,7 @@ VARIANTS = [
     ("feedback-forward-gradient", {"combine": "projection"}),
     ("zeroth-order", {"guess": "sphere", "tangents": 2}),
 ]
+FORWARD = [name for name in TRAINERS if "exact_output" in options_model("trainer", name).model_fields]
 DEFAULTS = [(name, {}) for name in TRAINERS]
 CASES = [(name, {}, model) for name in TRAINERS for model in MODELS]
 CASES += [(name, options, model) for name, options in VARIANTS for model in ("fc", "cnn", "resnet18")]
@@ -198,6 +199,25 @@ def test_a_trainer_that_uses_nothing_backwards_never_asks_for_a_backward_pass(na
         assert uses_backwards({"name": name}) is trainer.uses_backwards
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), DEFAULTS + VARIANTS + [(n, {"exact_output": True}) for n in FORWARD]
+)
+@pytest.mark.parametrize("model", ["fc", "cnn"])
+def test_exact_gradients_are_declared_and_are_the_true_ones(name, options, model):
+    trainer, model = ready(name, options, model)
+    reference = copy.deepcopy(model)
+    step(trainer, model)
+    step(Backprop(), reference)
+    exact = trainer.exact_names(model)
+    assert exact <= trainer.trained_names(model)
+    for key in exact:
+        expected = gradients(reference)[key]
+        tolerance = 1e-3 if name == "zeroth-order" else 1e-5
+        assert torch.allclose(gradients(model)[key], expected, atol=tolerance * expected.abs().max()), key
+    for key in trainer.trained_names(model) - exact:
+        assert not torch.allclose(gradients(model)[key], gradients(reference)[key], rtol=1e-3, atol=0), key
+
+
 def test_what_a_trainer_uses_backwards_follows_its_options_and_users_own_may_declare_it():
     guided = {"name": "guided-forward-gradient"}
     assert uses_backwards(guided) is Backwards.BLOCKS
@@ -264,9 +284,6 @@ def test_frozen_trains_the_output_layer_by_its_true_gradient_and_nothing_else(mo
     now = dict(model.named_parameters())
     assert all(torch.equal(now[key], before[key]) for key in body), "weight decay must not move the body"
     assert not torch.equal(now[weight], before[weight])
-
-
-FORWARD = [name for name in TRAINERS if "exact_output" in options_model("trainer", name).model_fields]
 
 
 @pytest.mark.parametrize("name", FORWARD)

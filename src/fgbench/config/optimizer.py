@@ -39,6 +39,8 @@ class OptimizerOptions(_ChoiceOptions):
     """Which optimizer of torch.optim."""
     lr: PositiveFloat = 1e-3
     """Learning rate; the largest one, where a schedule changes it."""
+    exact_lr: PositiveFloat | None = None
+    """Learning rate of parameters with exact gradients (such as those of `exact_output`); `lr` when null."""
     momentum: Fraction = 0.0
     """Momentum of `sgd`."""
     nesterov: bool = False

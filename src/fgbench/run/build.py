@@ -1,9 +1,11 @@
 """From a config to a model, a trainer and an optimizer ready for their first step."""
 
 import torch
+from torch import nn
 
 from fgbench.config.config import Config
 from fgbench.datasets.base import Splits
+from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import load
 from fgbench.run.loop import Training, count_batches
@@ -11,6 +13,7 @@ from fgbench.run.optimizers import build_optimizer, build_schedule
 from fgbench.run.parallel import distribute
 from fgbench.run.world import World
 from fgbench.seeds import derive_generator
+from fgbench.trainers.base import Trainer
 
 
 def build_training(
@@ -31,7 +34,9 @@ def build_training(
     trainer = load("trainer", config.trainer.name)(config.trainer)
     inputs, _ = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device), None)
     trainer.set_up(model, inputs, splits.num_classes, derive_generator("cpu", config.seed, "trainer"))
-    optimizer = build_optimizer(config.optimizer, model, trainer.parameters())
+    if config.optimizer.exact_lr is not None:
+        _check_exact_lr(trainer, model)
+    optimizer = build_optimizer(config.optimizer, model, trainer.parameters(), trainer.exact_names(model))
     batch_size = min(config.batch_size, len(splits.train))
     trainer, workers = distribute(trainer, world or World(), batch_size)
     batches = count_batches(len(splits.train), config.batch_size)
@@ -47,4 +52,17 @@ def build_training(
         clip_gradient_norm=config.clip_gradient_norm,
         precision=config.precision,
         workers=workers,
+    )
+
+
+def _check_exact_lr(trainer: Trainer, model: nn.Module) -> None:
+    """Refuse a learning rate of exact gradients where there are none, or no others."""
+    exact = trainer.exact_names(model)
+    if exact and exact != trainer.trained_names(model):
+        return
+    which = "every parameter" if exact else "no parameter"
+    do = "set optimizer.lr" if exact else "leave it out, or set trainer.exact_output: true where there is one"
+    raise ConfigError(
+        f"optimizer.exact_lr: with trainer {trainer.options.name} {which} has an exact gradient, so there "
+        f"are not two learning rates: {do}"
     )

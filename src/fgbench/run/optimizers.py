@@ -1,7 +1,7 @@
 """Optimizers and schedules: ``torch.optim`` as it is, built from options."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -18,19 +18,28 @@ ONE_CYCLE_END = 1e4
 
 
 def build_optimizer(
-    options: OptimizerOptions, model: nn.Module, extra_parameters: Iterable[nn.Parameter] = ()
+    options: OptimizerOptions,
+    model: nn.Module,
+    extra_parameters: Iterable[nn.Parameter] = (),
+    exact_names: Collection[str] = (),
 ) -> Optimizer:
     """The optimizer of the parameters that require a gradient, fused into one kernel where torch can.
 
     Args:
         options: which one and its settings.
         model: on its device.
-        extra_parameters: a trainer's own, put into a second group.
+        extra_parameters: a trainer's own, put into a group of their own.
+        exact_names: parameters of the model with exact gradients; with ``exact_lr``, the last group.
     """
-    trainable = [param for param in model.parameters() if param.requires_grad]
+    trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
     extra = list(extra_parameters)
-    groups: list[dict[str, Any]] = [{"params": params} for params in (trainable, extra) if params]
-    fused = all(param.device.type in ("cpu", "cuda") for param in trainable + extra)
+    exact = set() if options.exact_lr is None else trainable.keys() & set(exact_names)
+    others = [param for name, param in trainable.items() if name not in exact]
+    groups: list[dict[str, Any]] = [{"params": params} for params in (others, extra) if params]
+    if exact:
+        own = [param for name, param in trainable.items() if name in exact]
+        groups.append({"params": own, "lr": options.exact_lr})
+    fused = all(param.device.type in ("cpu", "cuda") for param in [*trainable.values(), *extra])
     common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay, "fused": fused}
     optimizer: Optimizer
     if options.name == "sgd":

@@ -30,6 +30,10 @@ class Backprop(Trainer):
 
     Options = BackpropOptions
 
+    def exact_names(self, model: nn.Module) -> set[str]:
+        """All; see :meth:`Trainer.exact_names`."""
+        return self.trained_names(model)
+
     def compute_gradients(
         self,
         model: nn.Module,

@@ -147,6 +147,13 @@ class Trainer:
         """
         return None
 
+    def exact_names(self, model: nn.Module) -> set[str]:
+        """Those of ``trained_names`` that get their exact gradient; none by default.
+
+        They may have a learning rate of their own (``optimizer.exact_lr``).
+        """
+        return set()
+
     def parameters(self) -> list[nn.Parameter]:
         """The trainer's own parameters; the optimizer updates them in a group of their own."""
         return []

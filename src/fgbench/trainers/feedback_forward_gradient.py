@@ -61,6 +61,10 @@ class FeedbackForwardGradient(Trainer):
         """
         OutputLayer(model)
 
+    def exact_names(self, model: nn.Module) -> set[str]:
+        """The output layer's; see :meth:`Trainer.exact_names`."""
+        return OutputLayer(model).names
+
     @torch.no_grad()
     def compute_gradients(
         self,

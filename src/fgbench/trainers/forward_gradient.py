@@ -55,6 +55,10 @@ class ForwardGradient(Trainer):
         self.workers = Workers()
         self._tangents: tuple[weakref.ref[nn.Module], Tangents] | None = None
 
+    def exact_names(self, model: nn.Module) -> set[str]:
+        """The output layer's, with ``exact_output``; see :meth:`Trainer.exact_names`."""
+        return OutputLayer(model).names if self.options.exact_output else set()
+
     @torch.no_grad()
     def compute_gradients(
         self,

@@ -45,6 +45,10 @@ class Frozen(Trainer):
         """The output layer's; see :meth:`Trainer.trained_names`."""
         return OutputLayer(model).names
 
+    def exact_names(self, model: nn.Module) -> set[str]:
+        """The output layer's; see :meth:`Trainer.exact_names`."""
+        return self.trained_names(model)
+
     @torch.no_grad()
     def compute_gradients(
         self,

@@ -113,6 +113,11 @@ class GuidedForwardGradient(Trainer):
         self.auxiliaries.to(example.device, example.dtype).to(memory_format=torch.channels_last)
         self.auxiliaries.requires_grad_(self._trains_auxiliaries)
 
+    def exact_names(self, model: nn.Module) -> set[str]:
+        """The last block's; see :meth:`Trainer.exact_names`."""
+        last = {id(param) for param in cut_model(model, self.options.blocks)[-1].parameters()}
+        return {name for name in self.trained_names(model) if id(model.get_parameter(name)) in last}
+
     def parameters(self) -> list[nn.Parameter]:
         """The auxiliary networks' parameters, where these learn."""
         return [param for param in self.auxiliaries.parameters() if param.requires_grad]

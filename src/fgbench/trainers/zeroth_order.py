@@ -61,6 +61,10 @@ class ZerothOrder(Trainer):
         if self.options.exact_output:
             OutputLayer(model)
 
+    def exact_names(self, model: nn.Module) -> set[str]:
+        """The output layer's, with ``exact_output``; see :meth:`Trainer.exact_names`."""
+        return OutputLayer(model).names if self.options.exact_output else set()
+
     @torch.no_grad()
     def compute_gradients(
         self,
