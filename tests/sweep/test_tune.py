@@ -9,6 +9,7 @@ from fgbench.config.config import config_hash, load_config
 from fgbench.config.sweep import load_sweep
 from fgbench.datasets.search import DataSearch
 from fgbench.run.signals import Interrupted
+from fgbench.sweep.tuned import tuning_table
 
 tune = pytest.importorskip("fgbench.sweep.tune", reason="Optuna is not installed")
 
@@ -43,7 +44,7 @@ def test_every_configuration_has_the_same_budget_and_gets_a_config(tmp_path):
         assert config.tuned == "val_loss after 2 epochs, best of 8 trials"
         assert config_hash(config, "cpu") == config_hash(config.model_copy(update={"tuned": None}), "cpu")
     assert results[0].values["optimizer.lr"] > 1e-3  # the smallest rates of the range learn nothing
-    assert tune.tuning_table(results).count("forward-gradient") == 1
+    assert tuning_table(results).count("forward-gradient") == 1
 
 
 def test_an_interrupted_search_goes_on_and_ends_where_it_would_have(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from fgbench.analysis.bench_steps import Step, load_steps
 from fgbench.config.source import read_yaml
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.registry import uses_backwards
-from fgbench.storage.run_directory import METRICS, TEXT_COLUMNS, RunDirectory
+from fgbench.storage.run_directory import METRICS, TEXT_COLUMNS, TRIALS, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,8 @@ class Results:
 def read_results(path: str | Path) -> Results:
     """Every run directory and benchmark at or below ``path``; a warning names what cannot be read.
 
+    The runs that tuning chose among are left out, unless ``path`` is within their folder.
+
     Raises:
         ConfigError: no such folder, or no run in it.
     """
@@ -158,6 +160,8 @@ def read_results(path: str | Path) -> Results:
     for folder in sorted(
         {file.parent for name in ("config.yaml", "metrics.csv", "status.json") for file in root.rglob(name)}
     ):
+        if f"/{TRIALS}/" in f"/{folder.relative_to(root).as_posix()}/":
+            continue
         try:
             runs.append(_load_run(folder))
         except FgbenchError as error:

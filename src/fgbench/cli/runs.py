@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,11 @@ from fgbench.cli.arguments import ConfigFiles, DataDir, NoDownload, Overrides, l
 from fgbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fgbench.config.config import Config
     from fgbench.config.sweep import Sweep
+    from fgbench.datasets.search import DataSearch
+    from fgbench.run.plan import Plan
+    from fgbench.sweep.executor import Executor
 
 SOME_FAILED = 3
 """Exit code of a sweep some of whose runs failed."""
@@ -125,38 +129,18 @@ def sweep(
     Example: fgbench sweep configs/sweeps/learning_rate.yaml --jobs 2 -o epochs=5
     """
     loaded = _load(file, override, seeds, results)
-    if loaded.exclusive and (jobs or 1) > 1:
-        raise ConfigError(f"{file}: exclusive: true makes one run at a time, and --jobs says {jobs}")
-    if loaded.exclusive and ray is not None:
-        raise ConfigError(f"{file}: exclusive: true makes one run at a time on this machine, not with --ray")
+    _check_exclusive(loaded, file, jobs, ray)
     if ray is None and (cpus_per_run, gpus_per_run) != (None, None):
         raise ConfigError("--cpus-per-run and --gpus-per-run go with --ray")
-    import torch
-
     from fgbench.datasets.search import DataSearch
     from fgbench.run.signals import Interrupted
     from fgbench.storage.run_directory import RunDirectory
     from fgbench.sweep.driver import make_plans, run_sweep
-    from fgbench.sweep.executor import Executor, RunFlags
-    from fgbench.sweep.local import LocalPool, share_threads
+    from fgbench.sweep.executor import RunFlags
 
-    gpus = torch.cuda.device_count()
-    cuda = gpus > 0
-    if ray is not None:
-        from fgbench.sweep.ray_pool import RayPool, connect
-
-        cuda = connect(ray) and gpus_per_run != 0
-    plans = make_plans(loaded.configs, DataSearch(data_dir, None, not no_download), cuda)
-    on_gpu = any(plan.device.type == "cuda" for plan in plans.values())
-    executor: Executor
-    if ray is not None:
-        executor = RayPool(jobs, cpus_per_run or 1, float(on_gpu) if gpus_per_run is None else gpus_per_run)
-    else:
-        if jobs is None:
-            jobs = max(1, gpus) if on_gpu and not loaded.exclusive else 1
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        names = visible.split(",") if visible else [str(index) for index in range(gpus)]
-        executor = LocalPool(jobs, share_threads(jobs), names if on_gpu else ())
+    pool = _Pool(jobs, ray, cpus_per_run, gpus_per_run, loaded.exclusive)
+    plans = make_plans(loaded.configs, DataSearch(data_dir, None, not no_download), pool.cuda)
+    executor = pool.start(plans.values())
     if dry_run:
         from fgbench.sweep.estimate import describe_sweep
 
@@ -175,6 +159,48 @@ def sweep(
     raise typer.Exit(SOME_FAILED if failures else 0)
 
 
+class _Pool:
+    """What makes many runs: processes of this machine, or a Ray cluster.
+
+    Attributes:
+        cuda: whether runs may be made on a GPU.
+    """
+
+    def __init__(
+        self,
+        jobs: int | None,
+        ray: str | None,
+        cpus_per_run: int | None = None,
+        gpus_per_run: float | None = None,
+        exclusive: bool = False,
+    ) -> None:
+        import torch
+
+        self.jobs, self.ray, self.exclusive = jobs, ray, exclusive
+        self.cpus_per_run, self.gpus_per_run = cpus_per_run, gpus_per_run
+        self.gpus = torch.cuda.device_count()
+        self.cuda = self.gpus > 0
+        if ray is not None:
+            from fgbench.sweep.ray_pool import connect
+
+            self.cuda = connect(ray) and gpus_per_run != 0
+
+    def start(self, plans: "Iterable[Plan]") -> "Executor":
+        """An executor for the runs."""
+        from fgbench.sweep.local import LocalPool, share_threads
+
+        on_gpu = any(plan.device.type == "cuda" for plan in plans)
+        if self.ray is not None:
+            from fgbench.sweep.ray_pool import RayPool
+
+            gpus = float(on_gpu) if self.gpus_per_run is None else self.gpus_per_run
+            return RayPool(self.jobs, self.cpus_per_run or 1, gpus)
+        jobs = self.jobs or (max(1, self.gpus) if on_gpu and not self.exclusive else 1)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = visible.split(",") if visible else [str(index) for index in range(self.gpus)]
+        return LocalPool(jobs, share_threads(jobs), names if on_gpu else ())
+
+
 def tune(
     file: SweepFile,
     override: Overrides = [],  # noqa: B006
@@ -182,30 +208,90 @@ def tune(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Trials of each, in place of the file's.", show_default=False)
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="sampler: grid: runs side by side, as for sweep.", show_default=False),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="sampler: grid: on a Ray cluster.", show_default=False),
+    ] = None,
     data_dir: DataDir = None,
     no_download: NoDownload = False,
     results: Results = None,
 ) -> None:
     """Look for the best learning rate of every configuration in a sweep, on its validation images.
 
-    All have as many trials of as many epochs; the file's block tune says how many, and which keys to tune.
-    Trials that fall behind are stopped early. The same command goes on after an interruption. Written are
-    RESULTS/tuned/*.yaml, for fgbench run, and the trials.
+    The file's block tune says what is tuned and how. sampler: tpe: as many trials of as many epochs for all,
+    the first seed, trials that fall behind stopped early. sampler: grid: the same values for all, whole runs
+    with several seeds that are not reported, values added where the best is at an edge. The same command goes
+    on after an interruption. Written are RESULTS/tuned/*.yaml, for fgbench run, and the trials; of a grid
+    also the whole curve, as a table and as a figure.
 
     Example: fgbench tune configs/sweeps/learning_rate.yaml --trials 10
     """
     loaded = _load(file, override, seeds, results)
-    from dataclasses import replace
-
     from fgbench.config.sweep import TuneOptions
     from fgbench.datasets.search import DataSearch
-    from fgbench.sweep.tune import tune_sweep, tuning_table
+
+    search = DataSearch(data_dir, None, not no_download)
+    if loaded.tune is not None and loaded.tune.sampler == "grid":
+        if trials is not None:
+            raise ConfigError(
+                "--trials has no meaning for sampler: grid; tune.points says how many values it has"
+            )
+        _check_exclusive(loaded, file, jobs, ray)
+        _tune_grid(loaded, search, jobs, ray, data_dir)
+        return
+    if (jobs, ray) != (None, None):
+        raise ConfigError("--jobs and --ray go with sampler: grid; other trials depend on those before them")
+    from dataclasses import replace
+
+    from fgbench.sweep.tune import tune_sweep
+    from fgbench.sweep.tuned import tuning_table
 
     if trials is not None:
         options = loaded.tune or TuneOptions()
         loaded = replace(loaded, tune=options.model_copy(update={"trials": trials}))
-    found = tune_sweep(loaded, DataSearch(data_dir, None, not no_download), typer.echo)
+    found = tune_sweep(loaded, search, typer.echo)
     typer.echo(f"\n{tuning_table(found)}")
+
+
+def _tune_grid(
+    loaded: "Sweep", search: "DataSearch", jobs: int | None, ray: str | None, data_dir: Path | None
+) -> None:
+    """Tune on a grid, its runs made as those of a sweep, and draw the curves."""
+    from fgbench.errors import FgbenchError
+    from fgbench.plotting.tuning import plot_tuning
+    from fgbench.run.signals import Interrupted
+    from fgbench.sweep.driver import make_plans, run_sweep
+    from fgbench.sweep.executor import RunFlags
+    from fgbench.sweep.grid import tune_grid
+    from fgbench.sweep.tuned import tuning_table
+
+    pool = _Pool(jobs, ray, exclusive=loaded.exclusive)
+    flags = RunFlags(data_dir.absolute() if data_dir else None, search.download, False)
+
+    def make_runs(configs: "Sequence[Config]") -> tuple[Path, ...]:
+        plans = make_plans(configs, search, pool.cuda)
+        paths, failures, stopped = run_sweep(plans, pool.start(plans.values()), flags)
+        if stopped:
+            raise Interrupted(stopped, f"tuning {loaded.name}")
+        if failures:
+            raise FgbenchError("\n".join(map(str, failures)))
+        return paths
+
+    found = tune_grid(loaded, make_runs, typer.echo)
+    typer.echo(f"\n{tuning_table(found)}")
+    for path in plot_tuning(loaded.configs[0].results_dir / "tuned" / f"{loaded.name}_grid.csv"):
+        typer.echo(path)
+
+
+def _check_exclusive(loaded: "Sweep", file: Path, jobs: int | None, ray: str | None) -> None:
+    if loaded.exclusive and (jobs or 1) > 1:
+        raise ConfigError(f"{file}: exclusive: true makes one run at a time, and --jobs says {jobs}")
+    if loaded.exclusive and ray is not None:
+        raise ConfigError(f"{file}: exclusive: true makes one run at a time on this machine, not with --ray")
 
 
 def print_summary(paths: Iterable[Path]) -> None:

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    model_validator,
 )
 
 from fgbench.config.config import SWEEP_KEYS, Config, check_config, logger, read_config
@@ -35,12 +36,29 @@ class TuneOptions(_Block):
 
     keys: dict[str, Any] = Field(default={"optimizer.lr": {"log": [1e-5, 1.0]}}, min_length=1)
     """Dotted keys, each with a list of values, or the ends of a range: `{log: [1e-5, 1]}`."""
+    sampler: Literal["tpe", "grid"] = "tpe"
+    """`tpe`: random, then near the best, trials that fall behind stopped; `grid`: the same values for every
+    trainer, whole runs."""
     trials: PositiveInt = 20
-    """Trials for every combination of the axes."""
+    """Trials for every combination of the axes; a `grid` has `points` times seeds."""
     epochs: PositiveInt | None = None
-    """Epochs of a trial; the run's own when null."""
+    """Epochs of a trial; the run's own when null, and in a `grid` always."""
+    points: int = Field(9, ge=3, le=1000)
+    """Values of a `grid` from one end of the range (three decades when `keys` names none) to the other."""
+    seeds: list[NonNegativeInt] = Field(default=[100, 101], min_length=2)
+    """Seeds of a `grid`, at least two, none of which is reported."""
     metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     """What counts, at a trial's last epoch."""
+
+    @model_validator(mode="after")
+    def _check_sampler(self) -> "TuneOptions":
+        other = {"grid": ("trials", "epochs"), "tpe": ("points", "seeds")}[self.sampler]
+        for key in other:
+            if key in self.model_fields_set:
+                raise ValueError(f"{key} has no meaning for sampler: {self.sampler}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: got {self.seeds}, expected different ones")
+        return self
 
 
 class SweepFile(_Block):
@@ -101,8 +119,7 @@ def load_sweep(
     spec = validate_source(source, SweepFile)
     axes = [*_axes(spec.axes, ("axes",), source)]
     ranges = {
-        key: _range(each, ("tune", "keys", key), source)
-        for key, each in (spec.tune.keys if spec.tune else {}).items()
+        key: _range(each, ("tune", "keys", key), source) for key, each in _tuned_keys(spec.tune).items()
     }
     if math.prod(map(len, axes)) > MAX_RUNS:
         source.add_problem(("axes",), f"more than {MAX_RUNS:,} combinations")
@@ -115,6 +132,14 @@ def load_sweep(
     for note in source.notes:
         say(note)
     return Sweep(path.stem, tuple(configs), spec.exclusive, spec.tune, ranges)
+
+
+def _tuned_keys(options: TuneOptions | None) -> dict[str, Any]:
+    """The tuned keys with their values; a grid that names none has three decades of the learning rate."""
+    if options is None:
+        return {}
+    unsaid = options.sampler == "grid" and "keys" not in options.model_fields_set
+    return {"optimizer.lr": {"log": [1e-4, 1e-1]}} if unsaid else options.keys
 
 
 def _expand(

@@ -43,6 +43,9 @@ TEXT_COLUMNS = ("memory_source", "timing_note")
 
 STATES = ("running", "finished", "diverged", "interrupted", "failed")
 
+TRIALS = "tuned/trials"
+"""Below a folder of results, where the runs are that tuning chose among; none of them is a result."""
+
 ENDED = {"finished": 0, "diverged": 4}
 """States of runs that have nothing more to do, and the command's exit code for each."""
 

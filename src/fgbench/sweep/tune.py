@@ -2,18 +2,13 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fgbench import measure
-from fgbench.analysis.rendering import align
 from fgbench.analysis.series import label_configs
-from fgbench.config.config import Config, check_config, to_yaml
-from fgbench.config.overrides import Override
-from fgbench.config.source import Source
+from fgbench.config.config import Config, to_yaml
 from fgbench.config.sweep import Sweep, TuneOptions
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
@@ -21,8 +16,8 @@ from fgbench.errors import ConfigError
 from fgbench.run.build import build_training
 from fgbench.run.loop import evaluate, start_next_epoch, train_epoch
 from fgbench.run.signals import Interrupted, StopRequest
-from fgbench.storage.files import atomic_write
 from fgbench.storage.run_directory import RunDirectory
+from fgbench.sweep.tuned import Tuned, describe_tuned, distinct_configs, with_values, write_tuned
 
 try:
     import optuna
@@ -32,24 +27,6 @@ except ModuleNotFoundError as error:
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 State = optuna.trial.TrialState
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What tuning found for one configuration.
-
-    Attributes:
-        path: the config file written.
-        values: the best trial's, by dotted key.
-        score: its metric.
-    """
-
-    label: str
-    path: Path
-    trials: int
-    stopped: int
-    values: dict[str, Any]
-    score: float
 
 
 def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = print) -> list[Tuned]:
@@ -66,7 +43,7 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
     """
     options = sweep.tune or TuneOptions()
     ranges = sweep.ranges or {"optimizer.lr": (1e-5, 1.0)}
-    configs = _distinct(sweep.configs, list(ranges))
+    configs = distinct_configs(sweep.configs, list(ranges))
     labels = label_configs(configs)
     folder = configs[0].results_dir / "tuned"
     results = []
@@ -76,33 +53,8 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
         for config, label in zip(configs, labels, strict=True):
             study = _tune(config, label, options, ranges, storage, search, stop)
             results.append(_write(study, config, label, options, folder))
-            say(f"{label}: {_describe(results[-1])}")
+            say(f"{label}: {describe_tuned(results[-1])}")
     return results
-
-
-def tuning_table(results: list[Tuned]) -> str:
-    """A row for every configuration: the trials, the best values and their score."""
-    head = ["run", "trials", "stopped early", "best", "score"]
-    rows = [
-        [each.label, str(each.trials), str(each.stopped), _values(each), f"{each.score:.4f}"]
-        for each in results
-    ]
-    return align(head, rows)
-
-
-def _distinct(configs: tuple[Config, ...], keys: list[str]) -> list[Config]:
-    """One config for all that differ in nothing but the seed and what is tuned."""
-    found: dict[str, Config] = {}
-    for config in configs:
-        data = config.model_dump(mode="json")
-        for key in ("seed", *keys):
-            *blocks, last = key.split(".")
-            inner = data
-            for part in blocks:
-                inner = inner.get(part) or {}
-            inner.pop(last, None)
-        found.setdefault(repr(data), config)
-    return list(found.values())
 
 
 def _tune(
@@ -142,7 +94,7 @@ def _tune(
         study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4]))
         trial = study.ask()
         chosen = {key: _suggest(trial, key, span) for key, span in ranges.items()}
-        training = build_training(_with_values(config, chosen), device, splits)
+        training = build_training(with_values(config, chosen), device, splits)
         score = math.nan
         for epoch in range(epochs):
             train_epoch(training, lambda: stop.requested)
@@ -154,6 +106,7 @@ def _tune(
             loss, accuracy = evaluate(training.model, training.loss_fn, splits.validation)
             score = accuracy if options.metric == "val_accuracy" else loss
             if not math.isfinite(loss):
+                trial.set_user_attr("diverged", True)
                 score = math.nan
                 break
             trial.report(score, epoch)
@@ -173,12 +126,6 @@ def _suggest(trial: Any, key: str, span: Any) -> Any:
     return trial.suggest_categorical(key, span)
 
 
-def _with_values(config: Config, values: dict[str, Any], tuned: str | None = None) -> Config:
-    overrides = [Override(key, value, f"tune.keys.{key}") for key, value in values.items()]
-    source = Source("the tuned config", config.model_dump(mode="json", exclude_unset=True) | {"tuned": tuned})
-    return check_config(source, overrides)
-
-
 def _write(study: Any, config: Config, label: str, options: TuneOptions, folder: Path) -> Tuned:
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == State.COMPLETE]
@@ -192,20 +139,9 @@ def _write(study: Any, config: Config, label: str, options: TuneOptions, folder:
         for key, value in best.params.items()
     }
     told = f"{options.metric} after {options.epochs or config.epochs} epochs, best of {options.trials} trials"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" on ", "_"))[:100]
-    tuned = _with_values(config.model_copy(update={"name": name}), {"name": name, **values}, told)
-    path = folder / f"{name}.yaml"
-    atomic_write(path, to_yaml(tuned))
-    stopped = sum(trial.state == State.PRUNED for trial in trials)
-    return Tuned(label, path, len(complete) + stopped, stopped, values, best.value)
-
-
-def _describe(tuned: Tuned) -> str:
-    return f"{_values(tuned)}, score {tuned.score:.4f}, {tuned.trials} trials; {tuned.path}"
-
-
-def _values(tuned: Tuned) -> str:
-    return ", ".join(
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in tuned.values.items()
+    path = write_tuned(config, label, values, told, folder)
+    diverged = sum("diverged" in trial.user_attrs for trial in trials)
+    stopped = sum(trial.state == State.PRUNED for trial in trials) - diverged
+    return Tuned(
+        label, path, len(complete) + stopped + diverged, diverged, values, best.value, stopped=stopped
     )

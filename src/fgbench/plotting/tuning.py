@@ -1,0 +1,64 @@
+"""The curves of tuning on a grid: what every value of the tuned key gave. Imports no torch."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fgbench.plotting.style import SHEETS, STYLE, add_title, plain, save_figure, trainer_hue
+from fgbench.registry import TRAINERS
+
+PANEL_HEIGHT = 2.6
+
+
+def plot_tuning(curves: Path) -> list[Path]:
+    """Draw the table that ``fgbench tune`` wrote of a grid, beside it.
+
+    A panel for every model and dataset, a line for every configuration: the mean over its seeds of the
+    validation accuracy at the end, a point for every seed, a ring round the value that was chosen, and a
+    cross at the bottom where a run diverged.
+
+    Args:
+        curves: the CSV file.
+    """
+    table = pd.read_csv(curves)
+    tasks = list(dict.fromkeys(table["task"]))
+    sheet = SHEETS["screen"]
+    with mpl.rc_context(STYLE):
+        size = (sheet.width, 0.5 + PANEL_HEIGHT * len(tasks))
+        figure = Figure(size, layout="constrained")
+        for axes, task in zip(figure.subplots(len(tasks), squeeze=False).flat, tasks, strict=True):
+            _draw(axes, task, table[table["task"] == task])
+        add_title(figure, "Tuning: accuracy at every value of the grid")
+        paths = [curves.with_suffix(f".{ending}") for ending in sheet.endings]
+        for path in paths:
+            save_figure(figure, path)
+    return paths
+
+
+def _draw(axes: Axes, task: str, table: pd.DataFrame) -> None:
+    labels = list(dict.fromkeys(table["run"]))
+    own = sorted(set(table["trainer"]) - set(TRAINERS))
+    drawn: dict[str, int] = {}
+    for label in labels:
+        rows = table[table["run"] == label]
+        trainer = rows["trainer"].iloc[0]
+        style = ("-", "--", ":", "-.")[drawn.setdefault(trainer, 0) % 4]
+        drawn[trainer] += 1
+        hue = trainer_hue(trainer, own)
+        finished = rows[rows["state"] == "finished"]
+        whole = rows.groupby("value").filter(lambda each: (each["state"] == "finished").all())
+        means = whole.groupby("value")["val_accuracy"].mean()
+        words = label.removeprefix(f"{task}, ")
+        axes.plot(means.index, means, style, color=hue, label=plain(words))
+        axes.plot(finished["value"], finished["val_accuracy"], ".", color=hue, markersize=3)
+        chosen = means[means.index.isin(rows.loc[rows["chosen"], "value"])]
+        axes.plot(chosen.index, chosen, "o", color=hue, markersize=8, fillstyle="none")
+        diverged = rows.loc[rows["state"] == "diverged", "value"].unique()
+        bottom = axes.get_xaxis_transform()
+        axes.plot(diverged, [0.03] * len(diverged), "x", color=hue, markersize=4, transform=bottom)
+    axes.set_xscale("log")
+    axes.set(xlabel=table["key"].iloc[0], ylabel="validation accuracy", title=plain(task))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,0 +1,222 @@
+"""Tuning on a grid: the same log-spaced values for every configuration, whole runs, several seeds."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fgbench.analysis.records import RunRecord, load_results
+from fgbench.analysis.series import label_configs
+from fgbench.config.config import Config
+from fgbench.config.sweep import Sweep, TuneOptions
+from fgbench.errors import ConfigError
+from fgbench.storage.files import atomic_write
+from fgbench.storage.run_directory import TRIALS
+from fgbench.sweep.tuned import (
+    Tuned,
+    describe_tuned,
+    distinct_configs,
+    short_name,
+    with_values,
+    write_tuned,
+)
+
+EXTENSION = 3
+"""Values added beyond an edge at a time."""
+MAX_EXTENSIONS = 4
+"""How often; a best value that is at an edge even then is said to be."""
+CURVE = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
+
+Runs = Callable[[Sequence[Config]], Sequence[Path]]
+"""Makes the runs of the configs that have not ended, and returns their run directories in the same order."""
+
+
+@dataclass
+class _Curve:
+    """One configuration at every value that was tried; place i of the grid is ``low * factor ** i``."""
+
+    config: Config
+    label: str
+    places: set[int]
+    records: dict[tuple[int, int], RunRecord] = field(default_factory=dict)
+    """By place and seed."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    key: str
+    low: float
+    factor: float
+    options: TuneOptions
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.options.seeds)
+
+    def value(self, place: int) -> float:
+        return float(f"{self.low * self.factor**place:.4g}")
+
+    def score(self, record: RunRecord, column: str | None = None) -> float:
+        """What the run ended with; NaN where it diverged."""
+        return record.final(column or self.options.metric) if record.state == "finished" else math.nan
+
+    def mean(self, curve: _Curve, place: int, seeds: Sequence[int], column: str | None = None) -> float:
+        """Over seeds; NaN where one of them diverged."""
+        return fmean(self.score(curve.records[place, seed], column) for seed in seeds)
+
+    def best(self, curve: _Curve, seeds: Sequence[int]) -> int | None:
+        """The place with the best mean, the smaller value of equals; None where every one diverged."""
+        sign = 1 if self.options.metric == "val_accuracy" else -1
+        means = {place: sign * self.mean(curve, place, seeds) for place in sorted(curve.places)}
+        finite = {place: mean for place, mean in means.items() if math.isfinite(mean)}
+        return max(finite, key=finite.__getitem__, default=None)
+
+    def beyond(self, curve: _Curve) -> set[int]:
+        """The places to add: beyond the edge where the best is, below all where every one diverged."""
+        low, high, best = min(curve.places), max(curve.places), self.best(curve, self.seeds)
+        new: set[int] = set()
+        if best is None or best == low:
+            new.update(range(low - EXTENSION, low))
+        if best == high:
+            new.update(range(high + 1, high + 1 + EXTENSION))
+        return new
+
+
+def tune_grid(sweep: Sweep, make_runs: Runs, say: Callable[[str], None] = print) -> list[Tuned]:
+    """Try every configuration of a sweep at the same values, and write tuned configs and the whole curve.
+
+    A value's score is the mean over the tuning seeds, which are none of the sweep's own, of the metric at the
+    end of whole runs; one that diverges with any seed is not chosen. Where the best value is at an edge, the
+    grid grows beyond it. Trials are ordinary runs in RESULTS/tuned/trials: ended ones are not made again,
+    unfinished ones go on.
+
+    Returns:
+        One for each configuration. Its ``noise`` is the spread, over tuning seeds s, of the accuracy on the
+        test images (the validation images where there are none), averaged over all tuning seeds, at the value
+        that s alone would have chosen on its validation images.
+
+    Raises:
+        ConfigError: the block tune does not describe a grid, or a configuration diverged at every value.
+    """
+    grid = _read_grid(sweep)
+    configs = distinct_configs(sweep.configs, [grid.key])
+    _check(sweep, grid, configs)
+    first = set(range(grid.options.points))
+    labels = label_configs(configs)
+    curves = [_Curve(config, label, first) for config, label in zip(configs, labels, strict=True)]
+    wanted = [set(first) for _ in curves]
+    folder = configs[0].results_dir / "tuned"
+    for extensions in range(MAX_EXTENSIONS + 1):
+        _make(grid, curves, wanted, make_runs)
+        path = folder / f"{sweep.name}_grid.csv"
+        atomic_write(path, _table(grid, curves))
+        wanted = [grid.beyond(curve) for curve in curves]
+        if not any(wanted) or extensions == MAX_EXTENSIONS:
+            break
+        for curve, more in zip(curves, wanted, strict=True):
+            if more:
+                values = ", ".join(f"{grid.value(place):g}" for place in sorted(more))
+                say(f"{curve.label}: the best {grid.key} is at an edge; trying {values} too")
+            curve.places = curve.places | more
+    results = []
+    for curve, more in zip(curves, wanted, strict=True):
+        results.append(_conclude(grid, curve, folder, at_edge=bool(more)))
+        say(f"{curve.label}: {describe_tuned(results[-1])}")
+    say(f"every trial: {path}")
+    return results
+
+
+def _read_grid(sweep: Sweep) -> _Grid:
+    """The grid that the sweep's block tune describes."""
+    options = sweep.tune or TuneOptions()
+    ranges: dict[str, Any] = sweep.ranges
+    [(key, span), *others] = ranges.items()
+    if others or not isinstance(span, tuple):
+        raise ConfigError(
+            f"tune.keys: got {', '.join(ranges)}; sampler: grid expects one key with a range, such as "
+            "optimizer.lr: {log: [1e-4, 1e-1]}"
+        )
+    low, high = span
+    return _Grid(key, low, (high / low) ** (1 / (options.points - 1)), options)
+
+
+def _check(sweep: Sweep, grid: _Grid, configs: Sequence[Config]) -> None:
+    reported = {config.seed for config in sweep.configs} & set(grid.seeds)
+    if reported:
+        raise ConfigError(
+            f"tune.seeds: {', '.join(map(str, sorted(reported)))} is among the seeds that are reported; "
+            "expected others, or the reported runs are those that were chosen for being good"
+        )
+    for config in configs:
+        if getattr(config.dataset, "validation_fraction", None) == 0:
+            raise ConfigError(
+                "dataset.validation_fraction: got 0, expected above 0: tuning chooses on validation images"
+            )
+
+
+def _make(grid: _Grid, curves: Sequence[_Curve], wanted: Sequence[set[int]], make_runs: Runs) -> None:
+    """Make the runs of all curves at the wanted places."""
+    trials = {}
+    for curve, places in zip(curves, wanted, strict=True):
+        for place in sorted(places):
+            for seed in grid.seeds:
+                config = with_values(curve.config, {grid.key: grid.value(place)})
+                changes = {
+                    "seed": seed,
+                    "name": short_name(curve.label),
+                    "results_dir": config.results_dir / TRIALS,
+                }
+                trials[id(curve), place, seed] = config.model_copy(update=changes)
+    paths = make_runs(list(trials.values()))
+    read = {trial: load_results(path)[0] for trial, path in zip(trials, paths, strict=True)}
+    for curve in curves:
+        curve.records |= {(place, seed): run for (own, place, seed), run in read.items() if own == id(curve)}
+
+
+def _conclude(grid: _Grid, curve: _Curve, folder: Path, *, at_edge: bool) -> Tuned:
+    best = grid.best(curve, grid.seeds)
+    if best is None:
+        raise ConfigError(
+            f"{curve.label}: diverged at every {grid.key} from {grid.value(min(curve.places)):g} to "
+            f"{grid.value(max(curve.places)):g}; lower the range, or look into RESULTS/{TRIALS}"
+        )
+    seeds = ", ".join(map(str, grid.seeds))
+    metric, epochs = grid.options.metric, curve.config.epochs
+    told = f"{metric} after {epochs} epochs, grid of {len(curve.places)}, seeds {seeds}"
+    values = {grid.key: grid.value(best)}
+    path = write_tuned(curve.config, curve.label, values, told, folder)
+    diverged = sum(run.state == "diverged" for run in curve.records.values())
+    score, trials = grid.mean(curve, best, grid.seeds), len(curve.records)
+    noise = _noise(grid, curve)
+    return Tuned(curve.label, path, trials, diverged, values, score, noise=noise, at_edge=at_edge)
+
+
+def _noise(grid: _Grid, curve: _Curve) -> float:
+    """The spread of the accuracy at the values that every seed by itself would choose."""
+    runs = curve.records.values()
+    tested = all(math.isfinite(run.final("test_accuracy")) for run in runs if run.state == "finished")
+    column = "test_accuracy" if tested else "val_accuracy"
+    choices = [place for seed in grid.seeds if (place := grid.best(curve, [seed])) is not None]
+    reached = [grid.mean(curve, place, grid.seeds, column) for place in choices]
+    return max(reached) - min(reached) if all(map(math.isfinite, reached)) else math.nan
+
+
+def _table(grid: _Grid, curves: Sequence[_Curve]) -> str:
+    """The whole curve of every configuration as CSV: a row for every trial."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "task", "trainer", "key", "value", "seed", "state", "epochs", "chosen", *CURVE])
+    for curve in curves:
+        best = grid.best(curve, grid.seeds)
+        task = f"{curve.config.model.name} on {curve.config.dataset.name}"
+        for (place, seed), run in sorted(curve.records.items(), key=lambda each: each[0]):
+            cells = (run.final(column) for column in CURVE)
+            fixed = [curve.label, task, curve.config.trainer.name, grid.key, grid.value(place)]
+            shown = ["" if math.isnan(cell) else repr(cell) for cell in cells]
+            writer.writerow(list(chain(fixed, [seed, run.state, run.last_epoch, place == best], shown)))
+    return text.getvalue()
