@@ -1,19 +1,16 @@
 """``fgbench check`` and the diagnostics of gradient quality."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from fgbench.checks import check as check_module
-from fgbench.checks.check import check, gradient_quality
+from fgbench.checks.check import check
 from fgbench.checks.gradients import directional_derivatives, expected_values, sample_gradients
 from fgbench.config.config import load_config
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
 from fgbench.registry import TRAINERS, load
-from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.forward_gradient import ForwardGradient
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
@@ -148,32 +145,3 @@ def test_the_installation_check_tries_every_trainer(monkeypatch):
     report, ok = check(None, DataSearch(download=False))
     assert not ok
     assert "no kernel" in report
-
-
-def test_the_true_gradient_has_the_best_quality():
-    cosine, error = gradient_quality(Backprop(), small_model(), LOSS, *batch(), torch.Generator())
-    assert cosine == pytest.approx(1)
-    assert error == pytest.approx(0)
-
-
-@pytest.mark.parametrize("name", [name for name in TRAINERS if name != "activity-forward-gradient"])
-def test_measuring_gradient_quality_disturbs_nothing(name):
-    model, (inputs, labels) = small_model(), batch()
-    trainer = load("trainer", name)()
-    trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
-    trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
-
-    def everything():
-        grads = {key: param.grad for key, param in model.named_parameters() if param.grad is not None}
-        return model.state_dict(), grads, trainer.state_dict()
-
-    before = copy.deepcopy(everything())
-    state = torch.get_rng_state()
-
-    cosine, error = gradient_quality(trainer, model, LOSS, inputs, labels, torch.Generator())
-
-    assert -1 <= cosine <= 1
-    assert error >= 0
-    assert torch.equal(state, torch.get_rng_state())
-    left, right = (torch.utils._pytree.tree_leaves(each) for each in (before, everything()))
-    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(left, right, strict=True))

@@ -10,6 +10,7 @@ from fgbench.cli.results import FigureKind, FigureStyle
 from fgbench.errors import ConfigError
 from fgbench.plotting.figures import KINDS, compose, plot_results
 from fgbench.plotting.style import SHEETS, trainer_hue
+from fgbench.storage.run_directory import RunDirectory
 
 
 def draw(results, kind, style="screen"):
@@ -68,6 +69,22 @@ def test_a_negative_cosine_is_inside_the_axes(tmp_path):
     make_run(tmp_path, "forward-gradient", cells={"gradient_cosine": -0.2, "gradient_relative_error": 2.0})
     low, high = draw(tmp_path, "cosine").axes[0].get_ylim()
     assert low < -0.2 < high
+
+
+def test_noise_is_drawn_for_every_layer_that_was_compared(tmp_path):
+    make_run(tmp_path, "backprop")
+    folder = make_run(tmp_path, "forward-gradient")
+    for epoch in (1, 2):
+        rows = [
+            {"layer": layer, "noise": 10.0 * epoch, "cosine": 0.1, "gradient_norm": 1.0}
+            for layer in ("1", "3")
+        ]
+        RunDirectory(folder).write_layers(epoch, rows)
+    noise, cosine = draw(tmp_path, "noise").axes
+    assert [list(line.get_ydata()) for line in noise.lines] == [[10, 20]] * 2
+    assert [list(line.get_ydata()) for line in cosine.lines] == [[0.1, 0.1]] * 2
+    assert [text.get_text() for text in noise.texts] == ["1", "3"]
+    assert noise.get_yscale() == "log"
 
 
 @pytest.mark.parametrize(("kind", "key"), [("lr", "optimizer.lr"), ("depth", "model.layers")])

@@ -195,6 +195,11 @@ def test_diagnostics_fill_their_columns_and_do_not_disturb_the_run(tmp_path: Pat
     diagnosed, plain = reproducible_rows(tmp_path / "with"), reproducible_rows(tmp_path / "without")
     assert [row["gradient_cosine"] is None for row in diagnosed] == [True, False, True]
     assert diagnosed[1]["gradient_cosine"] == pytest.approx(1.0, abs=1e-5)
+    layers = only_run(tmp_path / "with").read_layers()
+    assert [(row["epoch"], row["layer"]) for row in layers] == [("2", "0.1"), ("2", "1.0")]
+    assert all(float(row["noise"]) < 1e-9 for row in layers)
+    run_configs([make_config(tmp_path / "with", diagnostics={"every": 3})], force=True, resume=False)
+    assert {row["epoch"] for row in only_run(tmp_path / "with").read_layers()} == {"3"}
     for mine, other in zip(diagnosed, plain, strict=True):
         assert mine["train_loss"] == other["train_loss"]
 

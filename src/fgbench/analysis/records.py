@@ -16,7 +16,7 @@ from fgbench.analysis.bench_steps import Step, load_steps
 from fgbench.config.source import read_yaml
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.registry import uses_backwards
-from fgbench.storage.run_directory import METRICS, TEXT_COLUMNS, TRIALS, RunDirectory
+from fgbench.storage.run_directory import LAYER_COLUMNS, METRICS, TEXT_COLUMNS, TRIALS, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,14 @@ class RunRecord:
     def component(self, kind: str) -> str:
         """Name of the run's ``dataset``, ``model`` or ``trainer``."""
         return str(self.config[kind]["name"])
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """The gradient of every layer where it was compared with the true one: the columns of layers.csv."""
+        rows = pd.DataFrame(RunDirectory(self.path).read_layers(), columns=list(LAYER_COLUMNS))
+        numbers = [column for column in LAYER_COLUMNS if column != "layer"]
+        rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
+        return rows
 
     @property
     def uses_backwards(self) -> str:

@@ -11,10 +11,10 @@ from fgbench.checks.gradients import (
     directional_derivatives,
     expected_values,
     gradient_of,
-    gradient_quality,
     kept_generators,
     sample_gradients,
 )
+from fgbench.checks.quality import gradient_quality
 from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
@@ -24,7 +24,8 @@ from fgbench.models.build import build_model
 from fgbench.registry import TRAINERS, load
 from fgbench.seeds import derive_generator
 
-__all__ = ["check", "gradient_quality"]
+QUALITY_DRAWS = 8
+"""Gradients from which the noise and the cosine of every layer are taken."""
 
 
 def check(
@@ -73,6 +74,11 @@ def check(
     for figure in sampled.figures(expected_values(trainer, model, sampled)):
         lines.append(figure.line())
         consistent = consistent and figure.consistent
+    generator = derive_generator(device, config.seed, "check quality")
+    quality = gradient_quality(trainer, model, loss_fn, inputs, labels, generator, min(draws, QUALITY_DRAWS))
+    lines += ["", f"  {'layer':<28}{'E|g_hat-g|^2/|g|^2':>22}{'cosine':>10}{'|g|':>12}"]
+    for layer, each in quality.items():
+        lines.append(f"  {layer or 'all':<28}{each.noise:>22.4g}{each.cosine:>10.4f}{each.norm:>12.4g}")
     lines += ["", f"verdict: {'consistent' if consistent else 'inconsistent'}"]
     return "\n".join(lines), consistent
 

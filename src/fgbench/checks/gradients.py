@@ -219,38 +219,6 @@ def expected_values(trainer: Trainer, model: nn.Module, sampled: Sampled) -> Exp
     return Expected(1.0, error, cosine, tangents)
 
 
-def gradient_quality(
-    trainer: Trainer,
-    model: nn.Module,
-    loss_fn: LossFunction,
-    inputs: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
-) -> tuple[float, float]:
-    """Cosine and relative error |g_hat - g| / |g| of one gradient of the trainer to the true gradient g.
-
-    Works on copies: the model, its gradients and running statistics, the trainer's state and the global
-    generators are left as they were.
-
-    Args:
-        trainer: set up.
-        model: in training mode.
-        loss_fn: one loss per sample.
-        inputs: shape (B, ...).
-        labels: shape (B,).
-        generator: on the model's device; the trainer's chance.
-    """
-    with kept_generators(inputs.device):
-        model, trainer = copy.deepcopy((model, trainer))
-        replay = DropoutReplay(model, inputs.device)
-        with replay:
-            estimate = gradient_of(trainer, model, loss_fn, inputs, labels, generator).double()
-        with replay:
-            true = gradient_of(Backprop(), model, loss_fn, inputs, labels, generator).double()
-    cosine = torch.cosine_similarity(estimate, true, dim=0).clamp(-1, 1)  # rounding may leave the range
-    return cosine.item(), ((estimate - true).norm() / true.norm()).item()
-
-
 def gradient_of(
     trainer: Trainer,
     model: nn.Module,

@@ -23,6 +23,7 @@ class FigureKind(StrEnum):
     time = "time"
     tradeoff = "tradeoff"
     cosine = "cosine"
+    noise = "noise"
     lr = "lr"
     depth = "depth"
     all = "all"

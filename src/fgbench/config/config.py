@@ -62,6 +62,8 @@ class DiagnosticsOptions(BaseModel):
 
     every: PositiveInt | None = None
     """Epochs between two comparisons of the trainer's gradient with the true one; never when null."""
+    draws: PositiveInt = 1
+    """Gradients of the trainer, on one batch, that a comparison takes."""
 
 
 def _choose(kind: str) -> Callable[[Any, ValidationInfo], Any]:

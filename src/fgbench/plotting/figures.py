@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import Series, group_series
 from fgbench.errors import ConfigError
-from fgbench.plotting import charts as charts
+from fgbench.plotting import charts, layers
 from fgbench.plotting.panels import FOUR_PANELS, MARKS, Panel, count_runs
 from fgbench.plotting.style import (
     SHEETS,
@@ -96,6 +96,12 @@ KINDS = {
         "Quality of the gradient",
         (Panel(charts.draw_cosine), Panel(charts.draw_relative_error)),
         _having("gradient_cosine"),
+        "compares its gradient with the true one (the key diagnostics.every asks for it)",
+    ),
+    "noise": Kind(
+        "Noise and alignment over training, by layer",
+        (Panel(layers.draw_layer_noise), Panel(layers.draw_layer_cosine)),
+        lambda series: [each for each in series if any(len(run.layers) for run in each.averaged)],
         "compares its gradient with the true one (the key diagnostics.every asks for it)",
     ),
     "lr": Kind(

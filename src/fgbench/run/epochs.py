@@ -121,9 +121,36 @@ class EpochLoop:
         before_s = float(self.rows[-1]["elapsed_s"] or 0.0) if self.rows else 0.0
         row |= {"eval_time_s": evaluation_s, "elapsed_s": before_s + training.epoch_time_s + evaluation_s}
         if self.config.diagnostics.every and (training.epoch + 1) % self.config.diagnostics.every == 0:
-            row |= _diagnostic_columns(training)
+            row |= self._diagnose()
         progress.report(row)
         return self.world.on_main(lambda: row)
+
+    def _diagnose(self) -> dict[str, Cell]:
+        """How noisy the trainer's gradient is on a batch of training images; layers go to layers.csv."""
+        from fgbench.checks.quality import WHOLE, gradient_quality
+
+        training = self.training
+        count = min(training.batch_size, len(training.splits.train))
+        inputs, labels = training.splits.train.batch(torch.arange(count, device=training.device), None)
+        generator = derive_generator(training.device, training.seed, "diagnostics", training.epoch)
+        found = gradient_quality(
+            training.trainer,
+            training.model,
+            training.loss_fn,
+            inputs,
+            labels,
+            generator,
+            self.config.diagnostics.draws,
+        )
+        whole = found.pop(WHOLE)
+        self.directory.write_layers(
+            training.epoch + 1,
+            [
+                {"layer": layer, "noise": each.noise, "cosine": each.cosine, "gradient_norm": each.norm}
+                for layer, each in found.items()
+            ],
+        )
+        return {"gradient_cosine": whole.cosine, "gradient_relative_error": math.sqrt(whole.noise)}
 
     def save(self) -> None:
         """Write a state file to go on from."""
@@ -155,19 +182,6 @@ def _evaluation_columns(training: Training) -> dict[str, Cell]:
                 training.model, training.loss_fn, split
             )
     return columns
-
-
-def _diagnostic_columns(training: Training) -> dict[str, Cell]:
-    """How far the trainer's gradient is from the true one, on a batch of training images."""
-    from fgbench.checks.check import gradient_quality
-
-    count = min(training.batch_size, len(training.splits.train))
-    inputs, labels = training.splits.train.batch(torch.arange(count, device=training.device), None)
-    generator = derive_generator(training.device, training.seed, "diagnostics", training.epoch)
-    cosine, error = gradient_quality(
-        training.trainer, training.model, training.loss_fn, inputs, labels, generator
-    )
-    return {"gradient_cosine": cosine, "gradient_relative_error": error}
 
 
 def cpu_step_memory(config: Config, splits: Splits, world: World | None = None) -> float:

@@ -149,6 +149,8 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
             path.unlink()
     with world.agreed():
         directory.write_metrics(rows)
+        if directory.read_layers():
+            directory.write_layers(len(rows) + 1, [])  # epochs that are made again
         directory.write_config(to_yaml(config))
         directory.write_env(_describe_environments(plan, directory, resumed=training.step > 0))
         directory.write_status("running", epoch=training.epoch, epochs=config.epochs)

@@ -39,6 +39,9 @@ METRICS = (
 )
 """Columns of metrics.csv. Accuracies are fractions in 0..1; a cell that does not apply is empty, never 0."""
 
+LAYER_COLUMNS = ("epoch", "layer", "noise", "cosine", "gradient_norm")
+"""Columns of layers.csv: R = E|g_hat - g|^2 / |g|^2, the cosine of g_hat and g, and |g|, of one layer."""
+
 TEXT_COLUMNS = ("memory_source", "timing_note")
 
 STATES = ("running", "finished", "diverged", "interrupted", "failed")
@@ -242,6 +245,30 @@ class RunDirectory:
     def write_metrics(self, rows: Iterable[Mapping[str, Cell]]) -> None:
         """Write metrics.csv anew, with these rows and no others."""
         self._write("metrics.csv", "".join([_csv_line(METRICS), *map(_row_line, rows)]))
+
+    def write_layers(self, epoch: int, rows: Iterable[Mapping[str, Cell]]) -> None:
+        """Put the diagnostics of an epoch's layers after those of earlier epochs.
+
+        Args:
+            epoch: from 1.
+            rows: with the columns of ``LAYER_COLUMNS`` but the epoch.
+        """
+        kept = self.read_layers(epoch - 1)
+        new = [{"epoch": epoch} | {key: _to_text(value) for key, value in row.items()} for row in rows]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, LAYER_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *new])
+        self._write("layers.csv", text.getvalue())
+
+    def read_layers(self, last: int | None = None) -> list[dict[str, str]]:
+        """What ``write_layers`` wrote, as texts, up to the epoch ``last``; empty where there is nothing."""
+        path = self.path / "layers.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["epoch"]]
+        return [row for row in rows if last is None or int(row["epoch"]) <= last]
 
     def _intact_rows(self) -> list[dict[str, str]]:
         try:
