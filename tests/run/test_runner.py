@@ -96,6 +96,7 @@ def test_a_run_directory_tells_everything(tmp_path: Path) -> None:
     assert run.status()["state"] == "finished"
     summary = run.read_summary()
     assert summary["uses_backwards"] == "everything"
+    assert 2 < summary["forward_passes_per_step"] < 3
     assert summary["final"]["test_accuracy"] == rows[-1]["test_accuracy"]
     best = max(rows, key=lambda row: row["val_accuracy"])
     assert summary["best_validation"]["val_accuracy"] == best["val_accuracy"]

@@ -12,6 +12,7 @@ from fgbench.datasets.search import DataSearch
 from fgbench.errors import FgbenchError
 from fgbench.options import declared_backwards
 from fgbench.run.build import build_training
+from fgbench.run.cost import count_forward_passes
 from fgbench.run.epochs import EpochLoop
 from fgbench.run.failures import explain_failure, is_expected
 from fgbench.run.loop import Training
@@ -159,7 +160,13 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
         loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world)
         verified = verify_next_step(training, world) if config.verify and not loop.ended else None
         state = loop.train()
-        extra = {"uses_backwards": declared_backwards(config.trainer), "verification": verified}
+        extra = {
+            "uses_backwards": declared_backwards(config.trainer),
+            "forward_passes_per_step": None
+            if world.size > 1
+            else count_forward_passes(config, plan.device, training.splits),
+            "verification": verified,
+        }
         directory.write_summary(summarise(rows) | extra)
         directory.write_status(state, epoch=training.epoch, epochs=config.epochs)
     return state, stop
