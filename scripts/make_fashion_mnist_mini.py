@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fgbench.datasets.base import choose_balanced
+from fgbench.datasets.forms import IDX_FILES
 from fgbench.datasets.mini import FOLDER
-from fgbench.datasets.options import DatasetOptions
+from fgbench.datasets.options import StandardOptions
 from fgbench.datasets.search import DataSearch
-from fgbench.datasets.sources import IDX_FILES
-from fgbench.datasets.torchvision_sets import load_fashion_mnist
+from fgbench.datasets.standard_sets import load_fashion_mnist
 from fgbench.seeds import derive_generator
 
 
@@ -30,7 +30,7 @@ def write_idx(path: Path, values: Tensor) -> None:
 
 def main() -> None:
     """Write the four files."""
-    data = load_fashion_mnist(DatasetOptions(name="fashion-mnist"), DataSearch())
+    data = load_fashion_mnist(StandardOptions(name="fashion-mnist"), DataSearch())
     train = choose_balanced(data.train_labels, 10_000, derive_generator("cpu", 0, "mini train")).sort().values
     test = choose_balanced(data.test_labels, 2_000, derive_generator("cpu", 0, "mini test")).sort().values
     parts = (

@@ -22,6 +22,18 @@ class DataError(ConfigError):
     """A dataset that is missing, unreadable or damaged: which file, where it was looked for."""
 
 
+class MissingDataError(DataError):
+    """A dataset that is not here and could not be fetched.
+
+    Attributes:
+        dataset: its name, for ``fgbench data fetch``.
+    """
+
+    def __init__(self, message: str, dataset: str = "") -> None:
+        super().__init__(message)
+        self.dataset = dataset
+
+
 def exit_code_of(error: BaseException) -> int:
     """What a process exits with that an error has ended."""
     if isinstance(error, KeyboardInterrupt):

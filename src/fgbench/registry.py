@@ -36,20 +36,20 @@ class Component:
 
 DATASETS = {
     "mnist": Component(
-        "fgbench.datasets.torchvision_sets:load_mnist",
-        "fgbench.datasets.options:DatasetOptions",
+        "fgbench.datasets.standard_sets:load_mnist",
+        "fgbench.datasets.options:StandardOptions",
         "handwritten digits, 60,000 + 10,000 images of 1x28x28",
         "LeCun et al. (1998)",
     ),
     "fashion-mnist": Component(
-        "fgbench.datasets.torchvision_sets:load_fashion_mnist",
-        "fgbench.datasets.options:DatasetOptions",
+        "fgbench.datasets.standard_sets:load_fashion_mnist",
+        "fgbench.datasets.options:StandardOptions",
         "clothes, 60,000 + 10,000 images of 1x28x28",
         "Xiao et al. (2017), arXiv 1708.07747",
     ),
     "cifar10": Component(
-        "fgbench.datasets.torchvision_sets:load_cifar10",
-        "fgbench.datasets.options:DatasetOptions",
+        "fgbench.datasets.standard_sets:load_cifar10",
+        "fgbench.datasets.options:StandardOptions",
         "colour photographs, 50,000 + 10,000 images of 3x32x32",
         "Krizhevsky (2009)",
     ),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fgbench.datasets.sources import CIFAR10_ARCHIVE, CIFAR10_FILES, IDX_FILES, SOURCES
+from fgbench.datasets.forms import CIFAR10_FILES, IDX_FILES, PICKLED_ARCHIVES
+from fgbench.datasets.sources import SOURCES
 
 
 def write_mnist(root, num_train=40, num_test=20, **kwargs):
@@ -31,12 +32,12 @@ def write_cifar10(root, per_batch=8, num_test=20, *, archive=False, seed=0):
         batches[name] = pickle_batch(name, images.reshape(count, -1), labels)
     if archive:
         root.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(root / CIFAR10_ARCHIVE, "w:gz") as tar:
+        with tarfile.open(root / PICKLED_ARCHIVES[0], "w:gz") as tar:
             for name, content in batches.items():
                 member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-        return root / CIFAR10_ARCHIVE
+        return root / PICKLED_ARCHIVES[0]
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in batches.items():

@@ -62,8 +62,8 @@ def config_schema() -> None:
 def data(ctx: typer.Context, data_dir: DataDir = None) -> None:
     """Show which datasets are found where, and fetch them.
 
-    Looked in, in this order: --data-dir, the config's data_dir, $FGBENCH_DATA_DIR, ./data, ~/.cache/fgbench
-    and the folder of Debian's dataset-fashion-mnist.
+    With --data-dir (or a config's data_dir) only that folder is looked in; else $FGBENCH_DATA_DIR, ./data,
+    ~/.cache/fgbench and the folder of Debian's dataset-fashion-mnist.
     """
     ctx.obj = data_dir
     if ctx.invoked_subcommand is not None:

@@ -1,11 +1,13 @@
 """What a dataset is, and how it becomes splits on the training device."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fgbench.datasets.augmentation import crop_and_flip
+from fgbench.datasets.fingerprint import Fingerprint, take_fingerprint
 from fgbench.datasets.options import DatasetOptions
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError, DataError
@@ -24,6 +26,10 @@ class ImageData:
         test_images: uint8, shape (M, C, H, W).
         test_labels: int64, shape (M,).
         class_names: one per class.
+        source: where they were read from, for people.
+        note: what else is to be said of them, such as that they are not the official set.
+        validation: images and labels for validation, as those for training; None where a part of the training
+            images is held out.
     """
 
     train_images: Tensor
@@ -31,6 +37,25 @@ class ImageData:
     test_images: Tensor
     test_labels: Tensor
     class_names: list[str]
+    source: str = ""
+    note: str = ""
+    validation: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def parts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Images and labels by part."""
+        own = {"validation": self.validation} if self.validation is not None else {}
+        return {
+            "train": (self.train_images, self.train_labels),
+            **own,
+            "test": (self.test_images, self.test_labels),
+        }
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What tells these images from others."""
+        arrays = {name: (images.numpy(), labels.numpy()) for name, (images, labels) in self.parts.items()}
+        return take_fingerprint(self.source, arrays, len(self.class_names))
 
     def check(self, source: str) -> None:
         """Hold a loader to its word.
@@ -38,8 +63,14 @@ class ImageData:
         Raises:
             DataError: a type, shape or label is not as promised; names ``source``.
         """
-        for part in ("train", "test"):
-            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+        if len(self.class_names) < 2:
+            raise DataError(
+                f"{source}: only one class ({', '.join(self.class_names)}), expected at least two: every "
+                "model would be right; are the folders of the classes one level deeper?"
+            )
+        for part, (images, labels) in self.parts.items():
+            if len(images) == 0:
+                raise DataError(f"{source}: no {part} images")
             if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
                 got = f"{images.dtype} of shape {tuple(images.shape)}"
                 raise DataError(
@@ -55,9 +86,12 @@ class ImageData:
                 raise DataError(
                     f"{source}: {part} labels must be 0 to {len(self.class_names) - 1}, got {got}"
                 )
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            shapes = f"{tuple(self.train_images.shape[1:])} and {tuple(self.test_images.shape[1:])}"
-            raise DataError(f"{source}: training and test images differ in shape: {shapes}")
+            if images.shape[1:] != self.train_images.shape[1:]:
+                shapes = f"{tuple(self.train_images.shape[1:])} and {tuple(images.shape[1:])}"
+                raise DataError(f"{source}: train and {part} images differ in shape: {shapes}")
+        if self.train_labels.min() == self.train_labels.max():
+            only = self.class_names[int(self.train_labels[0])]
+            raise DataError(f"{source}: all training images are of one class ({only}), expected two or more")
 
 
 @dataclass(frozen=True)
@@ -115,6 +149,15 @@ class Splits:
     validation: Split
     test: Split
     class_names: list[str]
+    fingerprint: Fingerprint | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        """How many images and classes there are and where they come from."""
+        counts = " + ".join(f"{len(part):,}" for part in (self.train, self.validation, self.test))
+        source = f", from {self.fingerprint.source}" if self.fingerprint else ""
+        note = f" ({self.note})" if self.note else ""
+        return f"{counts} images, {self.num_classes} classes{source}{note}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -133,21 +176,15 @@ class Splits:
         return sum(s.images.nbytes + s.labels.nbytes for s in (self.train, self.validation, self.test))
 
 
-def load_splits(options: Options, seed: int, device: torch.device | str, search: DataSearch) -> Splits:
-    """Load a dataset and move its three parts to the device.
-
-    The limit, then the split, are drawn from the seed alone, so every trainer and model sees the same parts.
-    The validation part has ``round(N * validation_fraction)`` of the N training images. Mean and standard
-    deviation are those of the training part.
+def load_data(options: Options, search: DataSearch) -> ImageData:
+    """Load a dataset and hold its loader to its word.
 
     Args:
         options: the option block of a dataset.
-        seed: the run's.
-        device: where batches will be made.
         search: where to look for files.
 
     Raises:
-        DataError: the files are missing, unreadable or damaged, or too few to split.
+        DataError: the files are missing, unreadable or damaged, or not what a dataset must be.
         ConfigError: there is no such dataset, or it is a user's own and not what a dataset must be.
     """
     loader = load("dataset", options.name)
@@ -159,25 +196,58 @@ def load_splits(options: Options, seed: int, device: torch.device | str, search:
             f"{options.name}: must return a fgbench.datasets.base.ImageData, got {type(data).__name__}"
         )
     data.check(options.name)
+    return data if data.source else replace(data, source=options.name)
 
+
+def load_splits(options: Options, seed: int, device: torch.device | str, search: DataSearch) -> Splits:
+    """Load a dataset and move its three parts to the device.
+
+    The limit, then the split, are drawn from the seed alone, so every trainer and model sees the same parts.
+    The validation part has ``round(N * validation_fraction)`` of the N training images, unless the data
+    brings validation images. Mean and standard deviation are those of the training part.
+
+    Args:
+        options: the option block of a dataset.
+        seed: the run's.
+        device: where batches will be made.
+        search: where to look for files.
+
+    Raises:
+        DataError: the files are missing, unreadable or damaged, or too few to split.
+        ConfigError: there is no such dataset, or it is a user's own and not what a dataset must be.
+    """
+    data = load_data(options, search)
+    assert isinstance(options, DatasetOptions)
     kept = choose_balanced(data.train_labels, options.limit, derive_generator("cpu", seed, "limit"))
     tested = choose_balanced(
         data.test_labels, options.test_limit, derive_generator("cpu", seed, "test limit")
     )
     shuffled = kept[torch.randperm(len(kept), generator=derive_generator("cpu", seed, "split"))]
-    num_validation = _count_validation(len(kept), options)
+    num_validation = 0 if data.validation is not None else _count_validation(len(kept), options)
+    held_out = shuffled[:num_validation]
     trained = _channels_last(data.train_images, shuffled[num_validation:])
     mean, std = channel_statistics(trained)
 
     def split(images: Tensor, labels: Tensor, *, augment: bool = False) -> Split:
         return Split(images.to(device), labels.to(device), mean.to(device), std.to(device), augment)
 
-    held_out = shuffled[:num_validation]
+    if data.validation is not None:
+        if "validation_fraction" in options.model_fields_set:
+            raise DataError(
+                f"{options.name}: {data.source} brings validation images, so leave out "
+                "dataset.validation_fraction"
+            )
+        images, labels = data.validation
+        validation = split(_channels_last(images, torch.arange(len(images))), labels)
+    else:
+        validation = split(_channels_last(data.train_images, held_out), data.train_labels[held_out])
     return Splits(
         split(trained, data.train_labels[shuffled[num_validation:]], augment=options.augment),
-        split(_channels_last(data.train_images, held_out), data.train_labels[held_out]),
+        validation,
         split(_channels_last(data.test_images, tested), data.test_labels[tested]),
         list(data.class_names),
+        data.fingerprint,
+        data.note,
     )
 
 

@@ -1,11 +1,10 @@
-"""CIFAR-10's Python format: pickled batches, in a folder or in the archive they are distributed as."""
+"""CIFAR-10's own formats: pickled and binary batches, in a folder or in an archive."""
 
-import hashlib
 import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +12,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgbench.datasets.base import ImageData
-from fgbench.datasets.sources import CIFAR10_FILES
+from fgbench.datasets.forms import CIFAR10_FILES, Found
 from fgbench.errors import DataError
 
-CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-OFFICIAL_BATCH = 10_000
-OFFICIAL_MD5 = {  # as in torchvision.datasets.CIFAR10, whose import takes seconds
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
+NUM_CLASSES = 10
+PIXELS = 3 * 32 * 32
+Batch = tuple[Tensor, Tensor]
 
 
-def read_cifar10(path: Path) -> ImageData:
-    """The five training batches and the test batch, from their folder or their archive.
-
-    A batch of 10,000 images, as in the official set, must have the official MD5 sum. A smaller one (a subset
-    of one's own) is only checked for its form.
+def read_pickled(found: Found) -> tuple[Batch, Batch]:
+    """The training and the test part of the Python version, from its batches or their archive.
 
     Raises:
         DataError: a file is missing, unreadable or damaged; names it.
     """
-    batches = _read_archive(path) if path.is_file() else _read_folder(path)
-    parts = {name: parse_batch(content, f"{path}/{name}") for name, content in batches}
-    missing = [name for name in CIFAR10_FILES if name not in parts]
-    if missing:
-        raise DataError(f"{path} is damaged: no {', '.join(missing)} in it")
-    train = [parts[name] for name in CIFAR10_FILES[:-1]]
-    test_images, test_labels = parts["test_batch"]
-    return ImageData(
-        torch.cat([images for images, _ in train]),
-        torch.cat([labels for _, labels in train]),
-        test_images,
-        test_labels,
-        CLASS_NAMES,
-    )
+    return _join(found, CIFAR10_FILES, parse_batch)
 
 
-def parse_batch(content: bytes, place: str) -> tuple[Tensor, Tensor]:
+def read_binary(found: Found) -> tuple[Batch, Batch]:
+    """The training and the test part of the binary version, from its batches or their archive.
+
+    Raises:
+        DataError: a file is missing, unreadable or damaged; names it.
+    """
+    return _join(found, tuple(f"{name}.bin" for name in CIFAR10_FILES), parse_binary_batch)
+
+
+def parse_batch(content: bytes, place: str) -> Batch:
     """Images, uint8 of shape (N, 3, 32, 32), and labels, shape (N,), of one pickled batch.
 
     Args:
@@ -66,44 +50,61 @@ def parse_batch(content: bytes, place: str) -> tuple[Tensor, Tensor]:
     """
     try:
         batch = _BatchUnpickler(io.BytesIO(content), encoding="latin1").load()
-        images = batch["data"].to_numpy()
-        labels = [int(label) for label in batch["labels"]]
+        batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        images, labels = batch["data"].to_numpy(), batch["labels"]
+        labels = labels.to_numpy().reshape(-1).tolist() if isinstance(labels, _Array) else labels
+        labels = [int(label) for label in labels]
+        if images.dtype != np.uint8:
+            raise ValueError(f"values of type {images.dtype}")
     except Exception as error:  # what a damaged pickle raises is anybody's guess
         raise DataError(f"{place} is damaged: not a batch of CIFAR-10 ({error})") from error
-    if images.ndim != 2 or images.shape[1] != 3 * 32 * 32 or not len(images) == len(labels) > 0:
+    if images.ndim != 2 or images.shape[1] != PIXELS or not len(images) == len(labels) > 0:
         shape = "x".join(map(str, images.shape))
         raise DataError(
             f"{place} is damaged: {shape} values and {len(labels)} labels are no batch of CIFAR-10"
         )
-    if min(labels) < 0 or max(labels) >= len(CLASS_NAMES):
+    if min(labels) < 0 or max(labels) >= NUM_CLASSES:
         raise DataError(f"{place} is damaged: labels are {min(labels)} to {max(labels)}, not 0 to 9")
-    if len(labels) == OFFICIAL_BATCH:
-        _check_md5(content, place)
     return torch.from_numpy(images).view(-1, 3, 32, 32), torch.tensor(labels)
 
 
-def _check_md5(content: bytes, place: str) -> None:
-    official = OFFICIAL_MD5[Path(place).name]
-    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if md5 != official:
-        raise DataError(f"{place} is damaged: its MD5 sum is {md5}, not {official}")
+def parse_binary_batch(content: bytes, place: str) -> Batch:
+    """The same of one binary batch: a byte of label and 3072 of pixels for every image."""
+    if not content or len(content) % (1 + PIXELS):
+        raise DataError(f"{place} is damaged: {len(content)} bytes are no whole number of images")
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
+    if rows[:, 0].max() >= NUM_CLASSES:
+        raise DataError(f"{place} is damaged: a label is {rows[:, 0].max()}, the largest is 9")
+    images = np.ascontiguousarray(rows[:, 1:]).reshape(-1, 3, 32, 32)
+    return torch.from_numpy(images), torch.from_numpy(rows[:, 0].astype(np.int64))
 
 
-def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for name in CIFAR10_FILES:
+def _join(found: Found, names: tuple[str, ...], parse: Callable[[bytes, str], Batch]) -> tuple[Batch, Batch]:
+    is_archive = len(found.files) == 1
+    contents = _read_archive(found.files[0], names) if is_archive else _read_files(found.files)
+    batches = {name: parse(content, f"{found.place}/{name}") for name, content in contents}
+    missing = [name for name in names if name not in batches]
+    if missing:
+        raise DataError(f"{found.place} is damaged: no {', '.join(missing)} in it")
+    images, labels = zip(*(batches[name] for name in names[:-1]), strict=True)
+    return (torch.cat(images), torch.cat(labels)), batches[names[-1]]
+
+
+def _read_files(files: tuple[Path, ...]) -> Iterator[tuple[str, bytes]]:
+    for file in files:
         try:
-            yield name, (folder / name).read_bytes()
+            yield file.name, file.read_bytes()
         except OSError as error:
-            raise DataError(f"cannot read {folder / name}: {error.strerror}") from error
+            raise DataError(f"cannot read {file}: {error.strerror}") from error
 
 
-def _read_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
+def _read_archive(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(archive, "r|gz") as tar:
             for member in tar:
                 file = tar.extractfile(member)
                 name = Path(member.name).name
-                if file is not None and name in CIFAR10_FILES:
+                if file is not None and name in names:
                     yield name, file.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f"{archive} is damaged: {error}") from error
@@ -115,10 +116,16 @@ class _Dtype:
     """Stands for ``numpy.dtype`` in a pickle; remembers what it was made from."""
 
     def __init__(self, name: str, *_: Any) -> None:
-        self.name = name
+        self.name, self.order = name, "|"
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        self.order = state[1]
+
+    def to_numpy(self) -> np.dtype[Any]:
+        """The type, if it is one of whole numbers."""
+        if self.name[0] not in "iu" or self.order not in "|<>=":
+            raise ValueError(f"values of type {self.name!r}")
+        return np.dtype(self.order + self.name)
 
 
 class _Array:
@@ -127,21 +134,27 @@ class _Array:
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, str | bytes]) -> None:
         _, self.shape, self.dtype, self.by_columns, self.content = state
 
-    def to_numpy(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The array of bytes, rows first."""
-        if self.dtype.name != "u1":
-            raise ValueError(f"values of type {self.dtype.name!r}")
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        """The array, rows first."""
         content = self.content.encode("latin1") if isinstance(self.content, str) else self.content
-        array = np.frombuffer(content, np.uint8).reshape(self.shape, order="F" if self.by_columns else "C")
-        return np.array(array, order="C")
+        array = np.frombuffer(content, self.dtype.to_numpy())
+        return np.array(array.reshape(self.shape, order="F" if self.by_columns else "C"), order="C")
+
+
+def _scalar(dtype: _Dtype, content: str | bytes) -> int:
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return int(np.frombuffer(content, dtype.to_numpy())[0])
 
 
 class _BatchUnpickler(pickle.Unpickler):
     """Reads a pickled batch; a hostile file can run nothing, since it can name nothing but what is below."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return lambda *_: _Array()
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            if name == "_reconstruct":
+                return lambda *_: _Array()
+            if name == "scalar":
+                return _scalar
         if (module, name) == ("numpy", "ndarray"):
             return _Array
         if (module, name) == ("numpy", "dtype"):

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgbench.datasets.base import ImageData
-from fgbench.datasets.sources import IDX_FILES, idx_file
 from fgbench.errors import DataError
 
 NUM_CLASSES = 10
@@ -45,21 +43,12 @@ def read_idx(path: Path, num_dimensions: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).view(shape)
 
 
-def read_idx_folder(folder: Path, class_names: list[str]) -> ImageData:
-    """The four files of an IDX dataset.
+def read_idx_pair(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:
+    """Images, uint8 of shape (N, 1, H, W), and labels, int64 of shape (N,).
 
     Raises:
-        DataError: one is missing, unreadable or damaged; names it.
+        DataError: a file is missing, unreadable or damaged, or they do not go together; names it.
     """
-    train_images, train_labels = _read_pair(folder, *IDX_FILES[:2])
-    test_images, test_labels = _read_pair(folder, *IDX_FILES[2:])
-    return ImageData(train_images, train_labels, test_images, test_labels, class_names)
-
-
-def _read_pair(folder: Path, images_stem: str, labels_stem: str) -> tuple[Tensor, Tensor]:
-    images_path, labels_path = (
-        idx_file(folder, stem) or folder / stem for stem in (images_stem, labels_stem)
-    )
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise DataError(f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels")

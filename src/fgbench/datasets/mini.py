@@ -4,10 +4,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from fgbench.datasets.base import ImageData
-from fgbench.datasets.idx import read_idx_folder
+from fgbench.datasets.forms import IDX_FILES
+from fgbench.datasets.idx import read_idx_pair
+from fgbench.datasets.official import OFFICIAL
 from fgbench.datasets.options import DatasetOptions
 from fgbench.datasets.search import DataSearch
-from fgbench.datasets.torchvision_sets import FASHION_MNIST_CLASSES
 
 FOLDER = Path(__file__).parent / "fashion_mnist_mini"
 
@@ -26,4 +27,8 @@ def load_fashion_mnist_mini(options: DatasetOptions, search: DataSearch) -> Imag
 
 @lru_cache(maxsize=1)
 def _read() -> ImageData:
-    return read_idx_folder(FOLDER, FASHION_MNIST_CLASSES)
+    files = [FOLDER / f"{stem}.gz" for stem in IDX_FILES]
+    names = list(OFFICIAL["fashion-mnist"].class_names)
+    return ImageData(
+        *read_idx_pair(*files[:2]), *read_idx_pair(*files[2:]), names, source="the installed package"
+    )

@@ -31,12 +31,19 @@ def _check_path(path: str) -> str:
     return path
 
 
+class StandardOptions(DatasetOptions):
+    """Options of ``mnist``, ``fashion-mnist`` and ``cifar10``."""
+
+    verify_content: bool = True
+    """Refuse as damaged what has as many images as the official set but other ones."""
+
+
 class ImageFolderOptions(DatasetOptions):
     """Options of ``imagefolder``."""
 
     name: str = "imagefolder"
     dir: Annotated[str, AfterValidator(_check_path)] = Field(min_length=1)
-    """The folder that holds `train/<class>/*` and `test/<class>/*`."""
+    """The folder that holds `train/<class>/*` and `test/<class>/*`, and perhaps `val/<class>/*`."""
     size: Side = 32
     """Height and width every image is resized to."""
     grey: bool = False
@@ -49,7 +56,7 @@ class SyntheticOptions(DatasetOptions):
     name: str = "synthetic"
     shape: tuple[Side, Side, Side] = (1, 28, 28)
     """Channels, height and width."""
-    classes: int = Field(default=10, ge=1, le=100_000)
+    classes: int = Field(default=10, ge=2, le=100_000)
     """How many classes, each a random pattern under noise."""
     train: PositiveInt = 1000
     """Number of training images."""
@@ -65,4 +72,4 @@ class SyntheticOptions(DatasetOptions):
         return self
 
 
-__all__ = ["DatasetOptions", "ImageFolderOptions", "SyntheticOptions"]
+__all__ = ["DatasetOptions", "ImageFolderOptions", "StandardOptions", "SyntheticOptions"]

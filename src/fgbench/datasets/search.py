@@ -4,6 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fgbench.errors import DataError
+from fgbench.paths import expand_path
+
 
 @dataclass(frozen=True)
 class DataSearch:
@@ -19,20 +22,22 @@ class DataSearch:
     config_dir: Path | None = None
     download: bool = True
 
-    def given_folders(self) -> list[Path]:
-        """The folders the user named: ``--data-dir``, the config's, ``FGBENCH_DATA_DIR``."""
-        variable = os.environ.get("FGBENCH_DATA_DIR")
-        named = (self.data_dir, self.config_dir, Path(variable) if variable else None)
-        return _distinct([folder for folder in named if folder is not None])
+    @property
+    def named(self) -> Path | None:
+        """The folder the user named, which is then the only one: ``--data-dir``, else the config's."""
+        given = self.data_dir if self.data_dir is not None else self.config_dir
+        return None if given is None else _absolute(given)
 
     def folders(self) -> list[Path]:
-        """Every folder to look in, the first one first: the given ones, ``./data``, ``~/.cache/fgbench``."""
-        return _distinct([*self.given_folders(), Path("data"), *_cache()])
+        """Every folder to look in: the named one alone, or $FGBENCH_DATA_DIR, ./data, ~/.cache/fgbench."""
+        if self.named is not None:
+            return [self.named]
+        return list(dict.fromkeys([*_variable(), Path("data").absolute(), *_cache()]))
 
     def download_folder(self) -> Path | None:
         """The first folder that can be written, made if need be; ``./data`` only where there is one."""
-        local = [Path("data")] if Path("data").is_dir() else []
-        for folder in _distinct([*self.given_folders(), *local, *_cache()]):
+        local = [Path("data").absolute()] if Path("data").is_dir() else []
+        for folder in [self.named] if self.named is not None else [*_variable(), *local, *_cache()]:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except (OSError, ValueError):  # ValueError: no possible name of a folder
@@ -42,12 +47,20 @@ class DataSearch:
         return None
 
 
+def _variable() -> list[Path]:
+    given = os.environ.get("FGBENCH_DATA_DIR")
+    return [_absolute(given)] if given else []
+
+
 def _cache() -> list[Path]:
     try:
-        return [Path.home() / ".cache" / "fgbench"]
+        return [(Path.home() / ".cache" / "fgbench").absolute()]
     except RuntimeError:  # no home folder
         return []
 
 
-def _distinct(folders: list[Path]) -> list[Path]:
-    return list(dict.fromkeys(Path(os.path.expanduser(folder)).absolute() for folder in folders))  # noqa: PTH111
+def _absolute(path: str | Path) -> Path:
+    try:
+        return expand_path(path).absolute()
+    except ValueError as error:
+        raise DataError(f"data folder: {error}") from error

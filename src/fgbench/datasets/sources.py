@@ -1,22 +1,37 @@
-"""The datasets kept as files in known formats: what the files are called, and finding them. No torch."""
+"""The datasets kept as files: where they are looked for, and where they come from. No torch."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fgbench.datasets.class_folders import listing
 from fgbench.datasets.download import download_locked
-from fgbench.datasets.search import DataSearch
-from fgbench.errors import DataError
-
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+from fgbench.datasets.forms import (
+    BINARY_ARCHIVE,
+    BINARY_FOLDER,
+    CIFAR10_FILES,
+    IDX_FILES,
+    PICKLED_ARCHIVES,
+    PICKLED_FOLDERS,
+    Found,
+    find_binary,
+    find_class_folders,
+    find_csv,
+    find_idx,
+    find_pickled,
 )
-CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
-CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+from fgbench.datasets.search import DataSearch
+from fgbench.errors import DataError, MissingDataError
+
+SHOWN = 6
+"""How many names of a folder a message lists."""
+
+UNREAD = {
+    **dict.fromkeys((".npz", ".npy", ".parquet", ".mat", ".h5", ".hdf5", ".pt", ".arrow"), "convert"),
+    **dict.fromkeys((".tar", ".tgz", ".tar.gz", ".zip", ".7z", ".rar"), "unpack"),
+}
+"""What to do with files in forms that are not read, by how their names end."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +42,7 @@ class Source:
         name: as in a config.
         torchvision_class: the class of ``torchvision.datasets`` that downloads it.
         places: where in a folder the files may lie.
-        find_in: the files in such a place: a folder or an archive, or None where one is missing.
+        forms: the functions that look for its forms; the first that finds its files wins.
         expected: what the files are called, for messages.
         licence: of the images.
         origin: where it is fetched from, for people.
@@ -37,79 +52,118 @@ class Source:
     name: str
     torchvision_class: str
     places: tuple[str, ...]
-    find_in: Callable[[Path], Path | None]
+    forms: tuple[Callable[[str, Path], Found | None], ...]
     expected: str
     licence: str
     origin: str
     package_folder: Path | None = None
 
-    def find(self, search: DataSearch) -> Path | None:
-        """Where the dataset's files are, in the first folder that has them all."""
+    def find(self, search: DataSearch) -> Found | None:
+        """The dataset's files, in the first folder that has them all."""
         return next((found for folder in self.folders(search) if (found := self.find_below(folder))), None)
 
-    def find_below(self, folder: Path) -> Path | None:
-        """Where the dataset's files are in one folder, in any of the usual layouts."""
-        return next((found for place in self.places if (found := self.find_in(folder / place))), None)
+    def find_below(self, folder: Path) -> Found | None:
+        """The dataset's files in one folder, in any of the usual layouts and forms."""
+        looks = ((folder / place, form) for place in self.places for form in self.forms)
+        return next((found for place, form in looks if (found := form(self.name, place))), None)
 
     def folders(self, search: DataSearch) -> list[Path]:
-        """Where this dataset is looked for."""
-        return [*search.folders(), *([self.package_folder] if self.package_folder else [])]
+        """Where this dataset is looked for: in the folder the user named, or else in all usual ones."""
+        package = [self.package_folder] if self.package_folder and search.named is None else []
+        return [*search.folders(), *package]
 
-    def obtain(self, search: DataSearch) -> Path:
-        """Where the dataset's files are, downloaded if need be and allowed.
+    def obtain(self, search: DataSearch) -> Found:
+        """The dataset's files, downloaded if need be and allowed.
 
         Raises:
-            DataError: they are found nowhere and cannot be downloaded.
+            MissingDataError: they are found nowhere and cannot be downloaded.
+            DataError: the folder the user named holds something else.
         """
         found = self.find(search)
         if found is not None:
             return found
+        self._refuse_strange(search)
         if not search.download:
-            raise DataError(f"{self._missing(search)}; downloading is switched off")
+            raise MissingDataError(f"{self._missing(search)}; downloading is switched off", self.name)
         folder = search.download_folder()
         if folder is None:
-            raise DataError(f"{self._missing(search)}; none of these can be written to download it")
+            raise MissingDataError(
+                f"{self._missing(search)}; none of these can be written to download it", self.name
+            )
         try:
             download_locked(self.torchvision_class, folder, lambda: self.find_below(folder) is not None)
         except DataError as error:
-            raise DataError(f"{self._missing(search)}; {error}") from error
+            raise MissingDataError(f"{self._missing(search)}; {error}", self.name) from error
         found = self.find_below(folder)
         if found is None:
             raise DataError(f"{self._missing(search)}; downloading into {folder} left no such files")
         return found
 
+    def _refuse_strange(self, search: DataSearch) -> None:
+        """Leave a folder alone that the user named and that holds something else.
+
+        Nothing is downloaded into it, and no other copy is taken in its place.
+        """
+        if search.named is None:
+            return
+        strange = [name for name in listing(search.named) if name not in _usual_names()]
+        elsewhere = self.find(DataSearch(download=False))
+        if strange or elsewhere:
+            hint = (
+                f"; another copy is in {elsewhere}: it is used where no folder is named" if elsewhere else ""
+            )
+            raise DataError(f"{self._missing(search)}{hint}")
+
     def _missing(self, search: DataSearch) -> str:
-        looked = ", ".join(f"{folder}{_state(folder)}" for folder in self.folders(search))
+        looked = ", ".join(f"{folder}{self._state(folder)}" for folder in self.folders(search))
         below = ", ".join(place for place in self.places if place)
         return (
             f"{self.name} not found: looked in {looked}; expected {self.expected}, there or below in {below}"
         )
 
-
-def idx_file(folder: Path, stem: str) -> Path | None:
-    """The file of that name; rather packed than not, since only a packed one carries a checksum."""
-    return next((path for path in (folder / f"{stem}.gz", folder / stem) if os.path.isfile(path)), None)  # noqa: PTH113
-
-
-def _find_idx(folder: Path) -> Path | None:
-    return folder if all(idx_file(folder, stem) for stem in IDX_FILES) else None
-
-
-def _find_cifar10(folder: Path) -> Path | None:
-    for batches in (folder / "cifar-10-batches-py", folder):
-        if all(os.path.isfile(batches / name) for name in CIFAR10_FILES):  # noqa: PTH113
-            return batches
-    archive = folder / CIFAR10_ARCHIVE
-    return archive if os.path.isfile(archive) else None  # noqa: PTH113
+    def _state(self, folder: Path) -> str:
+        """What is in a folder, and what to do with files in it that are not read."""
+        if not os.path.isdir(folder):  # noqa: PTH112
+            return " (no such folder)"
+        if not os.access(folder, os.R_OK | os.X_OK):
+            return " (not readable)"
+        place = next((below for each in self.places if each and listing(below := folder / each)), folder)
+        names = listing(place)
+        if not names:
+            return " (empty)"
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        holder = "which" if place == folder else str(place.relative_to(folder))
+        return f" ({holder} holds {', '.join(names[:SHOWN])}{more}{_advice(names)})"
 
 
-def _state(folder: Path) -> str:
-    if not os.path.isdir(folder):  # noqa: PTH112
-        return " (no such folder)"
-    return "" if os.access(folder, os.R_OK | os.X_OK) else " (not readable)"
+def _usual_names() -> set[str]:
+    """What the known datasets are called in the folder that holds them all."""
+    places = [place for source in SOURCES.values() for place in source.places]
+    names = [*places, *PICKLED_FOLDERS, *PICKLED_ARCHIVES, BINARY_FOLDER, BINARY_ARCHIVE]
+    return {name.partition("/")[0] for name in names}
 
 
-_IDX_EXPECTED = f"{', '.join(IDX_FILES)} (each also as .gz)"
+def _advice(names: list[str]) -> str:
+    for name in names:
+        todo = next((todo for end, todo in UNREAD.items() if name.lower().endswith(end)), None)
+        if todo == "unpack":
+            return f"; {name} is not read as it is: unpack it there"
+        if todo == "convert":
+            return f"; {name} is not read: save its images as train/<class>/*.png and test/<class>/*.png"
+    if "test.csv" in names and "train.csv" not in names:
+        return "; test.csv without train.csv"
+    return ""
+
+
+_CLASS_FOLDERS = "train/<class>/*.png and test/<class>/*.png"
+
+
+def _expected_idx(name: str) -> str:
+    return (
+        f"{', '.join(IDX_FILES)} (each also as .gz), or {name}_train.csv and {name}_test.csv, "
+        f"or {_CLASS_FOLDERS}"
+    )
+
 
 SOURCES = {
     source.name: source
@@ -117,18 +171,18 @@ SOURCES = {
         Source(
             "mnist",
             "MNIST",
-            ("MNIST/raw", "MNIST", "mnist", ""),
-            _find_idx,
-            _IDX_EXPECTED,
+            ("MNIST/raw", "MNIST", "mnist", "mnist_png", ""),
+            (find_idx, find_csv, find_class_folders),
+            _expected_idx("mnist"),
             "CC BY-SA 3.0",
             "ossci-datasets.s3.amazonaws.com/mnist, 11 MB",
         ),
         Source(
             "fashion-mnist",
             "FashionMNIST",
-            ("FashionMNIST/raw", "FashionMNIST", "fashion-mnist", ""),
-            _find_idx,
-            _IDX_EXPECTED,
+            ("FashionMNIST/raw", "FashionMNIST", "fashion-mnist", "fashion_mnist", ""),
+            (find_idx, find_csv, find_class_folders),
+            _expected_idx("fashion-mnist"),
             "MIT",
             "fashion-mnist.s3-website.eu-central-1.amazonaws.com, 31 MB; also Debian's dataset-fashion-mnist",
             Path("/usr/share/datasets/fashion-mnist"),
@@ -136,9 +190,10 @@ SOURCES = {
         Source(
             "cifar10",
             "CIFAR10",
-            ("", "cifar10"),
-            _find_cifar10,
-            f"cifar-10-batches-py with {CIFAR10_FILES[0]} to _5 and test_batch, or {CIFAR10_ARCHIVE}",
+            ("", "cifar10", "CIFAR10", "cifar-10", "CIFAR-10-images"),
+            (find_pickled, find_binary, find_class_folders),
+            f"cifar-10-batches-py with {CIFAR10_FILES[0]} to _5 and test_batch, cifar-10-batches-bin with "
+            f"the same as .bin, cifar-10-python.tar.gz, or {_CLASS_FOLDERS}",
             "none stated",
             "www.cs.toronto.edu/~kriz/cifar.html, 170 MB",
         ),

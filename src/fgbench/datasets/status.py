@@ -18,7 +18,7 @@ class DatasetStatus:
     Attributes:
         name: as in a config.
         summary: what it is and how large.
-        found: where its files are; empty where they are not.
+        found: where its files are, and in which form; empty where they are not.
         size_mib: what the files take on the disk; None where there are none.
         licence: of the images.
         origin: where ``fetch`` gets it from; empty where there is nothing to fetch.
@@ -52,29 +52,35 @@ def fetch(name: str, search: DataSearch) -> Path:
     find("dataset", name)
     if name not in SOURCES:
         raise ConfigError(f"{name} is not downloaded; those that are: {', '.join(SOURCES)}")
-    return SOURCES[name].obtain(search)
+    return SOURCES[name].obtain(search).place
 
 
 def _status(name: str, search: DataSearch) -> DatasetStatus:
     summary = DATASETS[name].summary
     if name in SOURCES:
         source = SOURCES[name]
-        path = source.find(search)
-        return DatasetStatus(name, summary, str(path or ""), _size_mib(path), source.licence, source.origin)
+        found = source.find(search)
+        return DatasetStatus(
+            name,
+            summary,
+            str(found or ""),
+            _size_mib(found.all_files()) if found else None,
+            source.licence,
+            source.origin,
+        )
     if name == "fashion-mnist-mini":
         folder = Path(__file__).parent / "fashion_mnist_mini"
-        return DatasetStatus(name, summary, "shipped with fgbench", _size_mib(folder), "MIT", "")
-    found = "dataset.dir of a config" if name == "imagefolder" else "made up when asked for"
+        return DatasetStatus(
+            name, summary, "shipped with fgbench", _size_mib(list(folder.iterdir())), "MIT", ""
+        )
+    found_in = "dataset.dir of a config" if name == "imagefolder" else "made up when asked for"
     return DatasetStatus(
-        name, summary, found, None, "your own" if name == "imagefolder" else "none needed", ""
+        name, summary, found_in, None, "your own" if name == "imagefolder" else "none needed", ""
     )
 
 
-def _size_mib(path: Path | None) -> float | None:
-    if path is None:
-        return None
+def _size_mib(files: list[Path]) -> float:
     try:
-        files = path.iterdir() if path.is_dir() else [path]
-        return sum(file.stat().st_size for file in files if file.is_file()) / MIB
+        return sum(file.stat().st_size for file in files) / MIB
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error

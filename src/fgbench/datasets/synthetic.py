@@ -30,4 +30,4 @@ def load_synthetic(options: SyntheticOptions, search: DataSearch) -> ImageData:
         return images, labels
 
     class_names = [str(number) for number in range(options.classes)]
-    return ImageData(*draw(options.train), *draw(options.test), class_names)
+    return ImageData(*draw(options.train), *draw(options.test), class_names, source="a random generator")
