@@ -170,6 +170,15 @@ TRAINERS = {
         cost="1",
         backwards="nothing",
     ),
+    "local-loss": Component(
+        "fgbench.trainers.local_loss:LocalLoss",
+        "fgbench.trainers.options:LocalLossOptions",
+        "every block is trained by a loss of its own, on a head of its own",
+        "Noekland and Eidnes (2019), arXiv 1901.06656; projection: Gong et al. (2025), arXiv 2501.09238",
+        bias="the gradient of another loss in all blocks but the last",
+        cost="about 3, and the heads",
+        backwards="a block's own loss",
+    ),
 }
 
 TABLES = {"dataset": DATASETS, "model": MODELS, "trainer": TRAINERS}

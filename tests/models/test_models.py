@@ -16,7 +16,7 @@ from fgbench.models.resnet import BasicBlock
 from fgbench.models.vit import TransformerBlock
 from fgbench.options import Options
 from fgbench.registry import MODELS, load, options_model
-from fgbench.trainers.blocks import split_stages
+from fgbench.trainers.local.blocks import split_stages
 from fgbench.trainers.passes import forward_mode_statistics
 
 SHAPES = [(1, 28, 28), (3, 32, 32)]

@@ -41,12 +41,13 @@ VARIANTS = [
     ("guided-forward-gradient", {"guess": "rademacher", "granularity": "tensor"}),
     ("feedback-forward-gradient", {"combine": "projection"}),
     ("zeroth-order", {"guess": "sphere", "tangents": 2}),
+    ("local-loss", {"head": "projection"}),
 ]
 FORWARD = [name for name in TRAINERS if "exact_output" in options_model("trainer", name).model_fields]
 DEFAULTS = [(name, {}) for name in TRAINERS]
 CASES = [(name, {}, model) for name in TRAINERS for model in MODELS]
 CASES += [(name, options, model) for name, options in VARIANTS for model in ("fc", "cnn", "resnet18")]
-REVERSE_MODE = {"backprop", "guided-forward-gradient"}
+REVERSE_MODE = {"backprop", "guided-forward-gradient", "local-loss"}
 """Trainers that need the backward engine, be it for one block."""
 
 

@@ -11,10 +11,10 @@ from fgbench.errors import ConfigError
 from fgbench.models.layers import Stages, normalize
 from fgbench.models.options import ResNetOptions
 from fgbench.models.resnet import BasicBlock, build_resnet18
-from fgbench.trainers.auxiliary import build_auxiliary
 from fgbench.trainers.backprop import Backprop
-from fgbench.trainers.blocks import cut_model
 from fgbench.trainers.guided_forward_gradient import GuidedForwardGradient
+from fgbench.trainers.local.auxiliary import build_auxiliary
+from fgbench.trainers.local.blocks import cut_model
 
 CLASSES, SAMPLES = 3, 5
 LOSS = nn.CrossEntropyLoss(reduction="none")

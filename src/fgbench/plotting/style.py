@@ -81,7 +81,20 @@ FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {
 
 # Okabe and Ito (2008): safe for common colour blindness. Black and greys are for users' own trainers.
 # The rest, for the later rows, from Tol's "muted" scheme (2021).
-_HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933", "#332288")
+_HUES = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#882255",
+    "#999933",
+    "#332288",
+    "#117733",
+    "#661100",
+    "#AA4466",
+)
 _OWN_HUES = ("#000000", "#7A7A7A", "#8C6D31")
 _SHADES = (0.0, 0.42, -0.45, 0.6, -0.22, 0.22)
 _MARKERS = ("o", "s", "^", "D")

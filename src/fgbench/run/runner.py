@@ -159,12 +159,11 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
         loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world)
         verified = verify_next_step(training, world) if config.verify and not loop.ended else None
+        passes = count_forward_passes(config, plan.device, training.splits) if world.size == 1 else None
         state = loop.train()
         extra = {
             "uses_backwards": declared_backwards(config.trainer),
-            "forward_passes_per_step": None
-            if world.size > 1
-            else count_forward_passes(config, plan.device, training.splits),
+            "forward_passes_per_step": passes,
             "verification": verified,
         }
         directory.write_summary(summarise(rows) | extra)

@@ -10,15 +10,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fgbench.errors import ConfigError
-from fgbench.trainers.auxiliary import (
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.local.auxiliary import (
     Losses,
     auxiliary_gradient,
     build_auxiliary,
     draw_weights,
+    last_gradient,
     local_gradient,
 )
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
-from fgbench.trainers.blocks import Block, Value, cut_model, output_shapes, stack_tangents
+from fgbench.trainers.local.blocks import Block, Value, cut_model, last_names, output_shapes, stack_tangents
 from fgbench.trainers.options import GuidedForwardGradientOptions
 from fgbench.trainers.passes import gradient_norm, sample_losses
 from fgbench.trainers.sampling import sample_tangents
@@ -115,8 +116,7 @@ class GuidedForwardGradient(Trainer):
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The last block's; see :meth:`Trainer.exact_names`."""
-        last = {id(param) for param in cut_model(model, self.options.blocks)[-1].parameters()}
-        return {name for name in self.trained_names(model) if id(model.get_parameter(name)) in last}
+        return last_names(model, self.options.blocks) & self.trained_names(model)
 
     def parameters(self) -> list[nn.Parameter]:
         """The auxiliary networks' parameters, where these learn."""
@@ -166,7 +166,7 @@ class GuidedForwardGradient(Trainer):
         for block, auxiliary in zip(hidden, self.auxiliaries, strict=True):
             value, gradient = local_gradient(block, auxiliary, value, losses)
             block.fill(gradient)
-        loss, outputs = _last_gradient(last, value, losses)
+        loss, outputs = last_gradient(last, value, losses)
         return loss, outputs, loss.new_empty(0)
 
     def _project_weights(
@@ -189,7 +189,7 @@ class GuidedForwardGradient(Trainer):
                 earlier = [] if stack is None else [block.push(value, stack)[1]]
                 stack = stack_tangents(earlier + [block.push_weights(value, unit) for unit in units])
             value = outputs
-        loss, outputs = _last_gradient(last, value, losses)
+        loss, outputs = last_gradient(last, value, losses)
         if stack is not None:
             derivatives = [last.push(value, stack, lambda y: losses(y).mean())[1]]
         d = torch.cat(derivatives) if derivatives else loss.new_empty(0)
@@ -221,7 +221,7 @@ class GuidedForwardGradient(Trainer):
             else:
                 own = tree_map(lambda each: each.unsqueeze(0), unit)
                 stack = own if stack is None else stack_tangents([stack, own])
-        loss, outputs = _last_gradient(last, value, losses)
+        loss, outputs = last_gradient(last, value, losses)
         if stack is not None:
             derivatives = list(last.push(value, stack, losses)[1])
         for block, inputs, unit, derivative in zip(hidden, values, units, derivatives, strict=True):
@@ -267,16 +267,6 @@ class GuidedForwardGradient(Trainer):
                 "guided-forward-gradient with space: activations takes one derivative per sample, and "
                 "BatchNorm in training mode makes samples interact: use model.normalization: group (or none)"
             )
-
-
-def _last_gradient(last: Block, value: Value, losses: Losses) -> tuple[Tensor, Tensor]:
-    """Give the last block its true gradient; returns the mean loss and the model's outputs."""
-    with torch.enable_grad():
-        outputs = last(value)
-        loss = losses(outputs).mean()
-        gradient = torch.autograd.grad(loss, list(last.params.values()), materialize_grads=True)
-    last.fill(dict(zip(last.params, gradient, strict=True)))
-    return loss.detach(), outputs.detach()
 
 
 def _unit(direction: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -132,6 +132,21 @@ class FeedbackForwardGradientOptions(ForwardOptions):
     """`direction`: the direction as it is; `projection`: the gradient projected on it (a pass more)."""
 
 
+class LocalLossOptions(TrainerOptions):
+    """Options of ``local-loss``."""
+
+    name: str = "local-loss"
+    head: Literal["linear", "projection"] = "linear"
+    """A block's loss: through a linear layer on averages of its outputs, or a projection of all of them."""
+    blocks: PositiveInt | None = None
+    """How many blocks the model is cut into; the model's stages when null (ResNet-18: 8 or 16)."""
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """See :class:`TrainerOptions`."""
+        return Backwards.BLOCKS
+
+
 class ZerothOrderOptions(TangentOptions):
     """Options of ``zeroth-order``."""
 
@@ -149,5 +164,6 @@ __all__ = [
     "ForwardGradientOptions",
     "FrozenOptions",
     "GuidedForwardGradientOptions",
+    "LocalLossOptions",
     "ZerothOrderOptions",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fgbench.models.layers import TokenMean
-from fgbench.trainers.blocks import Block, Value
+from fgbench.trainers.local.blocks import Block, Value
 
 Losses = Callable[[Tensor], Tensor]
 """Outputs, shape (B, classes), to one loss per sample, shape (B,)."""
@@ -91,6 +91,16 @@ def _average_pool(size: tuple[int, int], pooled: tuple[int, int]) -> nn.AvgPool2
     stride = (size[0] // pooled[0], size[1] // pooled[1])
     kernel = (size[0] - (pooled[0] - 1) * stride[0], size[1] - (pooled[1] - 1) * stride[1])
     return nn.AvgPool2d(kernel, stride)
+
+
+def last_gradient(last: Block, value: Value, losses: Losses) -> tuple[Tensor, Tensor]:
+    """Give the last block its true gradient; returns the mean loss and the model's outputs."""
+    with torch.enable_grad():
+        outputs = last(value)
+        loss = losses(outputs).mean()
+        gradient = torch.autograd.grad(loss, list(last.params.values()), materialize_grads=True)
+    last.fill(dict(zip(last.params, gradient, strict=True)))
+    return loss.detach(), outputs.detach()
 
 
 def local_gradient(

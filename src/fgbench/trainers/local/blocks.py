@@ -69,6 +69,12 @@ def split_stages(model: nn.Sequential) -> nn.Sequential:
     return Stages(*stages)
 
 
+def last_names(model: nn.Module, count: int | None = None) -> set[str]:
+    """Names of the parameters in the last block of :func:`cut_model`."""
+    last = {id(param) for param in cut_model(model, count)[-1].parameters()}
+    return {name for name, param in model.named_parameters() if id(param) in last}
+
+
 def _group_stages(model: nn.Sequential) -> list[list[nn.Module]]:
     """The stages, those without parameters to train beside the one before (leading ones beside the first)."""
     groups: list[list[nn.Module]] = [[]]

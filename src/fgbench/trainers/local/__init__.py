@@ -1,0 +1,1 @@
+"""What trainers share that train a model block by block."""
