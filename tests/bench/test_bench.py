@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from fgbench.bench import bench
+from fgbench.bench.backprop_forms import compiled_step, step_in_backward
 from fgbench.bench.report import BenchRow, noise, ratio
 from fgbench.errors import ConfigError
+from fgbench.models.build import build_model
+from fgbench.registry import options_model
+
+
+def no_compiler(*_):
+    raise ConfigError("not here: it takes half a minute")
 
 
 def test_ratio_pairs_the_times_of_a_round():
@@ -27,9 +34,8 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     written = bench.run_bench(["fc"], [4], quick=True, rounds=2, out=tmp_path, device="cpu", say=told.append)
     assert {each.name for each in tmp_path.iterdir()} == {"bench.csv", "bench.json", "bench.png", "bench.svg"}
     rows = {row["case"]: row for row in csv.DictReader((tmp_path / "bench.csv").open())}
-    assert set(rows) == {bench.FORWARD, bench.TEXTBOOK, *bench.VARIANTS} - {
-        "forward-gradient, rank-one, K=16"
-    }
+    slow = {"forward-gradient, rank-one, K=16"}
+    assert set(rows) == {bench.FORWARD, bench.TEXTBOOK, bench.IN_BACKWARD, *bench.VARIANTS} - slow
     assert float(rows["backprop"]["time_to_backprop"]) == 1
     assert float(rows["forward only"]["memory_to_forward"]) == 1
     for row in rows.values():
@@ -40,12 +46,58 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     assert float(rank_one["tangents_mib"]) < 0.1 * float(full["tangents_mib"])
     assert float(rank_one["gradients_mib"]) == 0
     assert float(rank_one["gflop"]) < float(full["gflop"]) <= 3 * float(rows[bench.FORWARD]["gflop"])
+    in_backward = rows[bench.IN_BACKWARD]
+    assert float(in_backward["gradients_mib"]) == 0
+    assert float(in_backward["peak_memory_mib"]) < float(rows["backprop"]["peak_memory_mib"])
+    assert "memory without recomputation: backprop, optimizer in backward;" in rank_one["best_backprop"]
+    fastest = rank_one["best_backprop"].removeprefix("time: ").partition(";")[0]
+    assert float(rows[fastest]["time_to_best_backprop"]) == 1
+    assert float(in_backward["memory_to_best_backprop"]) == 1
+    assert f"best backprop: {rank_one['best_backprop']}" in told[0]
     document = json.loads((tmp_path / "bench.json").read_text())
     assert document["environment"]["torch"]
     assert len(document["rows"]) == len(rows)
     assert written.startswith(f"written: {tmp_path}/bench.csv")
     assert len(told) == 1
     assert "forward-gradient, rank-one" in told[0]
+
+
+@pytest.mark.parametrize("form", ["compiled", "in backward"])
+def test_every_form_of_backprop_makes_the_same_step(form, monkeypatch):
+    models = [
+        build_model(options_model("model", "fc")(name="fc", hidden=4), (1, 4, 4), 3, 0, "cpu") for _ in "ab"
+    ]
+    inputs = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 3
+    torch.nn.functional.cross_entropy(models[0](inputs), labels).backward()
+    torch.optim.SGD(models[0].parameters(), 0.1).step()
+    if form == "compiled":
+        monkeypatch.setattr(torch, "compile", lambda model: model)  # what compiling adds is torch's
+        compiled_step(models[1], inputs, labels, 0.1)[0]()
+    else:
+        step_in_backward(models[1], inputs, labels, 0.1)()
+    for mine, its in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        assert torch.allclose(mine, its, rtol=1e-6)
+
+
+def test_without_a_compiler_the_compiled_case_says_so_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
+    monkeypatch.setattr(bench, "VARIANTS", {bench.BACKPROP: bench.VARIANTS[bench.BACKPROP]})
+    monkeypatch.setattr(bench, "IN_LOOP", ())
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    rows = {row.case: row for row in bench.bench_model("fc", 4, torch.device("cpu"), 2)}
+    assert rows[bench.COMPILED].note.startswith("needs a C++ compiler")
+    assert not rows[bench.COMPILED].times_s
+
+
+@pytest.mark.nightly
+def test_the_compiled_case_runs(monkeypatch):
+    monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
+    monkeypatch.setattr(bench, "VARIANTS", {bench.BACKPROP: bench.VARIANTS[bench.BACKPROP]})
+    monkeypatch.setattr(bench, "IN_LOOP", ())
+    rows = {row.case: row for row in bench.bench_model("fc", 4, torch.device("cpu"), 2)}
+    assert rows[bench.COMPILED].times_s
+    assert rows[bench.COMPILED].columns()["gflop"] is None
 
 
 def test_bench_writes_what_is_done_before_the_next_model(tmp_path, monkeypatch):
@@ -67,6 +119,7 @@ def test_what_the_training_loop_adds_is_measured_against_the_bare_step(tmp_path,
     monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
     keep = dict.fromkeys(bench.IN_LOOP)
     monkeypatch.setattr(bench, "VARIANTS", {name: bench.VARIANTS[name] for name in keep})
+    monkeypatch.setattr(bench, "compiled_step", no_compiler)
     rows = {row.case: row for row in bench.bench_model("fc", 4, torch.device("cpu"), 2)}
     for name in keep:
         row = rows[f"{name}, in the training loop"]

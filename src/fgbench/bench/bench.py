@@ -17,7 +17,8 @@ from torch.func import functional_call, jvp
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgbench import measure
-from fgbench.bench.report import BenchRow, table, write_report
+from fgbench.bench.backprop_forms import COMPILED, IN_BACKWARD, compiled_step, step_in_backward
+from fgbench.bench.report import BenchRow, name_best_backprop, table, write_report
 from fgbench.config.optimizer import ScheduleOptions
 from fgbench.datasets.base import Split, Splits
 from fgbench.errors import ConfigError
@@ -69,6 +70,7 @@ class Case:
         parts: shorter pieces of the step that are also timed on their own: ``sampling``, ``update``.
         tangent_bytes: what the step's tangents take.
         steps: how many steps ``step`` makes.
+        counted: whether its operations can be counted; those of compiled code cannot.
         bare: for a case inside the training loop, the case of its step alone.
         times_s: per round, of one step.
     """
@@ -81,6 +83,7 @@ class Case:
     optimizer: torch.optim.Optimizer | None = None
     steps: int = 1
     bare: "Case | None" = None
+    counted: bool = True
     times_s: list[float] = field(default_factory=list)
 
 
@@ -102,7 +105,7 @@ def run_bench(
     Args:
         models: names of ``fgbench list models``.
         batch_sizes: images per step.
-        quick: fewer rounds, and without the slowest case.
+        quick: fewer rounds, and without the slowest cases.
         out: folder for ``bench.csv``, ``bench.json`` (with the environment), ``bench.png`` and ``bench.svg``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads; torch's own choice when None.
@@ -154,6 +157,12 @@ def bench_model(
             rows.append(BenchRow(name, batch_size, variant, note=str(error)))
             continue
         cases.append(_trainer_case(variant, trainer, model, inputs, labels))
+    cases.append(_in_backward_case(model, inputs, labels))
+    if not quick:  # compiling takes half a minute
+        try:
+            cases.append(_compiled_case(model, inputs, labels))
+        except ConfigError as error:
+            rows.append(BenchRow(name, batch_size, COMPILED, note=str(error)))
     for case in cases:
         case.step()
     if not quick:
@@ -167,7 +176,7 @@ def bench_model(
         _row(name, batch_size, case, memory, by_name[FORWARD].times_s, by_name[BACKPROP].times_s, device)
         for case in cases
     ]
-    return measured + rows
+    return name_best_backprop(measured) + rows
 
 
 def _row(
@@ -201,7 +210,7 @@ def _row(
         row,
         sampling_s=tuple(parts.get("sampling", ())),
         update_s=tuple(parts.get("update", ())),
-        gflop=_count_gflop(case.step),
+        gflop=_count_gflop(case.step) if case.counted else 0.0,
         peak_memory_mib=total,
         parameters_mib=parameters,
         gradients_mib=gradients,
@@ -261,6 +270,17 @@ def _forward_case(model: nn.Module, inputs: Tensor) -> Case:
         own(images)
 
     return Case(FORWARD, step, own)
+
+
+def _compiled_case(model: nn.Module, inputs: Tensor, labels: Tensor) -> Case:
+    own, images = copy.deepcopy(model), inputs.contiguous(memory_format=torch.channels_last)
+    step, optimizer = compiled_step(own, images, labels, LEARNING_RATE)
+    return Case(COMPILED, step, own, optimizer=optimizer, counted=False)
+
+
+def _in_backward_case(model: nn.Module, inputs: Tensor, labels: Tensor) -> Case:
+    own, images = copy.deepcopy(model), inputs.contiguous(memory_format=torch.channels_last)
+    return Case(IN_BACKWARD, step_in_backward(own, images, labels, LEARNING_RATE), own)
 
 
 def _textbook_case(model: nn.Module, inputs: Tensor, labels: Tensor) -> Case:

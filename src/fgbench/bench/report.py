@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ class BenchRow:
     """One case on one model and batch size; times in seconds, one per round, rounds in step with each other.
 
     ``bare_s`` are the times of the step alone, for a case inside the training loop; its memory is not
-    measured. ``gflop`` counts the operations of matrix products and convolutions. ``note`` says why a case
-    was not measured; it has no times then.
+    measured. ``best_backprop_s`` are the times of backprop in its fastest form, ``best_backprop_mib`` is its
+    memory in its leanest form without recomputation, and ``best_backprop`` says which these are. ``gflop``
+    counts the operations of matrix products and convolutions, 0 where they cannot be counted. ``note`` says
+    why a case was not measured; it has no times then.
     """
 
     model: str
@@ -47,6 +49,9 @@ class BenchRow:
     activations_mib: float = 0.0
     memory_to_forward: float = 0.0
     memory_to_backprop: float = 0.0
+    best_backprop_s: tuple[float, ...] = ()
+    best_backprop_mib: float = 0.0
+    best_backprop: str = ""
     note: str = ""
 
     def columns(self) -> dict[str, Any]:
@@ -60,13 +65,16 @@ class BenchRow:
             "rounds": len(self.times_s),
             "time_to_forward": ratio(self.times_s, self.forward_s),
             "time_to_backprop": ratio(self.times_s, self.backprop_s),
+            "time_to_best_backprop": ratio(self.times_s, self.best_backprop_s)
+            if self.best_backprop_s
+            else None,
             "sampling_time_ms": 1000 * statistics.median(self.sampling_s) if self.sampling_s else None,
             "update_time_ms": 1000 * statistics.median(self.update_s) if self.update_s else None,
             "time_to_bare_step": ratio(self.times_s, self.bare_s) if self.bare_s else None,
         }
         if self.peak_memory_mib:
             values |= {
-                "gflop": self.gflop,
+                "gflop": self.gflop or None,
                 "peak_memory_mib": self.peak_memory_mib,
                 "parameters_mib": self.parameters_mib,
                 "gradients_mib": self.gradients_mib,
@@ -75,10 +83,35 @@ class BenchRow:
                 "activations_mib": self.activations_mib,
                 "memory_to_forward": self.memory_to_forward,
                 "memory_to_backprop": self.memory_to_backprop,
+                "memory_to_best_backprop": self.peak_memory_mib / self.best_backprop_mib
+                if self.best_backprop_mib
+                else None,
             }
-        return first | {
+        rounded = {
             key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()
         }
+        return first | rounded | {"best_backprop": self.best_backprop}
+
+
+def name_best_backprop(rows: Sequence[BenchRow]) -> list[BenchRow]:
+    """The rows of one model and batch size, with the best of backprop's forms to compare each with.
+
+    In time the fastest of all; in memory the leanest without recomputation, the least of all beside it.
+    """
+    forms = [row for row in rows if row.case.partition(",")[0] == "backprop" and row.peak_memory_mib]
+    fastest = min(forms, key=lambda row: statistics.median(row.times_s))
+    leanest = min((row for row in forms if "recompute" not in row.case), key=lambda row: row.peak_memory_mib)
+    least = min(forms, key=lambda row: row.peak_memory_mib)
+    told = (
+        f"time: {fastest.case}; memory without recomputation: {leanest.case}; "
+        f"least memory: {least.case}, {least.peak_memory_mib:.1f} MiB"
+    )
+    best: dict[str, Any] = {
+        "best_backprop_s": fastest.times_s,
+        "best_backprop_mib": leanest.peak_memory_mib,
+        "best_backprop": told,
+    }
+    return [row if row.bare_s else replace(row, **best) for row in rows]
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:
@@ -134,7 +167,8 @@ def write_report(rows: Sequence[BenchRow], environment: dict[str, Any], load: st
 def table(rows: Sequence[BenchRow]) -> str:
     """All cases, a block for each model and batch size.
 
-    Ratios are to a forward pass (R), to backprop and, inside the training loop, to the bare step.
+    Ratios are to a forward pass (R), to backprop as it is usually written, to backprop in its best form
+    (which a line below says) and, inside the training loop, to the bare step.
     """
     head = (
         "",
@@ -142,6 +176,7 @@ def table(rows: Sequence[BenchRow]) -> str:
         "+-",
         "R",
         "/backprop",
+        "/best",
         "/bare",
         "sampling",
         "update",
@@ -149,11 +184,14 @@ def table(rows: Sequence[BenchRow]) -> str:
         "MiB",
         "/forward",
         "/backprop",
+        "/best",
     )
     lines = []
     for (model, size), group in groupby(rows, key=lambda row: (row.model, row.batch_size)):
         body: list[tuple[str, ...]] = [(f"{model}, batch {size}", *head[1:])]
+        best = ""
         for row in group:
+            best = best or row.best_backprop
             values = row.columns()
             cells = [
                 _cell(values.get(key), digits)
@@ -162,6 +200,7 @@ def table(rows: Sequence[BenchRow]) -> str:
                     ("step_time_spread_ms", 2),
                     ("time_to_forward", 2),
                     ("time_to_backprop", 2),
+                    ("time_to_best_backprop", 2),
                     ("time_to_bare_step", 2),
                     ("sampling_time_ms", 2),
                     ("update_time_ms", 2),
@@ -169,6 +208,7 @@ def table(rows: Sequence[BenchRow]) -> str:
                     ("peak_memory_mib", 1),
                     ("memory_to_forward", 2),
                     ("memory_to_backprop", 2),
+                    ("memory_to_best_backprop", 2),
                 )
             ]
             body.append((row.case, *cells) if row.times_s else (row.case, f"not measured: {row.note}"))
@@ -177,7 +217,7 @@ def table(rows: Sequence[BenchRow]) -> str:
             cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False)]
             shown = cells if len(line) > 2 else line[1:]
             lines.append("  ".join([line[0].ljust(widths[0]), *shown]).rstrip())
-        lines.append("")
+        lines += [f"best backprop: {best}", ""] if best else [""]
     return "\n".join(lines)
 
 

@@ -1,0 +1,70 @@
+"""Backprop in its best forms: the opponents that a trainer without a backward pass has to beat."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.errors import ConfigError
+
+COMPILED = "backprop, compiled model"
+IN_BACKWARD = "backprop, optimizer in backward"
+
+
+def compiled_step(
+    model: nn.Module, inputs: Tensor, labels: Tensor, lr: float
+) -> tuple[Callable[[], object], torch.optim.Optimizer]:
+    """A step with ``torch.compile(model)`` and a fused SGD optimizer; trains ``model``.
+
+    Raises:
+        ConfigError: there is no C++ compiler.
+    """
+    if inputs.device.type == "cpu":
+        require_compiler()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=True)
+    compiled: Any = torch.compile(model)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss_fn(compiled(inputs), labels).backward()
+        optimizer.step()
+
+    return step, optimizer
+
+
+def step_in_backward(model: nn.Module, inputs: Tensor, labels: Tensor, lr: float) -> Callable[[], object]:
+    """A step of plain SGD that updates each parameter as soon as its gradient is there, and drops that."""
+
+    @torch.no_grad()
+    def update(param: Tensor) -> None:
+        assert param.grad is not None
+        param.sub_(param.grad, alpha=lr)
+        param.grad = None
+
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(update)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step() -> None:
+        loss_fn(model(inputs), labels).backward()
+
+    return step
+
+
+def require_compiler() -> None:
+    """Refuse where torch finds no C++ compiler.
+
+    Raises:
+        ConfigError: in one line, what to install.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "needs a C++ compiler (g++ or clang++, or the variable CXX), and there is none"
+        ) from error
