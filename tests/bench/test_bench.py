@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from torch._inductor.exc import InvalidCxxCompiler
 
 from fgbench.bench import bench
 from fgbench.bench.backprop_forms import compiled_step, step_in_backward
@@ -84,7 +85,11 @@ def test_without_a_compiler_the_compiled_case_says_so_in_one_line(tmp_path, monk
     monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
     monkeypatch.setattr(bench, "VARIANTS", {bench.BACKPROP: bench.VARIANTS[bench.BACKPROP]})
     monkeypatch.setattr(bench, "IN_LOOP", ())
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+
+    def none_there():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none_there)
     rows = {row.case: row for row in bench.bench_model("fc", 4, torch.device("cpu"), 2)}
     assert rows[bench.COMPILED].note.startswith("needs a C++ compiler")
     assert not rows[bench.COMPILED].times_s
