@@ -77,11 +77,12 @@ def ready(name, options, model):
     return trainer, model
 
 
-def step(trainer, model, *, seed=2, loss_fn=LOSS):
+def step(trainer, model, *, seed=2, loss_fn=LOSS, **options):
     """One gradient, from given global and own generators."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return trainer.compute_gradients(model, loss_fn, *batch(), torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return trainer.compute_gradients(model, loss_fn, *batch(), generator, **options)
 
 
 def gradients(model):
@@ -226,6 +227,35 @@ def test_what_a_trainer_uses_backwards_follows_its_options_and_users_own_may_dec
     assert uses_backwards(guided | {"option_of": "an older version"}) is Backwards.UNKNOWN
     assert uses_backwards({"name": "my_package:MyTrainer"}) is Backwards.UNKNOWN
     assert declared_backwards(Options(name="mine")) is Backwards.UNKNOWN
+
+
+@pytest.mark.parametrize(("name", "options"), DEFAULTS + VARIANTS)
+@pytest.mark.parametrize("model", ["fc", "cnn"])
+def test_gradients_accumulate_where_asked(name, options, model):
+    trainer, model = ready(name, options, model)
+    twin_trainer, twin = copy.deepcopy((trainer, model))
+    owned = [*twin.parameters(), *twin_trainer.parameters()]
+    totals = []
+    for seed in (1, 2):  # two micro-batches, as with loss.backward()
+        step(trainer, model, seed=seed, accumulate=True)
+        for param in owned:
+            param.grad = None
+        step(twin_trainer, twin, seed=seed)
+        totals.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in owned])
+    for param, one, two in zip([*model.parameters(), *trainer.parameters()], *totals, strict=True):
+        found = torch.zeros_like(param) if param.grad is None else param.grad
+        torch.testing.assert_close(found, one + two)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_what_cannot_be_trained_is_one_clear_line(name):
+    trainer, model = ready(name, {}, "fc")
+    empty = torch.zeros(0, *SHAPE), torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(ConfigError, match="batch is empty"):
+        trainer.compute_gradients(model, LOSS, *empty, torch.Generator())
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        step(trainer, model)
 
 
 def test_a_wrong_option_is_one_clear_line():

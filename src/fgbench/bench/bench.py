@@ -323,7 +323,7 @@ def _trainer_case(name: str, trainer: Trainer, model: nn.Module, inputs: Tensor,
 
     fused = hasattr(trainer, "sgd_step")
     if isinstance(trainer, ForwardGradient):
-        tangents: Any = trainer.tangents_for(own, images)
+        tangents: Any = trainer.tangents_for(own)
         count = trainer.options.tangents
         drawn = tangents.sample(generator, count)
         tangent_bytes = measure.tensor_bytes(drawn.values() if isinstance(drawn, dict) else [drawn])

@@ -23,6 +23,7 @@ from fgbench.run.world import World
 from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.backprop import Backprop, recomputing
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.passes import accumulating
 from fgbench.trainers.workers import Workers
 
 
@@ -109,11 +110,14 @@ class DataParallelBackprop(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad`` with the workers' mean gradient; see :meth:`Trainer.compute_gradients`."""
         if self._parallel is None or self._parallel[0]() is not model:
             self._parallel = weakref.ref(model), self._wrap(model)
-        return self._plain.compute_gradients(self._parallel[1], loss_fn, inputs, labels, generator)
+        with accumulating(list(model.parameters()), accumulate):
+            return self._plain.compute_gradients(self._parallel[1], loss_fn, inputs, labels, generator)
 
     def _wrap(self, model: nn.Module) -> DistributedDataParallel:
         module = _Recomputed(model) if self.options.recompute else model

@@ -11,7 +11,7 @@ from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ActivityForwardGradientOptions
-from fgbench.trainers.passes import DropoutReplay, gradient_norm
+from fgbench.trainers.passes import DropoutReplay, begin_step, write_gradients
 from fgbench.trainers.reference import differentiate_outputs
 from fgbench.trainers.sampling import sample_tangents
 
@@ -66,12 +66,15 @@ class ActivityForwardGradient(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad`` with the estimate; see :meth:`Trainer.compute_gradients`.
 
         Raises:
             ConfigError: BatchNorm in training mode, or a layer that folds other dimensions into the batch.
         """
+        begin_step(model, labels, accumulate=accumulate)
         require_independent_samples(model, self.options.name)
         options = self.options
         output_layer = OutputLayer(model) if options.exact_output else None
@@ -105,9 +108,10 @@ class ActivityForwardGradient(Trainer):
         if output_layer:
             for name, gradient in output_layer.gradients(loss_fn, result.outputs, labels).items():
                 gradients[id(params[name])] = gradient
-        for param in params.values():
-            param.grad = gradients.get(id(param))
-        norm = gradient_norm(gradients.values())
+        by_parameter: dict[Tensor, Tensor] = {
+            param: gradients[id(param)] for param in params.values() if id(param) in gradients
+        }
+        norm = write_gradients(by_parameter, accumulate=accumulate)
         return StepStats(result.losses.mean(), result.outputs, torch.stack(derivatives), norm)
 
     def reference(

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.options import BackpropOptions
-from fgbench.trainers.passes import forward_mode_statistics, gradient_norm, sample_losses
+from fgbench.trainers.passes import begin_step, forward_mode_statistics, gradient_norm, sample_losses
 
 
 class Backprop(Trainer):
@@ -41,11 +41,12 @@ class Backprop(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad`` with the exact gradient; see :meth:`Trainer.compute_gradients`."""
+        begin_step(model, labels, accumulate=accumulate)
         parameters = [param for param in model.parameters() if param.requires_grad]
-        for param in parameters:
-            param.grad = None
         with torch.enable_grad():
             outputs = recomputing(model, inputs) if self.options.recompute else model(inputs)
             loss = sample_losses(loss_fn, outputs, labels).mean()

@@ -102,8 +102,10 @@ class Trainer:
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
-        """Fill ``param.grad`` of every parameter in ``trained_names``, overwriting what was there.
+        """Fill ``param.grad`` of every parameter in ``trained_names``.
 
         Args:
             model: the model, in training mode; its running statistics move as after one forward pass.
@@ -111,6 +113,7 @@ class Trainer:
             inputs: shape (B, ...).
             labels: class indices, shape (B,).
             generator: on the model's device; all of the trainer's chance comes from it.
+            accumulate: add to ``param.grad``, as ``loss.backward()`` does, in place of setting it.
 
         Raises:
             ConfigError: ``loss_fn`` returns a scalar, or the model is one this trainer cannot train.

@@ -6,48 +6,47 @@ their last block its true gradient in the same spirit.
 """
 
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction
+from fgbench.trainers.forward_mode import ForwardPass
 from fgbench.trainers.passes import sample_losses
 
 
 def loss_gradient(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Tensor:
     """Gradient of every sample's loss with respect to its outputs, shape (B, classes), by forward mode.
 
-    One pass of the loss alone over the batch repeated once per class, each copy with its own unit
-    tangent: needs no backward engine, and a ``loss_fn`` under which samples do not interact.
+    One pass of the loss alone, along one tangent per class: needs no backward engine, and a ``loss_fn`` under
+    which samples do not interact.
     """
-    outputs = outputs.detach()
+    outputs = outputs.detach().clone()
     samples, classes = outputs.shape
-    copies = outputs.repeat_interleave(classes, dim=0)
-    units = torch.eye(classes, dtype=outputs.dtype, device=outputs.device).repeat(samples, 1)
-    with torch.no_grad(), forward_ad.dual_level():
-        losses = sample_losses(
-            loss_fn, forward_ad.make_dual(copies, units), labels.repeat_interleave(classes, dim=0)
-        )
-        tangent = forward_ad.unpack_dual(losses).tangent
-    return torch.zeros_like(outputs) if tangent is None else tangent.view(samples, classes).to(outputs.dtype)
+    units = torch.eye(classes, dtype=outputs.dtype, device=outputs.device)
+    units = units[:, None, :].expand(classes, samples, classes)
+    with ForwardPass(nn.Identity(), {outputs: units}, classes) as forward:
+        return forward.tangent_of(sample_losses(loss_fn, outputs, labels)).T.to(outputs.dtype)
 
 
 class OutputLayer:
     """The model's last ``nn.Linear``, whose output is the model's; a context that captures its input.
 
-    Inside the context every forward pass leaves the layer's input in ``input``. Under ``torch.func.jvp``
-    read it within the differentiated function and return it as an auxiliary output: outside it would be a
-    dead wrapper.
+    Inside the context every forward pass leaves the layer's input in ``input``, and is refused where the
+    outputs are anything but W x + b, once, with the layer's own weight and bias.
 
     Attributes:
         layer: the layer.
         names: its trainable parameters' names in the model; leave them out of the tangents.
-        input: the layer's input in the latest pass, without its tangent, shape (B, features).
+        input: the layer's input in the latest pass, shape (B, features).
 
     Raises:
-        ConfigError: the model has no such layer, or (on a forward pass) something comes after it.
+        ConfigError: the model has no such layer, or (on a forward pass) its output is not the model's.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -69,6 +68,13 @@ class OutputLayer:
             )
         self.model = model
         self.name, self.layer = linear[-1]
+        weight = self.layer._parameters.get("weight")
+        if weight is None:
+            raise ConfigError(
+                f"exact_output: true needs an output layer that owns its weight; that of {self.name!r} is "
+                f"computed from other parameters"
+            )
+        self.weight, self.bias = weight, self.layer._parameters.get("bias")
         own = {id(param) for param in self.layer.parameters()}
         uses = [name for name, param in model.named_parameters(remove_duplicate=False) if id(param) in own]
         if len(uses) > len(own):
@@ -78,32 +84,38 @@ class OutputLayer:
         self.names = {
             name for name, param in model.named_parameters() if id(param) in own and param.requires_grad
         }
-        self._output: Tensor | None = None
 
     def __enter__(self) -> "OutputLayer":
+        self._seen = _LayerUse(self.weight, self.bias)
         self._hooks = [
-            self.layer.register_forward_hook(self._capture),
-            self.model.register_forward_hook(self._check_last),
+            self.model.register_forward_pre_hook(self._begin),
+            self.model.register_forward_hook(self._check),
         ]
+        self._seen.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._seen.__exit__(kind, error, traceback)
         for hook in self._hooks:
             hook.remove()
-        self._output = None
+        del self._seen
 
-    def _capture(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.input = forward_ad.unpack_dual(args[0]).primal
-        self._output = output
+    def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        self._seen.watching = True
 
-    def _check_last(self, model: nn.Module, args: tuple[Tensor, ...], outputs: Tensor) -> None:
-        if outputs is not self._output:
+    def _check(self, model: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> None:
+        """Take the layer's input, once it is known that the outputs are W x + b."""
+        self._seen.watching = False
+        why = self._seen.why_not(outputs)
+        if why is not None:
             raise ConfigError(
                 f"exact_output: true needs a model whose outputs are those of its last nn.Linear; "
-                f"{self.name!r} has something after it"
+                f"{self.name!r} {why}"
             )
+        self.input = self._seen.calls[0][0]
+        self._seen.calls.clear()
 
     def gradients(
         self, loss_fn: LossFunction, outputs: Tensor, labels: Tensor, features: Tensor | None = None
@@ -121,9 +133,62 @@ class OutputLayer:
         """
         delta = loss_gradient(loss_fn, outputs, labels) / len(labels)
         features = self.input if features is None else features
-        by_id = {id(self.layer.weight): delta.T @ features.to(delta.dtype), id(self.layer.bias): delta.sum(0)}
+        by_id = {id(self.weight): delta.T @ features.to(delta.dtype), id(self.bias): delta.sum(0)}
         return {
             name: by_id[id(param)].to(param.dtype)
             for name, param in self.model.named_parameters()
             if name in self.names
         }
+
+
+class _LayerUse(TorchFunctionMode):
+    """Sees every function that is given a layer's weight or bias, while it is ``watching``.
+
+    Attributes:
+        watching: whether the model is running.
+        elsewhere: another function that was given one of them, and made something of it.
+        calls: of ``F.linear`` with both: input, output, and how often each had been written to then.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.calls: list[tuple[Tensor, Tensor, int, int]] = []
+        self.elsewhere: str | None = None
+        self.watching = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not self.watching:
+            return result
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        if not any(each is self.weight or each is self.bias for each in given):
+            return result
+        if func is F.linear:
+            names = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+            if names["weight"] is self.weight and names.get("bias") is self.bias:
+                input = names["input"]
+                self.calls.append((input, result, input._version, result._version))
+                return result
+        if any(isinstance(each, Tensor) for each in tree_leaves(result)):
+            self.elsewhere = getattr(func, "__name__", str(func))
+        return result
+
+    def why_not(self, outputs: Any) -> str | None:
+        """Why the outputs are not the layer's; None where they are."""
+        if self.elsewhere is not None:
+            return f"gives its parameters to {self.elsewhere}, not only to F.linear"
+        if len(self.calls) != 1:
+            return f"ran {len(self.calls)} times, expected once"
+        input, output, input_version, output_version = self.calls[0]
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or input.dim() != 2:
+            return "gives other than one row per sample"
+        same = outputs.data_ptr() == output.data_ptr() and outputs.stride() == output.stride()
+        if not same or outputs.shape != output.shape or outputs._version != output_version:
+            return "has something after it"
+        if input._version != input_version:
+            return "has an input that is written over"
+        return None

@@ -10,7 +10,7 @@ from fgbench.trainers.activity_pass import PassResult, layer_parameters, perturb
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.options import FeedbackForwardGradientOptions
-from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm
+from fgbench.trainers.passes import DropoutReplay, begin_step, forward_mode_statistics, write_gradients
 from fgbench.trainers.sampling import sample_tangents
 
 
@@ -73,12 +73,15 @@ class FeedbackForwardGradient(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad`` and move the feedback matrices; see :meth:`Trainer.compute_gradients`.
 
         Raises:
             ConfigError: the model is not the one it began with, or its last layer is no ``nn.Linear``.
         """
+        begin_step(model, labels, accumulate=accumulate)
         output_layer = OutputLayer(model)
         layers, others = layer_parameters(model, output_layer.names)
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
@@ -117,9 +120,9 @@ class FeedbackForwardGradient(Trainer):
             gradients[id(params[name])] = result.derivatives.mean() * tangent
         for name, gradient in closed.items():
             gradients[id(params[name])] = gradient
-        for param in params.values():
-            param.grad = gradients[id(param)]
-        return StepStats(result.losses.mean(), result.outputs, derivatives, gradient_norm(gradients.values()))
+        by_parameter: dict[Tensor, Tensor] = {param: gradients[id(param)] for param in params.values()}
+        norm = write_gradients(by_parameter, accumulate=accumulate)
+        return StepStats(result.losses.mean(), result.outputs, derivatives, norm)
 
     def _match(self, result: PassResult) -> None:
         """Make matrices of zeros, as the authors' code does, or move those there are to the device."""

@@ -1,7 +1,6 @@
 """Forward gradients: random directions times the directional derivatives along them."""
 
-import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ForwardGradientOptions
-from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm
+from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.rank_one import RankOneTangents
 from fgbench.trainers.reference import (
     mean_of_tangents,
@@ -19,7 +18,8 @@ from fgbench.trainers.reference import (
     reference_of_tangents,
     true_gradient,
 )
-from fgbench.trainers.tangents import FullTangents, Pass, Tangents
+from fgbench.trainers.replay import OnePass
+from fgbench.trainers.tangents import FullTangents, Tangents
 from fgbench.trainers.workers import Workers
 
 
@@ -53,7 +53,6 @@ class ForwardGradient(Trainer):
     def __init__(self, options: Any = None, **changes: Any) -> None:
         super().__init__(options, **changes)
         self.workers = Workers()
-        self._tangents: tuple[weakref.ref[nn.Module], Tangents] | None = None
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The output layer's, with ``exact_output``; see :meth:`Trainer.exact_names`."""
@@ -67,21 +66,21 @@ class ForwardGradient(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
-        """Fill ``param.grad``; see :meth:`Trainer.compute_gradients`."""
-        model.zero_grad(set_to_none=True)  # what is overwritten anyway need not be held through the pass
+        """Fill ``param.grad`` with sum_k c_k v_k; see :meth:`Trainer.compute_gradients`."""
+        begin_step(model, labels, accumulate=accumulate)
+        estimate = _Estimate(self, model, loss_fn, inputs, labels, generator)
         gradients: dict[str, Tensor] = {}
-
-        def accumulate(tangents: Tangents, drawn: Any, weights: Tensor) -> None:
-            for name, part in tangents.weighted_sum(drawn, weights).items():
+        for drawn, weights in estimate.weighted_tangents():
+            for name, part in estimate.tangents.weighted_sum(drawn, weights).items():
                 gradients[name] = gradients[name].add_(part) if name in gradients else part
-
-        result, exact = self._estimate(model, loss_fn, inputs, labels, generator, accumulate)
-        gradients |= exact
-        for name, param in model.named_parameters():
-            if name in gradients:
-                param.grad = gradients[name]
-        return StepStats(result.loss, result.outputs, result.derivatives, gradient_norm(gradients.values()))
+        gradients |= estimate.exact
+        by_parameter: dict[Tensor, Tensor] = {
+            model.get_parameter(name): gradient for name, gradient in gradients.items()
+        }
+        return estimate.stats(write_gradients(by_parameter, accumulate=accumulate))
 
     @torch.no_grad()
     def sgd_step(
@@ -98,24 +97,22 @@ class ForwardGradient(Trainer):
         Every layer of a rank-one tangent is updated from its factors; a single full tangent is added as it
         is.
         """
-        if self.options.structure == "full" and self._num_tangents > 1:
+        if self.options.structure == "full" and self.num_tangents > 1:
             stats = self.compute_gradients(model, loss_fn, inputs, labels, generator)
             for param in model.parameters():
                 if param.requires_grad and param.grad is not None:
                     param.add_(param.grad, alpha=-lr)
             return stats
+        begin_step(model, labels)
+        estimate = _Estimate(self, model, loss_fn, inputs, labels, generator)
         norms = []
-
-        def update(tangents: Tangents, drawn: Any, weights: Tensor) -> None:
-            norms.append(tangents.norm(drawn, weights))
-            tangents.add_to_parameters(drawn, weights * -lr)
-
-        result, exact = self._estimate(model, loss_fn, inputs, labels, generator, update)
-        for name, gradient in exact.items():
+        for drawn, weights in estimate.weighted_tangents():
+            norms.append(estimate.tangents.norm(drawn, weights))
+            estimate.tangents.add_to_parameters(drawn, weights * -lr)
+        for name, gradient in estimate.exact.items():
             norms.append(torch.linalg.vector_norm(gradient))
             model.get_parameter(name).add_(gradient, alpha=-lr)
-        norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
-        return StepStats(result.loss, result.outputs, result.derivatives, norm)
+        return estimate.stats(torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0])
 
     def reference(
         self,
@@ -128,7 +125,7 @@ class ForwardGradient(Trainer):
         """<g, v_k> with the tangents drawn again; see :meth:`Trainer.reference`."""
         options = self.options
         exact = OutputLayer(model).names if options.exact_output else ()
-        source = self.tangents_for(model, inputs, exact)
+        source = self.tangents_for(model, exact)
         drawn = [
             source.dense(source.sample(each, options.tangents)) for each in self.workers.generators(generator)
         ]
@@ -145,83 +142,100 @@ class ForwardGradient(Trainer):
         gradient = {name: self.workers.average(part) for name, part in gradient.items()}
         return reference_of_tangents(gradient, tangents, estimate)
 
-    def _estimate(
+    def tangents_for(self, model: nn.Module, exclude: Collection[str] = ()) -> Tangents:
+        """The tangents of a model's trainable parameters, those of ``exclude`` left out."""
+        if self.options.structure == "rank1":
+            return RankOneTangents(model, exclude)
+        return FullTangents(model, self.options.guess, exclude)
+
+    @property
+    def num_tangents(self) -> int:
+        """How many tangents a step averages over, those of all workers together."""
+        return self.options.tangents * self.workers.sets
+
+
+class _Estimate:
+    """One step's estimate, under way.
+
+    Attributes:
+        tangents: of the model.
+        exact: the output layer's gradients in closed form, by name; filled by ``weighted_tangents``.
+    """
+
+    def __init__(
         self,
+        trainer: ForwardGradient,
         model: nn.Module,
         loss_fn: LossFunction,
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
-        take: Callable[[Tangents, Any, Tensor], None],
-    ) -> tuple[Pass, dict[str, Tensor]]:
-        """Give ``take`` the estimate as tangents and weights; returns the output layer's exact gradients.
+    ) -> None:
+        self.options, self.workers, self.num_tangents = trainer.options, trainer.workers, trainer.num_tangents
+        self.model, self.loss_fn, self.batch, self.generator = model, loss_fn, (inputs, labels), generator
+        self.output = OutputLayer(model) if self.options.exact_output else None
+        self.tangents = trainer.tangents_for(model, () if self.output is None else self.output.names)
+        self.exact: dict[str, Tensor] = {}
+        self._derivatives: list[Tensor] = []
+
+    def weighted_tangents(self) -> Iterator[tuple[Any, Tensor]]:
+        """The estimate sum_k c_k v_k as pairs of (tangents, their c), from passes over the batch.
 
         Averaged full tangents are drawn, used and dropped chunk by chunk. A projection needs all of them at
         once, and rank-one ones are small.
         """
-        options = self.options
+        options, workers, tangents = self.options, self.workers, self.tangents
         total, chunk = options.tangents, min(options.chunk or options.tangents, options.tangents)
-        with OutputLayer(model) if options.exact_output else nullcontext() as output:
-            tangents = self.tangents_for(model, inputs, () if output is None else output.names)
-            together = options.structure == "rank1" or options.combine == "projection"
-            at_once = total if together else chunk
-            replay = DropoutReplay(model, inputs.device) if chunk < total else nullcontext()
-            results: list[Pass] = []
-            everyones: list[Tensor] = []
-            generators = self.workers.generators(generator)
-            for first in range(0, total, at_once):
-                count = min(at_once, total - first)
-                drawn = tangents.sample(generators[self.workers.own], count)
-                done = len(results)
-                for start in range(0, count, chunk):
-                    part = tangents.rows(drawn, start, start + chunk)
-                    with replay, forward_mode_statistics(model, update=not results):
-                        results.append(tangents.derivatives(model, loss_fn, inputs, labels, part, output))
-                measured = torch.cat([each.derivatives for each in results[done:]])
-                derivatives, loss = self.workers.exchange(measured, results[-1].loss)
-                everyones.append(derivatives)
-                sets: Iterable[Any] = (
-                    drawn if index == self.workers.own else tangents.sample(each, count)
-                    for index, each in enumerate(generators)
-                )
-                if together and self.workers.sets > 1:
-                    sets, derivatives = [tangents.join(list(sets))], derivatives.flatten()[None]
-                with torch.autocast(inputs.device.type, enabled=False):
-                    for each, numbers in zip(sets, derivatives, strict=True):
-                        take(tangents, each, self._weights(tangents, each, numbers))
-            result = results[-1]._replace(derivatives=torch.cat(everyones, 1).flatten(), loss=loss)
-            exact = {}
-            if output is not None:
-                exact = output.gradients(loss_fn, result.outputs, labels, result.features)
-                exact = {name: self.workers.average(gradient) for name, gradient in exact.items()}
-        return result, exact
+        together = options.structure == "rank1" or options.combine == "projection"
+        at_once = total if together else chunk
+        one_pass = OnePass(self.model, -(-total // chunk))
+        generators = workers.generators(self.generator)
+        for first in range(0, total, at_once):
+            count = min(at_once, total - first)
+            drawn = tangents.sample(generators[workers.own], count)
+            own = torch.cat([
+                self._pass(tangents.rows(drawn, start, start + chunk), min(chunk, count - start), one_pass)
+                for start in range(0, count, chunk)
+            ])  # fmt: skip
+            derivatives, self._loss = workers.exchange(own, self._last.loss)
+            self._derivatives.append(derivatives)
+            sets = [
+                drawn if index == workers.own else tangents.sample(each, count)
+                for index, each in enumerate(generators)
+            ]
+            if together and workers.sets > 1:
+                sets, derivatives = [tangents.join(sets)], derivatives.flatten()[None]
+            with torch.autocast(self.batch[0].device.type, enabled=False):
+                for each, numbers in zip(sets, derivatives, strict=True):
+                    yield each, self._weights(each, numbers)
+        if self.output is not None:
+            loss_fn, labels, last = self.loss_fn, self.batch[1], self._last
+            exact = self.output.gradients(loss_fn, last.outputs, labels, last.features)
+            self.exact = {name: workers.average(gradient) for name, gradient in exact.items()}
 
-    def _weights(self, tangents: Tangents, drawn: Any, derivatives: Tensor) -> Tensor:
-        """What each tangent is multiplied with."""
-        limit, count = self.options.clip_derivative, self._num_tangents
+    def _pass(self, drawn: Any, count: int, one_pass: OnePass) -> Tensor:
+        """The derivatives along some of this worker's tangents."""
+        with one_pass, self.output or nullcontext():
+            self._last = self.tangents.derivatives(
+                self.model, self.loss_fn, *self.batch, drawn, count, self.output
+            )
+        return self._last.derivatives
+
+    def _weights(self, drawn: Any, derivatives: Tensor) -> Tensor:
+        """What each tangent is multiplied with: c_k = d_k / K, or (V V^T)^-1 d."""
+        limit, count = self.options.clip_derivative, self.num_tangents
         if limit is not None:
             derivatives = derivatives.clamp(-limit, limit)
         if self.options.combine == "mean":
             return derivatives / count
-        products = tangents.products(drawn)
+        products = self.tangents.products(drawn)
         # A trace of ridge stands in for a decision on the rank, which would wait for the device.
         ridge = 10 * torch.finfo(derivatives.dtype).eps * products.diagonal().mean()
         identity = torch.eye(count, dtype=products.dtype, device=products.device)
         solution, _ = torch.linalg.solve_ex(products + ridge * identity, derivatives.to(products.dtype))
-        scale = tangents.num_entries / count if self.options.rescale else 1.0
+        scale = self.tangents.num_entries / count if self.options.rescale else 1.0
         return solution.to(derivatives.dtype) * scale
 
-    @property
-    def _num_tangents(self) -> int:
-        """How many tangents a step averages over, those of all workers together."""
-        return self.options.tangents * self.workers.sets
-
-    def tangents_for(self, model: nn.Module, inputs: Tensor, exclude: Collection[str] = ()) -> Tangents:
-        """The tangents of a model's trainable parameters, those of ``exclude`` left out."""
-        if self._tangents is None or self._tangents[0]() is not model or not self._tangents[1].fits(model):
-            if self.options.structure == "rank1":
-                tangents: Tangents = RankOneTangents(model, inputs, exclude)
-            else:
-                tangents = FullTangents(model, inputs, self.options.guess, exclude)
-            self._tangents = weakref.ref(model), tangents
-        return self._tangents[1]
+    def stats(self, norm: Tensor) -> StepStats:
+        """What was learnt, once all tangents are used."""
+        return StepStats(self._loss, self._last.outputs, torch.cat(self._derivatives, 1).flatten(), norm)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import FrozenOptions
-from fgbench.trainers.passes import gradient_norm, sample_losses
+from fgbench.trainers.passes import begin_step, sample_losses, write_gradients
 
 
 class Frozen(Trainer):
@@ -57,16 +57,21 @@ class Frozen(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad`` of the output layer; see :meth:`Trainer.compute_gradients`.
 
         Raises:
             ConfigError: the model's last layer is no ``nn.Linear``.
         """
+        begin_step(model, labels, accumulate=accumulate)
         with OutputLayer(model) as output_layer:
             outputs = model(inputs)
         loss = sample_losses(loss_fn, outputs, labels).mean()
         gradients = output_layer.gradients(loss_fn, outputs, labels)
-        for name, param in model.named_parameters():
-            param.grad = gradients.get(name)
-        return StepStats(loss, outputs, loss.new_empty(0), gradient_norm(gradients.values()))
+        by_parameter: dict[Tensor, Tensor] = {
+            model.get_parameter(name): each for name, each in gradients.items()
+        }
+        norm = write_gradients(by_parameter, accumulate=accumulate)
+        return StepStats(loss, outputs, loss.new_empty(0), norm)

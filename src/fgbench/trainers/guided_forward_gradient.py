@@ -21,7 +21,7 @@ from fgbench.trainers.local.auxiliary import (
 )
 from fgbench.trainers.local.blocks import Block, Value, cut_model, last_names, output_shapes, stack_tangents
 from fgbench.trainers.options import GuidedForwardGradientOptions
-from fgbench.trainers.passes import gradient_norm, sample_losses
+from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
 from fgbench.trainers.sampling import sample_tangents
 
 
@@ -137,8 +137,11 @@ class GuidedForwardGradient(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad``, the auxiliary networks' too; see :meth:`Trainer.compute_gradients`."""
+        begin_step(model, labels, accumulate=accumulate)
         self._check(model)
         parts = cut_model(model, self.options.blocks)
         if self._has_auxiliaries and len(self.auxiliaries) != len(parts) - 1:
@@ -154,7 +157,8 @@ class GuidedForwardGradient(Trainer):
             step = self._learn_locally
         else:
             step = self._project_weights if self.options.space == "weights" else self._project_activations
-        loss, outputs, derivatives = step(blocks, inputs, losses, generator)
+        with accumulating([*model.parameters(), *self.parameters()], accumulate):
+            loss, outputs, derivatives = step(blocks, inputs, losses, generator)
         norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
         return StepStats(loss, outputs, derivatives, norm)
 

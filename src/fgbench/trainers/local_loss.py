@@ -11,7 +11,7 @@ from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.local.auxiliary import draw_weights, last_gradient, local_gradient
 from fgbench.trainers.local.blocks import Block, cut_model, last_names, output_shapes
 from fgbench.trainers.options import LocalLossOptions
-from fgbench.trainers.passes import gradient_norm, sample_losses
+from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
 
 POOLED_FEATURES = 2048
 """What the feature maps of a block are pooled to at most, for the head ``linear``; the source's."""
@@ -89,12 +89,15 @@ class LocalLoss(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad``, the heads' too; see :meth:`Trainer.compute_gradients`.
 
         Raises:
             ConfigError: the model cannot be cut into blocks, or ``set_up`` has not seen it.
         """
+        begin_step(model, labels, accumulate=accumulate)
         *hidden, last = (Block(part, inputs.device) for part in cut_model(model, self.options.blocks))
         if len(self.heads) != len(hidden):
             raise ConfigError(f"{self.options.name}: call set_up with this model before the first step")
@@ -103,10 +106,11 @@ class LocalLoss(Trainer):
             return sample_losses(loss_fn, outputs, labels)
 
         value = inputs
-        for block, head in zip(hidden, self.heads, strict=True):
-            value, gradient = local_gradient(block, head, value, losses)
-            block.fill(gradient)
-        loss, outputs = last_gradient(last, value, losses)
+        with accumulating([*model.parameters(), *self.parameters()], accumulate):
+            for block, head in zip(hidden, self.heads, strict=True):
+                value, gradient = local_gradient(block, head, value, losses)
+                block.fill(gradient)
+            loss, outputs = last_gradient(last, value, losses)
         norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
         return StepStats(loss, outputs, loss.new_empty(0), norm)
 

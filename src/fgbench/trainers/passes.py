@@ -1,6 +1,6 @@
 """What every trainer needs around a forward pass: running statistics, replayed dropout, checked losses."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction
+from fgbench.trainers.forward_mode.refusals import refuse_lazy
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -17,12 +18,63 @@ def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: param.detach() for name, param in model.named_parameters() if param.requires_grad}
 
 
+def begin_step(model: nn.Module, labels: Tensor, *, accumulate: bool = False) -> None:
+    """Before a trainer's first pass: check what every trainer needs, and let go of old gradients.
+
+    What is overwritten anyway need not be held through the step; what is accumulated into is kept.
+
+    Raises:
+        ConfigError: the batch is empty, a parameter is lazy, or none requires a gradient.
+    """
+    refuse_lazy(model)
+    if not len(labels):
+        raise ConfigError("the batch is empty: 0 samples have no mean loss")
+    params = [param for param in model.parameters() if param.requires_grad]
+    if not params:
+        raise ConfigError(f"nothing to train: no parameter of the {type(model).__name__} requires a gradient")
+    if not accumulate:
+        for param in params:
+            param.grad = None
+
+
+def write_gradient(param: Tensor, gradient: Tensor, *, accumulate: bool = False) -> None:
+    """Set a parameter's ``.grad``, or add to it."""
+    if accumulate and param.grad is not None:
+        param.grad.add_(gradient)
+    else:
+        param.grad = gradient
+
+
+@contextmanager
+def accumulating(params: Sequence[Tensor], accumulate: bool) -> Iterator[None]:
+    """Add what is set as ``.grad`` within to what was there before, where ``accumulate``."""
+    kept = [param.grad for param in params] if accumulate else []
+    for param, _ in zip(params, kept, strict=False):
+        param.grad = None
+    yield
+    for param, before in zip(params, kept, strict=False):
+        if before is not None:
+            param.grad = before if param.grad is None else before.add_(param.grad)
+
+
+def write_gradients(gradients: Mapping[Tensor, Tensor], *, accumulate: bool = False) -> Tensor:
+    """Set (or add to) every parameter's ``.grad``; returns the norm of what is there then, shape ()."""
+    for param, gradient in gradients.items():
+        write_gradient(param, gradient, accumulate=accumulate)
+    return gradient_norm(param.grad for param in gradients if param.grad is not None)
+
+
 def sample_losses(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Tensor:
     """One loss per sample, shape (B,).
 
     Raises:
-        ConfigError: ``loss_fn`` returned anything else.
+        ConfigError: the model or ``loss_fn`` returned anything else than one tensor.
     """
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(
+            f"the model returned a {type(outputs).__name__}, expected one tensor of outputs: wrap it in a "
+            f"module that returns that one (a classifier with auxiliary heads: switch them off)"
+        )
     losses = loss_fn(outputs, labels)
     if losses.shape != labels.shape[:1]:
         raise ConfigError(

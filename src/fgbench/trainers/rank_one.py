@@ -1,139 +1,109 @@
 """Rank-one tangents: the directional derivative for the price of one more forward pass.
 
-A linear layer's tangent is V = u w^T, a convolution's V = u x c x k over outputs, inputs and kernel
-positions, all vectors of independent +-1. V x is then a number per sample (and position) times u, and only W
-applied to the incoming tangent costs a matrix product. Everything else (biases, normalisation, weights used
-in any other way) has a full Rademacher tangent. Entries stay +-1, zero-mean and uncorrelated, so the
+A matrix's tangent is V = u w^T, a kernel's V = u x c x k over outputs, inputs and positions, all vectors of
+independent +-1. As a layer's weight, V x is then a number per sample (and position) times u, and only W
+applied to the incoming tangent costs a matrix product; where a parameter is used in another way, V is made in
+full. Biases and scales have full Rademacher tangents. Entries stay +-1, zero-mean and uncorrelated, so the
 estimate has the mean and the total variance of full Rademacher tangents, (P-1)|gradient|^2.
 """
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fgbench.trainers.dual_pass import Factors, as_matrix, in_memory_order
+from fgbench.trainers.forward_mode import Factors
 from fgbench.trainers.sampling import random_signs
 from fgbench.trainers.tangents import Tangents
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A parameter, and the lengths of its sign vectors: u, w or u, c, k; or one sign for every entry."""
-
-    param: nn.Parameter
-    lengths: tuple[int, ...]
-
-    def tangent(self, vectors: tuple[Tensor, ...]) -> Factors | Tensor:
-        """What the sign vectors, shapes (..., length), make."""
-        vectors = tuple(vector.to(self.param.dtype) for vector in vectors)
-        if len(vectors) == 1:
-            return in_memory_order(vectors[0], self.param)
-        kernel = vectors[2].unflatten(-1, self.param.shape[2:]) if len(vectors) == 3 else None
-        return Factors(vectors[0], vectors[1], kernel)
-
-
 class RankOneTangents(Tangents):
-    """Rank-one tangents wherever a parameter is only a layer's weight; full Rademacher ones elsewhere.
+    """Rank-one tangents of all parameters with two dimensions or more; full Rademacher ones of the rest.
 
     Drawn are rows of signs, shape (K, num_signs): all the vectors of a tangent one after the other.
 
     Attributes:
-        slots: by name, every trainable parameter not excluded.
         num_signs: random bits of one tangent.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, exclude: Collection[str] = ()) -> None:
-        super().__init__(model, inputs, exclude)
-        self.slots: dict[str, Slot] = {}
-        for name, param in self.params.items():
-            lengths: tuple[int, ...] = (param.numel(),)
-            if self.watch.only_weight(param) and param.is_floating_point():
-                lengths = (*param.shape[:2], *([param[0, 0].numel()] if param.dim() == 4 else []))
-            self.slots[name] = Slot(param, lengths)
-        self.lengths = [length for slot in self.slots.values() for length in slot.lengths]
-        self.num_signs = sum(self.lengths)
+    def __init__(self, model: nn.Module, exclude: Collection[str] = ()) -> None:
+        super().__init__(model, exclude)
+        self._lengths = {name: _lengths(param) for name, param in self.params.items()}
+        self._all_lengths = [length for lengths in self._lengths.values() for length in lengths]
+        self.num_signs = sum(self._all_lengths)
 
     def sample(self, generator: torch.Generator, count: int) -> Tensor:
         """Signs of ``count`` tangents, shape (count, num_signs); the same rows however they are asked for."""
         row = -(-self.num_signs // 64) * 64
         return random_signs(count * row, generator, self.dtype).view(count, row)[:, : self.num_signs]
 
-    def count(self, signs: Tensor) -> int:
-        """How many there are."""
-        return len(signs)
-
-    def first(self, signs: Tensor) -> Tensor:
-        """The signs of the first."""
-        return signs[0]
-
-    def along(self, signs: Tensor) -> dict[str, Factors | Tensor]:
-        """The tangents that signs (..., num_signs) make."""
-        vectors = iter(signs.split(self.lengths, dim=-1))
-        return {
-            name: slot.tangent(tuple(next(vectors) for _ in slot.lengths))
-            for name, slot in self.slots.items()
-        }
+    def along(self, drawn: Tensor) -> dict[str, Factors | Tensor]:
+        """The tangents that signs (K, num_signs) make."""
+        vectors = iter(drawn.split(self._all_lengths, dim=1))
+        tangents: dict[str, Factors | Tensor] = {}
+        for name, param in self.params.items():
+            one, *others = (next(vectors).to(param.dtype) for _ in self._lengths[name])
+            if others:
+                kernel = others[1].unflatten(1, param.shape[2:]) if len(others) > 1 else None
+                tangents[name] = Factors(one, others[0], kernel)
+            else:
+                tangents[name] = one.reshape(len(drawn), *param.shape)
+        return tangents
 
     def join(self, sets: list[Tensor]) -> Tensor:
         """Several sets of tangents as one."""
         return torch.cat(sets)
 
-    def rows(self, signs: Tensor, start: int, stop: int) -> Tensor:
+    def rows(self, drawn: Tensor, start: int, stop: int) -> Tensor:
         """Some of the tangents."""
-        return signs[start:stop]
+        return drawn[start:stop]
 
-    def dense(self, signs: Tensor) -> dict[str, Tensor]:
+    def dense(self, drawn: Tensor) -> dict[str, Tensor]:
         """The products of the vectors, entry by entry."""
-        products = {}
-        for name, tangent in self.along(signs).items():
-            if isinstance(tangent, Factors):
-                matrix = tangent.rows[:, :, None] * tangent.inputs[:, None, :]
-                kernel = tangent.kernel
-                tangent = matrix if kernel is None else matrix[..., None, None] * kernel[:, None, None]
-            products[name] = tangent
-        return products
+        return {
+            name: tangent.dense() if isinstance(tangent, Factors) else tangent
+            for name, tangent in self.along(drawn).items()
+        }
 
-    def weighted_sum(self, signs: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    def weighted_sum(self, drawn: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """sum_k weights_k v_k, formed once for each parameter."""
-        total = {}
-        for name, tangent in self.along(signs).items():
-            param = self.slots[name].param
-            scale = weights.to(param.dtype)
-            if isinstance(tangent, Factors):
-                matrix = (tangent.rows * scale[:, None]).T @ tangent.columns(param)
-                total[name] = matrix.as_strided(param.shape, param.stride())
-            else:
-                total[name] = torch.tensordot(scale, tangent, 1)
-        return total
+        return {
+            name: tangent.weighted_sum(weights, self.params[name])
+            if isinstance(tangent, Factors)
+            else torch.tensordot(weights.to(tangent.dtype), tangent, 1)
+            for name, tangent in self.along(drawn).items()
+        }
 
-    def add_to_parameters(self, signs: Tensor, weights: Tensor) -> None:
+    def add_to_parameters(self, drawn: Tensor, weights: Tensor) -> None:
         """Add sum_k weights_k v_k to the parameters, layer by layer, from the factors."""
-        for name, tangent in self.along(signs).items():
-            param = self.slots[name].param.detach()
-            scale = weights.to(param.dtype)
-            if not isinstance(tangent, Factors):
-                for row, number in zip(tangent, scale, strict=True):
-                    param.addcmul_(row, number)
-            elif len(signs) == 1:
-                as_matrix(param).addr_(tangent.rows[0] * scale, tangent.columns(param)[0])
+        for name, tangent in self.along(drawn).items():
+            param = self.params[name].detach()
+            if isinstance(tangent, Factors):
+                tangent.add_to(param, weights)
             else:
-                as_matrix(param).addmm_((tangent.rows * scale[:, None]).T, tangent.columns(param))
+                for row, number in zip(tangent, weights.to(param.dtype), strict=True):
+                    param.addcmul_(row, number)
 
-    def norm(self, signs: Tensor, weights: Tensor) -> Tensor:
+    def norm(self, drawn: Tensor, weights: Tensor) -> Tensor:
         """Euclidean norm of sum_k weights_k v_k, shape (), from the factors."""
-        if len(signs) == 1:
+        if len(drawn) == 1:
             return weights[0].abs() * math.sqrt(self.num_entries)
         weights = weights.double()
-        return (weights @ self.products(signs) @ weights).clamp(min=0).sqrt().to(self.dtype)
+        return (weights @ self.products(drawn) @ weights).clamp(min=0).sqrt().to(self.dtype)
 
-    def products(self, signs: Tensor) -> Tensor:
+    def products(self, drawn: Tensor) -> Tensor:
         """<v_j, v_k> of all pairs, shape (K, K), float64, from the factors."""
-        vectors = iter(signs.double().split(self.lengths, dim=1))
-        total = torch.zeros(len(signs), len(signs), dtype=torch.float64, device=signs.device)
-        for slot in self.slots.values():
-            factors = [next(vectors) for _ in slot.lengths]
+        vectors = iter(drawn.double().split(self._all_lengths, dim=1))
+        total = torch.zeros(len(drawn), len(drawn), dtype=torch.float64, device=drawn.device)
+        for lengths in self._lengths.values():
+            factors = [next(vectors) for _ in lengths]
             total += math.prod(factor @ factor.T for factor in factors)
         return total
+
+
+def _lengths(param: Tensor) -> tuple[int, ...]:
+    """How many signs each vector of a parameter's tangent has: outputs, inputs, positions; or one for all."""
+    if param.dim() < 2:
+        return (param.numel(),)
+    return (*param.shape[:2], *([param[0, 0].numel()] if param.dim() > 2 else []))

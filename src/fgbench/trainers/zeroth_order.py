@@ -8,21 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from fgbench.seeds import derive_generator, draw_seed
-from fgbench.trainers.activity_pass import INERT
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.forward_mode.shifted import ShiftedParameters
 from fgbench.trainers.options import ZerothOrderOptions
-from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, gradient_norm, sample_losses
+from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses, write_gradient
 from fgbench.trainers.reference import (
     RepeatedChance,
     mean_of_tangents,
     reference_of_tangents,
     true_gradient,
 )
+from fgbench.trainers.replay import OnePass
 from fgbench.trainers.sampling import sample_tangents
 from fgbench.trainers.workers import Workers
 
@@ -73,11 +72,15 @@ class ZerothOrder(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad`` with the estimate; see :meth:`Trainer.compute_gradients`."""
+        begin_step(model, labels, accumulate=accumulate)
 
-        def keep(param: Tensor, gradient: Tensor) -> None:
-            param.grad = gradient
+        def keep(param: Tensor, gradient: Tensor) -> Tensor:
+            write_gradient(param, gradient, accumulate=accumulate)
+            return gradient if param.grad is None else param.grad
 
         return self._step(model, loss_fn, inputs, labels, generator, keep)
 
@@ -92,9 +95,11 @@ class ZerothOrder(Trainer):
         lr: float,
     ) -> StepStats:
         """A plain SGD step of size ``lr``, one parameter at a time; no gradient is kept."""
+        begin_step(model, labels)
 
-        def descend(param: Tensor, gradient: Tensor) -> None:
+        def descend(param: Tensor, gradient: Tensor) -> Tensor:
             param.sub_(gradient, alpha=lr)
+            return gradient
 
         return self._step(model, loss_fn, inputs, labels, generator, descend)
 
@@ -141,7 +146,7 @@ class ZerothOrder(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
-        use: Callable[[Tensor, Tensor], None],
+        use: Callable[[Tensor, Tensor], Tensor],
     ) -> StepStats:
         """Evaluate, then hand ``use`` one parameter at a time with its gradient."""
         options = self.options
@@ -149,7 +154,7 @@ class ZerothOrder(Trainer):
         exact = output_layer.names if output_layer else set()
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         moved = [param for name, param in params.items() if name not in exact]
-        replay = DropoutReplay(model, inputs.device)
+        one_pass = OnePass(model, 2 * options.tangents)
         generators = self.workers.generators(generator)
         directions = [
             SeededDirection(moved, options.guess, each)
@@ -159,14 +164,12 @@ class ZerothOrder(Trainer):
         own = self.workers.own * options.tangents
         measured = []
         with output_layer or nullcontext():
-            for k, direction in enumerate(directions[own : own + options.tangents]):
+            for direction in directions[own : own + options.tangents]:
                 losses, outputs, features = [], [], []
                 for sign in (1.0, -1.0):
-                    first = k == 0 and sign > 0
-                    shift = ShiftedParameters(direction, sign * options.epsilon)
-                    with replay, forward_mode_statistics(model, update=first), shift:
+                    with one_pass, ShiftedParameters(model, moved, direction.of, sign * options.epsilon):
                         outputs.append(model(inputs))
-                    losses.append(sample_losses(loss_fn, outputs[-1], labels).double().mean())
+                        losses.append(sample_losses(loss_fn, outputs[-1], labels).double().mean())
                     features += [output_layer.input] if output_layer else []
                 measured.append((losses[0] - losses[1]) / (2 * options.epsilon))
         centre = (outputs[0] + outputs[1]) / 2
@@ -184,8 +187,7 @@ class ZerothOrder(Trainer):
                 gradient = torch.zeros_like(param)
                 for derivative, direction in zip(derivatives, directions, strict=True):
                     gradient += (derivative / len(directions)).to(param.dtype) * direction.of(param)
-            norms.append(gradient_norm([gradient]))
-            use(param, gradient)
+            norms.append(gradient_norm([use(param, gradient)]))
         norm = torch.linalg.vector_norm(torch.stack(norms))
         return StepStats(loss, centre, derivatives.to(loss.dtype), norm)
 
@@ -207,26 +209,3 @@ class SeededDirection:
         generator = derive_generator(param.device, self.seed, "tangent", self.index[id(param)])
         share = sample_tangents({"param": param}, self.guess, generator)["param"]
         return share if isinstance(self.scale, float) else share * self.scale.to(share.dtype)
-
-
-class ShiftedParameters(TorchFunctionMode):
-    """Within, every function that takes a parameter gets it shifted along the direction."""
-
-    def __init__(self, direction: SeededDirection, step: float) -> None:
-        super().__init__()
-        self.direction = direction
-        self.step = step
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call ``func`` with shifted parameters; attributes are left alone."""
-        if func.__name__ in INERT:
-            return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map(self._shifted, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-    def _shifted(self, value: Any) -> Any:
-        if id(value) not in self.direction.index:
-            return value
-        return torch.add(value, self.direction.of(value), alpha=self.step)

@@ -13,7 +13,9 @@ from fgbench.trainers.forward_mode.factors import Factors
 from fgbench.trainers.forward_mode.refusals import (
     as_under_backprop,
     constant_parameters,
-    refuse_unsuitable,
+    refuse_hidden,
+    refuse_hooks,
+    run_eagerly,
 )
 from fgbench.trainers.forward_mode.rules import RULES
 from fgbench.trainers.forward_mode.shadows import Observer, RefusedError, Shadows
@@ -64,7 +66,8 @@ class ForwardPass:
         self._stack = ExitStack()
 
     def __enter__(self) -> "ForwardPass":
-        refuse_unsuitable(self.model)
+        refuse_hooks(self.model)
+        refuse_hidden(self.model, self.model.parameters())
         with self._stack, self._named_refusals():
             self._stack.enter_context(constant_parameters(self.model))
             with torch.no_grad():
@@ -72,6 +75,7 @@ class ForwardPass:
                     self.shadows.give(value, tangent)
             self._tangents = {}
             self.shadows.observers += self._observers
+            self._stack.enter_context(run_eagerly())
             self._stack.enter_context(as_under_backprop(self.shadows))
             self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             self._stack.enter_context(torch.enable_grad())

@@ -1,8 +1,8 @@
 """Where forward mode is not backprop: what a pass checks, and what it holds off while a model runs."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,43 +14,76 @@ from torch.utils.checkpoint import CheckpointFunction
 from fgbench.errors import ConfigError
 from fgbench.trainers.forward_mode.shadows import RefusedError, Shadows
 
+_HOOK = "which runs in no forward trainer: remove it, or train with backprop"
 
-def refuse_unsuitable(model: nn.Module) -> None:
-    """Refuse a model whose gradient is not its derivative, or which has none yet.
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuse a model that has no shape yet.
 
     Raises:
-        ConfigError: it is scripted, has lazy parameters, or hooks that change gradients.
+        ConfigError: names the parameter.
     """
+    for name, param in model.named_parameters():
+        if isinstance(param, UninitializedParameter):
+            raise ConfigError(f"parameter {name!r} is lazy: run one batch through the model first")
+
+
+def refuse_hidden(model: nn.Module, params: Iterable[Tensor]) -> None:
+    """Refuse a model whose operations cannot be seen one by one, and parameters that share memory.
+
+    Raises:
+        ConfigError: a part is scripted, or a step of one parameter would move another too.
+    """
+    refuse_lazy(model)
     for name, module in model.named_modules():
-        where = f"{name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             raise ConfigError(
-                f"{where} is a TorchScript module, into which forward mode cannot look: train the model it "
-                f"was made from"
+                f"{_where(name, module)} is a TorchScript module, which shows none of its operations: train "
+                f"the model that it was made from"
             )
-        if module._backward_hooks or module._backward_pre_hooks:
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for param in params:
+        start, stop = extent(param)
+        others = spans.setdefault(param.untyped_storage()._cdata, [])
+        if any(first < stop and start < last for first, last in others):
             raise ConfigError(
-                f"{where} has a backward hook, which runs in no forward trainer: remove it, or train with "
-                f"backprop"
+                "two of the model's parameters share memory, so that a step of one moves the other: use one "
+                "and the same Parameter in both places"
             )
+        others.append((start, stop))
+
+
+def extent(value: Tensor) -> tuple[int, int]:
+    """Which bytes of its storage a tensor spans."""
+    start = int(value.storage_offset()) * value.element_size()
+    if not value.numel():
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return start, start + (last + 1) * value.element_size()
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Refuse a model with hooks that change gradients on their way back, since nothing goes back.
+
+    Raises:
+        ConfigError: names the module or parameter.
+    """
+    for name, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise ConfigError(f"{_where(name, module)} has a backward hook, {_HOOK}")
         for own, param in module._parameters.items():
-            if param is None:
-                continue
-            full = f"{name}.{own}" if name else own
-            if isinstance(param, UninitializedParameter):
-                raise ConfigError(
-                    f"{full!r} is lazy, without a shape yet: run one batch through the model first"
-                )
-            if param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None):
-                raise ConfigError(
-                    f"{full!r} has a gradient hook, which runs in no forward trainer: remove it, or train "
-                    f"with backprop"
-                )
+            if param is not None and (
+                param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None)
+            ):
+                full = f"{name}.{own}" if name else own
+                raise ConfigError(f"{full!r} has a gradient hook, {_HOOK}")
     every = nn.modules.module
     if every._global_backward_hooks or every._global_backward_pre_hooks:
-        raise ConfigError(
-            "there is a backward hook for all modules, which runs in no forward trainer: remove it"
-        )
+        raise ConfigError(f"there is a backward hook for all modules, {_HOOK}")
+
+
+def _where(name: str, module: nn.Module) -> str:
+    return f"{name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
 
 
 @contextmanager
@@ -72,14 +105,17 @@ def as_under_backprop(shadows: Shadows) -> Iterator[None]:
 
     ``tensor.requires_grad`` says whether there is a tangent, so that code which asks takes the way it takes
     in training. Hooks on tensors are refused, as are functions with a backward pass of their own, unless they
-    have a forward-mode derivative too. Compiled models run eagerly, checkpointed parts as they are.
+    have a forward-mode derivative too. Checkpointed parts run as they are.
     """
     apply, register = Function.__dict__["apply"], Tensor.register_hook
     fast = torch.backends.mha.get_fastpath_enabled()
     plain: Any = torch._C.TensorBase.__dict__["requires_grad"]
 
     def requires_grad(value: Tensor) -> bool:
-        return plain.__get__(value) or (torch.is_grad_enabled() and shadows.has(value))
+        asked_by = sys._getframe(1).f_globals.get("__name__", "")
+        if plain.__get__(value) or shadows.handling or asked_by.startswith("torch."):
+            return bool(plain.__get__(value))  # torch's own code would look for a graph
+        return torch.is_grad_enabled() and shadows.has(value)
 
     def refuse_hook(value: Tensor, hook: Any) -> Any:
         raise RefusedError("the model hooks a gradient (register_hook), which no forward trainer has")
@@ -96,7 +132,6 @@ def as_under_backprop(shadows: Shadows) -> Iterator[None]:
         with torch.utils._python_dispatch._disable_current_modes():
             return shadows.otherwise(original, [], args, kwargs)
 
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else None
     Function.apply = classmethod(apply_forward)
     Tensor.register_hook = refuse_hook  # type: ignore[method-assign]
     Tensor.requires_grad = property(requires_grad, plain.__set__)  # type: ignore[assignment]
@@ -108,5 +143,10 @@ def as_under_backprop(shadows: Shadows) -> Iterator[None]:
         Tensor.register_hook = register  # type: ignore[method-assign]
         del Tensor.requires_grad
         torch.backends.mha.set_fastpath_enabled(fast)
-        if eager is not None:
-            eager.__exit__(None, None, None)
+
+
+def run_eagerly() -> AbstractContextManager[Any]:
+    """Within, compiled models run as they were written, so that their operations are seen."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it takes a second
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

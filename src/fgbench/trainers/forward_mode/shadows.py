@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -70,12 +70,14 @@ class Shadow(NamedTuple):
 
     Attributes:
         storage: whose; gone, it takes the shadow along.
-        rows: a tensor whose memory, from its beginning, holds them.
+        rows: a tensor whose memory holds them.
+        start: where in that memory the first row begins, in bytes.
         distance: from one row to the next, in bytes.
     """
 
     storage: "weakref.ref[Any]"
     rows: Tensor
+    start: int
     distance: int
 
 
@@ -92,6 +94,7 @@ class Shadows(TorchDispatchMode):
 
     Attributes:
         observers: called with every operation before it runs.
+        handling: whether an operation is under way, below the model's own code.
     """
 
     def __init__(self, count: int, rules: Mapping[Any, Rule]) -> None:
@@ -99,33 +102,28 @@ class Shadows(TorchDispatchMode):
         self.count = count
         self.rules = rules
         self.observers: list[Observer] = []
+        self.handling = False
         self._shadows: dict[int, Shadow] = {}
         self._factors: dict[int, tuple[Tensor, Factors]] = {}
-        self._given: dict[int, list[tuple[int, int]]] = {}
+        self._given: dict[int, int] = {}
         self._home: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._owned: int | None = None
         self._stopped: dict[int, weakref.ref[Tensor]] = {}
 
     def give(self, value: Tensor, tangent: Tensor | Factors) -> None:
-        """Give a parameter or an input its K tangents, shape (K, ...), or their factors.
-
-        Raises:
-            RefusedError: it shares memory with another one.
-        """
-        start = int(value.storage_offset()) * value.element_size()
-        entries = 1 + sum((n - 1) * stride for n, stride in zip(value.shape, value.stride(), strict=True))
-        stop = start + entries * value.element_size() * (value.numel() > 0)
+        """Give a parameter or an input its K tangents, shape (K, ...), or their factors."""
         key = value.untyped_storage()._cdata
-        spans = self._given.setdefault(key, [])
-        if any(first < stop and start < last for first, last in spans):
-            raise RefusedError("two of the model's parameters share memory")
-        spans.append((start, stop))
         self._home[id(value)] = weakref.ref(value), key
+        if not isinstance(value, nn.Parameter):
+            assert isinstance(tangent, Tensor)
+            self.put(value.detach(), tangent.clone())  # the model may write into its inputs
+            return
+        self._given[key] = self._given.get(key, 0) + 1
         value = value.detach()
-        if len(spans) > 1 and key in self._factors:  # parameters cut from one tensor
+        if self._given[key] > 1 and key in self._factors:  # parameters cut from one tensor
             self._make_dense(key)
             del self._factors[key]
-        if isinstance(tangent, Factors) and len(spans) == 1:
+        if isinstance(tangent, Factors) and self._given[key] == 1:
             self._factors[key] = value, tangent
         else:
             self.put(value, tangent.dense() if isinstance(tangent, Factors) else tangent)
@@ -156,14 +154,14 @@ class Shadows(TorchDispatchMode):
         key = value.untyped_storage()._cdata
         if key not in self._shadows:
             self._make_dense(key)
-        _, rows, distance = self._shadows[key]
+        _, rows, start, distance = self._shadows[key]
         if rows.dtype != value.dtype:
             rows = rows.as_strided((rows.untyped_storage().nbytes() // rows.element_size(),), (1,), 0)
             rows = rows.view(value.dtype)
         tangent = rows.as_strided(
             (self.count, *value.shape),
             (distance // value.element_size(), *value.stride()),
-            value.storage_offset(),
+            start // value.element_size() + value.storage_offset(),
         )
         if value.is_complex() and value.is_conj():
             tangent = tangent.conj()
@@ -187,16 +185,17 @@ class Shadows(TorchDispatchMode):
         storage = value.untyped_storage()
         key, index, home = storage._cdata, id(value), self._home
         home[index] = weakref.ref(value, partial(_drop, home, index)), key
-        size = value.element_size()
+        size, length, memory = value.element_size(), storage.nbytes(), tangent.untyped_storage().nbytes()
+        start, distance = int(tangent.storage_offset()) * size, tangent.stride(0) * size
         if (
             key not in self._shadows
             and tangent.dtype == value.dtype
             and tangent.stride()[1:] == value.stride()
-            and value.storage_offset() == 0 == tangent.storage_offset()
-            and (self.count == 1 or tangent.stride(0) * size >= storage.nbytes())
-            and tangent.untyped_storage().nbytes() >= self.count * storage.nbytes()
+            and value.storage_offset() == 0
+            and (self.count == 1 or distance >= length)
+            and memory >= start + length + (self.count - 1) * distance
         ):
-            self._bind(storage, tangent, storage.nbytes() if self.count == 1 else tangent.stride(0) * size)
+            self._bind(storage, tangent, start, distance)
             return
         self.blank(value, zeros=False).copy_(tangent)
 
@@ -258,16 +257,16 @@ class Shadows(TorchDispatchMode):
             each.clear()
         self.observers.clear()
 
-    def _bind(self, storage: Any, rows: Tensor, distance: int) -> None:
+    def _bind(self, storage: Any, rows: Tensor, start: int, distance: int) -> None:
         key, shadows = storage._cdata, self._shadows
-        shadows[key] = Shadow(weakref.ref(storage, partial(_drop, shadows, key)), rows, distance)
+        shadows[key] = Shadow(weakref.ref(storage, partial(_drop, shadows, key)), rows, start, distance)
 
     def _new(self, value: Tensor, *, zeros: bool) -> None:
         storage = value.untyped_storage()
         entries = -(-storage.nbytes() // value.element_size())
         make = torch.zeros if zeros or entries > value.numel() else torch.empty
         rows = make(self.count, entries, dtype=value.dtype, device=value.device)
-        self._bind(storage, rows, entries * value.element_size())
+        self._bind(storage, rows, 0, entries * value.element_size())
 
     def _make_dense(self, key: int) -> None:
         weight, factors = self._factors[key]
@@ -285,7 +284,13 @@ class Shadows(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        self.handling = True
+        try:
+            return self._handle(func, args, kwargs or {})
+        finally:
+            self.handling = False
+
+    def _handle(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for observe in self.observers:
             observe(func, args, kwargs)
         view, written = signature(func)
@@ -422,7 +427,7 @@ def _forward_formula(
         RefusedError: torch has no forward formula.
     """
     with (
-        torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED),
+        torch._C._ForceDispatchKeyGuard(_INCLUDED | torch._C._dispatch_tls_local_include_set(), _EXCLUDED),
         torch.no_grad(),
         forward_ad.dual_level(),
     ):
