@@ -145,7 +145,7 @@ TRAINERS = {
     "feedback-forward-gradient": Component(
         "fgbench.trainers.feedback_forward_gradient:FeedbackForwardGradient",
         "fgbench.trainers.options:FeedbackForwardGradientOptions",
-        "a direct-feedback-alignment direction whose feedback matrices learn from directional derivatives",
+        "the output error sent to every layer by matrices that learn from derivatives of the outputs",
         "Bacho and Chu (2024), arXiv 2212.07282",
         bias="biased: the direction follows the feedback matrices",
         cost="2, and the weight-gradient products; projection: 4",

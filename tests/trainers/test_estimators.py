@@ -265,7 +265,7 @@ def test_zeroth_order_leaves_no_rounding_in_the_parameters():
 def test_feedback_learns_to_point_along_the_gradient(combine):
     model, (inputs, labels) = linear_model(), batch(500)
     truth = true_gradient(model, inputs, labels)
-    trainer = FeedbackForwardGradient(combine=combine, feedback_momentum=0.9)
+    trainer = FeedbackForwardGradient(learning="average", combine=combine, feedback_momentum=0.9)
     generator = torch.Generator().manual_seed(4)
     for _ in range(150):
         estimate = gradient(trainer, model, inputs, labels, generator)
@@ -276,7 +276,8 @@ def test_feedback_learns_to_point_along_the_gradient(combine):
 
 def test_feedback_matrices_become_the_jacobian_of_the_outputs():
     model, (inputs, labels) = linear_model(), batch(1000)
-    trainer, generator = FeedbackForwardGradient(feedback_momentum=0.9), torch.Generator().manual_seed(4)
+    trainer = FeedbackForwardGradient(learning="average", feedback_momentum=0.9)
+    generator = torch.Generator().manual_seed(4)
     for _ in range(200):
         gradient(trainer, model, inputs, labels, generator)
     assert torch.allclose(trainer.feedback[0], model[3].weight, atol=0.05)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
+from fgbench.trainers.activity_forward_gradient import per_sample, require_independent_samples
 from fgbench.trainers.activity_pass import PassResult, layer_parameters, perturbed_pass
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
@@ -15,28 +16,42 @@ from fgbench.trainers.sampling import sample_tangents
 
 
 class FeedbackForwardGradient(Trainer):
-    """Send the output error e_i straight to every layer through a matrix F: delta_i = F^T e_i.
+    """Send the output error e_i straight to every layer through a matrix: delta_i = F^T e_i, masked.
 
-    The matrices are running averages of the network's Jacobians: one forward-mode pass perturbs every
-    linear and convolution layer's output by independent +-1 entries u_i and gives the outputs'
-    directional derivatives y_i, so y_i u_i^T estimates the Jacobian of the outputs with respect to that
-    layer's output. Per step F <- F + (1 - momentum) mean_i[(y_i u_i^T - F) masked], the mask being the
-    derivative of a ReLU that takes the layer's output directly; delta_i is masked likewise and gives the
-    weight gradient mean_i delta_i x_i^T. The output layer always has its exact gradient.
-    Parameters of other layers get d v, with v a tangent of theirs in the same pass.
+    One forward-mode pass perturbs every linear and convolution layer's output by independent +-1 entries
+    u_i, where the ReLU that follows lets them through, and gives the outputs' directional derivatives
+    y_i = sum_l J_l u_li, J_l the Jacobian of the outputs with respect to layer l's output. Two ways to learn
+    the matrices F_l (classes x outputs) from that:
+
+    * ``regression``: least mean squares on what the matrices of all layers together leave unexplained,
+      F_l <- F_l + (mu / B) sum_i r_i u_li^T with r_i = y_i - sum_m F_m u_mi and mu = rate B / (B + n), n the
+      active units of a sample over all layers. Where F is the Jacobian nothing is left, so its noise
+      vanishes; a step of order 1 / (B + n) is the largest that is stable.
+    * ``average``: a running average of y_i u_i^T, F_l <- F_l + (1 - momentum) mean_i[(y_i u_li^T - F_l)
+      masked], whose noise is as large as the Jacobian times the number of units.
+
+    A step is guided by the matrices as they were before it. delta_i gives the weight gradient
+    mean_i delta_i x_i^T; the output layer has its exact gradient, parameters of other layers d v with v a
+    tangent of theirs in the same pass.
+
+    ``correction: beta`` adds a share of what the derivative d_i of the sample's loss says beyond the
+    guidance c_i = F^T e_i: delta_i = c_i + beta (d_i - <c_i, u_i>) u_i. It is unbiased at 1, at the price of
+    noise: E|delta_i - g_i|^2 = ((1 - beta)^2 + beta^2 (n - 1)) |g_i - c_i|^2 for the gradient g_i.
 
     ``combine: projection`` takes the direction as a guess only: a second pass measures the directional
     derivative d along it, and the gradient is (d / |v|^2) v in the space of activations, so that a wrong
     guess is scaled down or turned round.
 
-    Bias: biased; exact only where F is the Jacobian. Variance: that of the running averages. Cost: 2 forward
-    passes (4 with ``projection``) and the products; memory: a matrix of (classes x outputs) per layer.
+    Bias: the distance of F from the Jacobians, times 1 - beta. Variance: none beyond that of F and of the
+    correction. Cost: 2 forward passes (4 with ``projection``) and the products, and drawing a bit for
+    every output; memory: a matrix of (classes x outputs) per layer. Used backwards: nothing.
 
     Source: Bacho and Chu (2024), "Low-variance Forward Gradients using Direct Feedback Alignment and
-    momentum", arXiv 2212.07282, and their code (github.com/Florian-BACHO/FDFA). Differences: they perturb
-    after the activation function, by normal entries; here it is before a ReLU and only where it passes,
-    by +-1. Their code moves F by Adam on the same error; here it is the plain moving average. They
-    differentiate locally through normalisation; here it is a layer of its own kind (see above).
+    momentum", arXiv 2212.07282, and their code (github.com/Florian-BACHO/FDFA), for ``average``; least mean
+    squares is Widrow and Hoff (1960). Differences: they perturb after the activation function, by normal
+    entries; here it is before a ReLU and only where it passes, by +-1. Their code moves F by Adam on the
+    same error; here it is the plain average. They differentiate locally through normalisation; here it is
+    a layer of its own kind (see above).
 
     Example:
         >>> model, inputs, labels = nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
@@ -57,9 +72,10 @@ class FeedbackForwardGradient(Trainer):
         """Only looks whether this trainer can train the model; the matrices are made by the first step.
 
         Raises:
-            ConfigError: the model's last layer is no ``nn.Linear``.
+            ConfigError: the model's last layer is no ``nn.Linear``, or samples interact under a correction.
         """
         OutputLayer(model)
+        self._check(model)
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The output layer's; see :meth:`Trainer.exact_names`."""
@@ -82,6 +98,7 @@ class FeedbackForwardGradient(Trainer):
             ConfigError: the model is not the one it began with, or its last layer is no ``nn.Linear``.
         """
         begin_step(model, labels, accumulate=accumulate)
+        self._check(model)
         output_layer = OutputLayer(model)
         layers, others = layer_parameters(model, output_layer.names)
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
@@ -101,7 +118,11 @@ class FeedbackForwardGradient(Trainer):
             call.reached(from_rows(error @ matrix, call.perturbation))
             for matrix, call in zip(self.feedback, result.calls, strict=True)
         ]
-        self._learn(result)
+        changes = [call.reached(call.perturbation) for call in result.calls]
+        learn = self._regress if self.options.learning == "regression" else self._average
+        learn(result, changes)
+        if self.options.correction:
+            deltas = corrected(deltas, changes, result.derivatives / len(inputs), self.options.correction)
         derivatives = result.derivatives
         scale: Tensor | float = 1.0
         if self.options.combine == "projection":
@@ -134,12 +155,28 @@ class FeedbackForwardGradient(Trainer):
             raise ConfigError("feedback-forward-gradient: its feedback matrices belong to another model")
         self.feedback = [matrix.to(result.outputs.device) for matrix in self.feedback]
 
-    def _learn(self, result: PassResult) -> None:
+    def _check(self, model: nn.Module) -> None:
+        if self.options.correction:
+            require_independent_samples(model, self.options.name)
+
+    def _regress(self, result: PassResult, changes: list[Tensor]) -> None:
+        """Move every matrix by what all of them together leave unexplained of the outputs' change."""
+        samples = len(result.outputs)
+        rows = [to_rows(change) for change in changes]
+        left = result.output_tangents.clone()
+        for matrix, row in zip(self.feedback, rows, strict=True):
+            left.addmm_(row, matrix.T, alpha=-1)
+        active = sum((row.square().sum() for row in rows), start=left.new_zeros(())) / samples
+        step = left * (self.options.rate / (samples + active))  # mu / B
+        for matrix, row in zip(self.feedback, rows, strict=True):
+            matrix.addmm_(step.T, row)
+
+    def _average(self, result: PassResult, changes: list[Tensor]) -> None:
         """Move every matrix towards this batch's estimate of the Jacobian, where its units are active."""
         samples = len(result.outputs)
-        for matrix, call in zip(self.feedback, result.calls, strict=True):
-            active = to_rows(call.reached(torch.ones_like(call.perturbation))).mean(0)
-            estimate = result.output_tangents.T @ to_rows(call.reached(call.perturbation)) / samples
+        for matrix, call, change in zip(self.feedback, result.calls, changes, strict=True):
+            active = to_rows(call.reached(torch.ones_like(change))).mean(0)
+            estimate = result.output_tangents.T @ to_rows(change) / samples
             matrix += (1 - self.options.feedback_momentum) * (estimate - matrix * active)
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,6 +186,20 @@ class FeedbackForwardGradient(Trainer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over feedback matrices."""
         self.feedback = [matrix.clone() for matrix in state["feedback"]]
+
+
+def corrected(deltas: list[Tensor], changes: list[Tensor], derivatives: Tensor, share: float) -> list[Tensor]:
+    """Guidance c and a share of (d - <c, u>) u, per sample over all layers together.
+
+    Args:
+        deltas: c of every layer, shape (B, ...).
+        changes: u of every layer, shape (B, ...), 0 where nothing passes.
+        derivatives: d, shape (B,).
+        share: from 0 to 1.
+    """
+    pairs = list(zip(deltas, changes, strict=True))
+    known = sum((each * u).flatten(1).sum(1) for each, u in pairs)
+    return [each + per_sample(share * (derivatives - known), u) for each, u in pairs]
 
 
 def to_rows(values: Tensor) -> Tensor:

@@ -126,10 +126,22 @@ class FeedbackForwardGradientOptions(ForwardOptions):
     """Options of ``feedback-forward-gradient``."""
 
     name: str = "feedback-forward-gradient"
+    learning: Literal["regression", "average"] = "regression"
+    """How the matrices learn: from what they leave unexplained of the outputs' change, or as averages."""
+    rate: float = Field(default=0.1, gt=0.0, lt=2.0)
+    """Step of `regression`, in parts of the one that explains a batch's outputs wholly."""
     feedback_momentum: float = Field(default=0.99, ge=0.0, lt=1.0)
-    """Momentum with which the feedback matrices average the directional derivatives of the outputs."""
+    """Momentum of `average`, over the directional derivatives of the outputs."""
+    correction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the unbiased correction by the loss's own derivative: 0 trusts the matrices, 1 is unbiased."""
     combine: Literal["direction", "projection"] = "direction"
     """`direction`: the direction as it is; `projection`: the gradient projected on it (a pass more)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FeedbackForwardGradientOptions":
+        if self.correction and self.combine == "projection":
+            raise ValueError("correction goes with combine: direction")
+        return self
 
 
 class LocalLossOptions(TrainerOptions):

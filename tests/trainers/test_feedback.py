@@ -1,0 +1,167 @@
+"""Feedback matrices by regression, on the shipped models as they are shipped: their ReLUs work in place."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from fgbench.errors import ConfigError
+from fgbench.models.build import build_model
+from fgbench.registry import options_model
+from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient, corrected
+from fgbench.trainers.sampling import sample_tangents
+
+LOSS = nn.CrossEntropyLoss(reduction="none")
+SHAPE, CLASSES = (1, 8, 8), 3
+SHIPPED = {"fc": {"hidden": 8, "layers": 2}, "cnn": {"width": 2, "hidden": 8}}
+
+
+def shipped(name, samples=6, **changes):
+    """A shipped model, small and in float64, with a batch."""
+    options = options_model("model", name)(name=name, **(SHIPPED[name] | changes))
+    model = build_model(options, SHAPE, CLASSES, 0, "cpu").double()
+    inputs = torch.randn(samples, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return model, inputs, torch.arange(samples) % CLASSES
+
+
+def flat_gradient(trainer, model, inputs, labels, generator=None):
+    trainer.compute_gradients(model, LOSS, inputs, labels, generator)
+    return torch.cat([param.grad.flatten() for param in model.parameters()])
+
+
+def rows(values):
+    return values.movedim(1, -1).flatten(1)
+
+
+def hidden_layers(model, inputs):
+    """Per hidden layer its output, what its ReLU lets through, and the outputs' Jacobian (B, C, n)."""
+    model = copy.deepcopy(model)
+    outputs_of = []
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(lambda layer, args, output: outputs_of.append(output))
+    outputs = model(inputs)
+    hidden = outputs_of[:-1]
+    by_class = [torch.autograd.grad(outputs[:, c].sum(), hidden, retain_graph=True) for c in range(CLASSES)]
+    jacobians = [torch.stack([rows(each[k]) for each in by_class], 1) for k in range(len(hidden))]
+    error = outputs.softmax(1) - nn.functional.one_hot(torch.arange(len(inputs)) % CLASSES, CLASSES)
+    return [each.detach() for each in hidden], jacobians, error.detach()
+
+
+def check_second_step(trainer, name):
+    """The second step's matrices and first layer's gradient against the formula, entry by entry."""
+    model, inputs, labels = shipped(name)
+    generator = torch.Generator().manual_seed(3)
+    flat_gradient(trainer, model, inputs, labels, generator)
+    before = [matrix.clone() for matrix in trainer.state_dict()["feedback"]]
+    state = generator.get_state()
+    flat_gradient(trainer, model, inputs, labels, generator)
+    generator.set_state(state)
+    hidden, jacobians, error = hidden_layers(model, inputs)
+    masks = [rows(output > 0) for output in hidden]
+    changes = [
+        rows(sample_tangents({"output": output}, "rademacher", generator)["output"]) * mask
+        for output, mask in zip(hidden, masks, strict=True)
+    ]
+    seen = sum(torch.einsum("bcn,bn->bc", j, u) for j, u in zip(jacobians, changes, strict=True))
+    left = seen - sum(u @ f.T for u, f in zip(changes, before, strict=True))
+    batch, active = len(inputs), sum(float(mask.sum()) for mask in masks) / len(inputs)
+    step = trainer.options.rate * batch / (batch + active)
+    for f, u, after in zip(before, changes, trainer.state_dict()["feedback"], strict=True):
+        assert torch.allclose(after, f + step / batch * left.T @ u, atol=1e-12)
+    delta = (error @ before[0]) * masks[0] / batch
+    bias = next(param for own, param in model.named_parameters() if own.endswith("bias"))
+    assert torch.allclose(bias.grad, delta.view(batch, -1, len(bias)).sum((0, 1)), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_step_is_least_mean_squares_on_what_all_matrices_leave_unexplained(name):
+    check_second_step(FeedbackForwardGradient(rate=0.5), name)
+
+
+class Backwards(FeedbackForwardGradient):
+    """Moves its matrices the other way."""
+
+    def _regress(self, result, changes):
+        before = [matrix.clone() for matrix in self.feedback]
+        super()._regress(result, changes)
+        self.feedback = [2 * old - new for old, new in zip(before, self.feedback, strict=True)]
+
+
+class Unmasked(FeedbackForwardGradient):
+    """Learns from units that let nothing through, too."""
+
+    def _regress(self, result, changes):
+        super()._regress(result, [call.perturbation for call in result.calls])
+
+
+@pytest.mark.parametrize("wrong", [Backwards, Unmasked])
+def test_a_wrong_step_is_seen(wrong):
+    with pytest.raises(AssertionError):
+        check_second_step(wrong(rate=0.5), "fc")
+
+
+@pytest.mark.parametrize(("name", "least"), [("fc", 0.95), ("cnn", 0.8)])
+def test_matrices_learn_to_point_along_the_gradient(name, least):
+    changes = {"hidden": 32, "layers": 1} if name == "fc" else {}
+    model, inputs, labels = shipped(name, samples=48, **changes)
+    truth = flat_gradient(Backprop(), model, inputs, labels)
+    body = truth.numel() - sum(param.numel() for param in list(model.parameters())[-2:])
+    trainer, generator = FeedbackForwardGradient(rate=0.5), torch.Generator().manual_seed(4)
+    for _ in range(200):
+        estimate = flat_gradient(trainer, model, inputs, labels, generator)
+    assert torch.cosine_similarity(estimate[:body], truth[:body], dim=0) > least
+    assert torch.allclose(estimate[body:], truth[body:])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_corrections_mean_and_error_are_those_of_the_formula(share):
+    """Over all sign patterns of the active units, so exactly."""
+    generator = torch.Generator().manual_seed(0)
+    active = torch.tensor([1.0, 1, 0, 1, 1, 0, 1]).double()
+    g, c = (torch.randn(7, generator=generator, dtype=torch.float64) * active for _ in range(2))
+    n = int(active.sum())
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=n))).double()
+    u = torch.zeros(len(signs), 7, dtype=torch.float64)
+    u[:, active > 0] = signs
+    split = [3, 4]  # two layers
+    guidance = list(c.expand(len(u), -1).split(split, dim=1))
+    estimates = torch.cat(corrected(guidance, list(u.split(split, dim=1)), u @ g, share), dim=1)
+    assert torch.allclose(estimates.mean(0), c + share * (g - c))
+    distance = (g - c).square().sum()
+    error = (estimates - g).square().sum(1).mean()
+    assert torch.allclose(error, (1 - share) ** 2 * distance + share**2 * (n - 1) * distance)
+
+
+def test_a_whole_correction_is_unbiased_whatever_the_matrices(monkeypatch):
+    """Over all sign patterns of one sample's hidden layer, so exactly; half a correction is not."""
+    model, inputs, labels = shipped("fc", samples=1, hidden=6, layers=1)
+    truth = flat_gradient(Backprop(), model, inputs, labels)
+    matrix = torch.randn(CLASSES, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    for share in (1.0, 0.5):
+        total = torch.zeros_like(truth)
+        for signs in itertools.product([-1.0, 1.0], repeat=6):
+            drawn = {"output": torch.tensor([signs], dtype=torch.float64)}
+            monkeypatch.setattr(
+                "fgbench.trainers.feedback_forward_gradient.sample_tangents", lambda *_, drawn=drawn: drawn
+            )
+            trainer = FeedbackForwardGradient(correction=share)
+            trainer.load_state_dict({"feedback": [matrix]})
+            total += flat_gradient(trainer, model, inputs, labels, torch.Generator())
+        assert torch.allclose(total / 2**6, truth) == (share == 1.0)
+
+
+def test_a_correction_is_refused_where_samples_interact_and_beside_a_projection():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    _, inputs, labels = shipped("fc")
+    with pytest.raises(ConfigError, match="samples interact"):
+        FeedbackForwardGradient(correction=0.5).compute_gradients(
+            model, LOSS, inputs, labels, torch.Generator()
+        )
+    with pytest.raises(ConfigError, match="correction goes with combine: direction"):
+        FeedbackForwardGradient(correction=0.5, combine="projection")
