@@ -65,3 +65,22 @@ def test_a_pass_that_fails_leaves_the_buffers_of_the_one_before():
     with pytest.raises(TypeError), one_pass:
         model(x)
     assert torch.equal(model.running_mean, expected)
+
+
+class Alternating(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += 1
+        return x if self.steps % 2 else -x
+
+
+def test_counters_of_a_model_count_one_pass():
+    model, x = Alternating(), torch.ones(2)
+    one_pass = OnePass(model, 2)
+    for _ in range(2):
+        with one_pass:
+            assert torch.equal(model(x), x)
+    assert model.steps == 1

@@ -142,7 +142,7 @@ def agree(case, trainer, model, row, batches, step, true):
         lengths = product(step.gradient, step.gradient, names) ** 0.5
         assert abs(lengths - float(d.abs().sum())) <= exact * length, "the guess has another length than 1"
     if beside:
-        direction = {name: gradient / d for name, gradient in step.gradient.items()}
+        direction = {name: gradient / d[0] for name, gradient in step.gradient.items()}
         expected = central_difference(row, batches, direction, trainer.options.epsilon)
         assert abs(float(d) - expected) <= 1e-7 * max(length, 1.0), (float(d), expected)
         return
@@ -207,7 +207,7 @@ def doubles():
     torch.set_default_dtype(torch.float32)
 
 
-OPEN = set(CASES)
+OPEN = {"activity", "feedback", "guided"}
 """Cases whose trainers are not yet right or refusing on every row."""
 
 

@@ -29,8 +29,8 @@ class RandomStates:
             sys.modules["numpy"].random.set_state(self._numpy)
 
 
-class Buffers:
-    """A model's buffers as they are now: which tensors, and what they hold."""
+class ModelState:
+    """A model's buffers and plain attributes (counters, flags) as they are now."""
 
     def __init__(self, model: nn.Module) -> None:
         self._kept: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = [
@@ -39,19 +39,28 @@ class Buffers:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        self._plain: list[tuple[dict[str, Any], str, Any]] = [
+            (module.__dict__, name, value)
+            for module in model.modules()
+            for name, value in module.__dict__.items()
+            if isinstance(value, bool | int | float | str)
+        ]
 
     def restore(self) -> None:
         """Put them back, also where the model replaced one."""
         for buffers, name, buffer, value in self._kept:
             buffers[name] = buffer
-            buffer.copy_(value)
+            with torch.no_grad():
+                buffer.copy_(value)
+        for attributes, name, value in self._plain:
+            attributes[name] = value
 
 
 class OnePass:
     """``with one_pass:`` around every pass of a step: all begin alike, and only the first leaves its traces.
 
-    Every pass begins with the random states and the buffers of the first. After each, both are as the first
-    left them; so the batch's passes together draw, and move running statistics, as one pass does.
+    Every pass begins with the random states, buffers, counters and flags of the first. After each, they are
+    as the first left them; so all passes together draw, and move running statistics, as one pass does.
 
     Args:
         model: whose buffers.
@@ -71,14 +80,14 @@ class OnePass:
     def __init__(self, model: nn.Module, passes: int = 2) -> None:
         self._model = model
         self._keep = passes > 1
-        self._before: tuple[RandomStates, Buffers] | None = None
-        self._after: tuple[RandomStates, Buffers] | None = None
+        self._before: tuple[RandomStates, ModelState] | None = None
+        self._after: tuple[RandomStates, ModelState] | None = None
 
     def __enter__(self) -> None:
         if not self._keep:
             return
         if self._before is None:
-            self._before = RandomStates(), Buffers(self._model)
+            self._before = RandomStates(), ModelState(self._model)
         else:
             for each in self._before:
                 each.restore()
@@ -89,7 +98,7 @@ class OnePass:
         if not self._keep:
             return
         if self._after is None:
-            self._after = RandomStates(), Buffers(self._model)
+            self._after = RandomStates(), ModelState(self._model)
         else:
             for each in self._after:
                 each.restore()

@@ -165,7 +165,7 @@ class FullTangents(Tangents):
 def _weighted(tangents: Tensor, weights: Tensor) -> Tensor:
     """sum_k weights_k v_k in the memory format of each v_k."""
     if len(tangents) == 1:
-        return tangents[0] * weights.to(tangents.dtype)
+        return tangents[0] * weights[0].to(tangents.dtype)
     total = torch.zeros_like(tangents[0])
     for tangent, weight in zip(tangents, weights.to(tangents.dtype), strict=True):
         total.addcmul_(tangent, weight)

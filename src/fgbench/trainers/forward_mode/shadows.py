@@ -322,7 +322,11 @@ class Shadows(TorchDispatchMode):
         shadows = [self.written(target) for target in targets]
         leaves, structure = tree_flatten((args, kwargs))
         tangents = [self.get(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
-        random = RandomStates() if self.count > 1 and torch.Tag.nondeterministic_seeded in func.tags else None
+        random = (
+            RandomStates()
+            if self.count > 1 and torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+            else None
+        )
         for k in range(self.count):
             last = k == self.count - 1
             if random is not None and k > 0:
@@ -415,6 +419,13 @@ def _take_over(shadow: Tensor, dual: tuple[Tensor, Tensor | None]) -> None:
         shadow.copy_(tangent)
 
 
+def _dual(value: Tensor, tangent: Tensor) -> Tensor:
+    """A dual tensor; torch cannot make one of what is expanded."""
+    if any(size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)):
+        value, tangent = value.contiguous(), tangent.contiguous()
+    return forward_ad.make_dual(value, tangent)
+
+
 def _forward_formula(
     func: Any, leaves: list[Any], tangents: list[Tensor | None], structure: Any, in_place: bool
 ) -> tuple[Any, list[tuple[Any, Tensor | None]], list[Any]]:
@@ -432,7 +443,7 @@ def _forward_formula(
         forward_ad.dual_level(),
     ):
         duals = [
-            leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
+            leaf if tangent is None else _dual(leaf, tangent)
             for leaf, tangent in zip(leaves, tangents, strict=True)
         ]
         args, kwargs = tree_unflatten(duals, structure)

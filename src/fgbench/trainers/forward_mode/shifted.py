@@ -80,10 +80,14 @@ class ShiftedParameters(TorchDispatchMode):
         if first.untyped_storage().nbytes() == first.numel() * first.element_size():
             memory = torch.add(first.detach(), self.direction(first), alpha=self.step)
         else:  # cut from a larger tensor
-            entries = value.untyped_storage().nbytes() // value.element_size()
-            memory = value.detach().as_strided((entries,), (1,), 0).clone()
+            entries = first.untyped_storage().nbytes() // first.element_size()
+            memory = first.detach().as_strided((entries,), (1,), 0).clone()
             for param in params:
                 part = memory.as_strided(param.shape, param.stride(), param.storage_offset())
                 part.add_(self.direction(param), alpha=self.step)
+        if memory.dtype != value.dtype:  # seen as complex numbers
+            memory = memory.as_strided((memory.numel(),), (1,), 0).view(value.dtype)
         same = memory.as_strided(value.shape, value.stride(), value.storage_offset())
+        if value.is_complex() and value.is_conj():
+            same = same.conj()
         return same._neg_view() if value.is_neg() else same
