@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fgbench.trainers.forward_gradient import ForwardGradient
     from fgbench.trainers.frozen import Frozen
     from fgbench.trainers.guided_forward_gradient import GuidedForwardGradient
+    from fgbench.trainers.local_forward_gradient import LocalForwardGradient
     from fgbench.trainers.local_loss import LocalLoss
     from fgbench.trainers.zeroth_order import ZerothOrder
 
@@ -34,6 +35,7 @@ _MODULES = {
     "ForwardGradient": "trainers.forward_gradient",
     "Frozen": "trainers.frozen",
     "GuidedForwardGradient": "trainers.guided_forward_gradient",
+    "LocalForwardGradient": "trainers.local_forward_gradient",
     "LocalLoss": "trainers.local_loss",
     "Options": "options",
     "StepStats": "trainers.base",
@@ -58,6 +60,7 @@ __all__ = [
     "ForwardGradient",
     "Frozen",
     "GuidedForwardGradient",
+    "LocalForwardGradient",
     "LocalLoss",
     "Options",
     "StepStats",

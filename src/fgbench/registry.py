@@ -102,6 +102,12 @@ MODELS = {
         "a small vision transformer, 4 blocks of 128 features (803,082 parameters for 1x28x28, 10 classes)",
         "Dosovitskiy et al. (2020), arXiv 2010.11929",
     ),
+    "local-mixer": Component(
+        "fgbench.models.local_mixer:build_local_mixer",
+        "fgbench.models.options:LocalMixerOptions",
+        "mixes patches and groups of channels, for local losses (M/1/16 by default)",
+        "Ren et al. (2023), arXiv 2210.03310",
+    ),
 }
 
 TRAINERS = {
@@ -178,6 +184,15 @@ TRAINERS = {
         bias="the gradient of another loss in all blocks but the last",
         cost="about 3, and the heads",
         backwards="a block's own loss",
+    ),
+    "local-forward-gradient": Component(
+        "fgbench.trainers.local_forward_gradient:LocalForwardGradient",
+        "fgbench.trainers.options:LocalForwardGradientOptions",
+        "random perturbation of activations, by derivatives of losses of each block, patch and group",
+        "Ren et al. (2023), arXiv 2210.03310",
+        bias="the gradient of another loss in all blocks but the last",
+        cost="2, and the weight-gradient products",
+        backwards="nothing but each layer's own normalisation",
     ),
 }
 

@@ -56,7 +56,7 @@ def test_the_noise_of_rademacher_tangents_is_the_closed_form_in_every_layer():
         assert found[layer].noise == pytest.approx(expected, rel=0.2)  # its standard error is 0.045
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINERS if name != "activity-forward-gradient"])
+@pytest.mark.parametrize("name", [name for name in TRAINERS if name != "local-forward-gradient"])
 def test_measuring_gradient_quality_disturbs_nothing(name):
     model, (inputs, labels) = small_model(), batch()
     trainer = load("trainer", name)()

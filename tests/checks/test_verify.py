@@ -29,7 +29,7 @@ MODELS = {
 
 
 def shipped(name, **changes):
-    options = options_model("model", name)(name=name, **{**MODELS[name], **changes})
+    options = options_model("model", name)(name=name, **{**MODELS.get(name, {}), **changes})
     return build_model(options, (1, 8, 8), 3, 0, "cpu")
 
 
@@ -78,6 +78,8 @@ def test_verifying_disturbs_nothing(name):
     if name in ("backprop", "forward-gradient", "zeroth-order"):
         stage = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5))
         model = nn.Sequential(stage, nn.Flatten(), nn.Linear(72, 3))
+    if name == "local-forward-gradient":
+        model = shipped("local-mixer")
     trainer = ready(name, {}, model)
     trainer.compute_gradients(model, LOSS, *batch(), torch.Generator())
     if hasattr(trainer, "sgd_step"):

@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
+from fgbench.models.local_mixer import build_local_mixer
+from fgbench.models.options import LocalMixerOptions
 from fgbench.options import Backwards, Options, declared_backwards
 from fgbench.registry import TRAINERS, load, options_model, uses_backwards
 from fgbench.trainers import sampling
@@ -21,12 +23,15 @@ from fgbench.trainers.forward_gradient import ForwardGradient
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 SHAPE, CLASSES, BATCH = (1, 8, 8), 3, 6
+ONLY = {"local-forward-gradient": "local-mixer"}
+"""Trainers of one model; elsewhere they take it in place of the one named."""
 MODELS = {
     "fc": {"name": "fc", "hidden": 8, "dropout": 0.3},
     "cnn": {"name": "cnn", "width": 2, "hidden": 8},
     "vgg16": {"name": "vgg16", "width": 2},
     "vgg16-group": {"name": "vgg16", "width": 2, "normalization": "group"},
     "resnet18": {"name": "resnet18", "width": 2},
+    "local-mixer": {"name": "local-mixer", "channels": 8, "groups": 2, "patches": 2, "blocks": 2},
     "resnet18-group": {"name": "resnet18", "width": 2, "normalization": "group"},
 }
 VARIANTS = [
@@ -42,10 +47,11 @@ VARIANTS = [
     ("feedback-forward-gradient", {"combine": "projection"}),
     ("zeroth-order", {"guess": "sphere", "tangents": 2}),
     ("local-loss", {"head": "projection"}),
+    ("local-forward-gradient", {"guess": "rademacher"}),
 ]
 FORWARD = [name for name in TRAINERS if "exact_output" in options_model("trainer", name).model_fields]
 DEFAULTS = [(name, {}) for name in TRAINERS]
-CASES = [(name, {}, model) for name in TRAINERS for model in MODELS]
+CASES = [(name, {}, model) for name in TRAINERS for model in MODELS if ONLY.get(name, model) == model]
 CASES += [(name, options, model) for name, options in VARIANTS for model in ("fc", "cnn", "resnet18")]
 REVERSE_MODE = {"backprop", "guided-forward-gradient", "local-loss"}
 """Trainers that need the backward engine, be it for one block."""
@@ -54,7 +60,10 @@ REVERSE_MODE = {"backprop", "guided-forward-gradient", "local-loss"}
 @cache
 def built(model):
     options = dict(MODELS[model])
-    return build_model(options_model("model", options["name"])(**options), SHAPE, CLASSES, 0, "cpu")
+    model = build_model(options_model("model", options["name"])(**options), SHAPE, CLASSES, 0, "cpu")
+    if options["name"] == "local-mixer":  # its output layer is 0 at first, and so is the body's gradient
+        nn.init.normal_(model[-1][-1].weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    return model
 
 
 def batch(seed=0):
@@ -65,6 +74,8 @@ def batch(seed=0):
 
 def ready(name, options, model):
     """A fresh copy of a model with a trainer set up for it, or a skip where the trainer refuses."""
+    if name in ONLY:
+        model = ONLY[name]
     model = copy.deepcopy(built(model)).train() if isinstance(model, str) else model
     trainer = load("trainer", name)(**options)
     try:
@@ -389,6 +400,8 @@ def test_all_of_a_step_is_on_the_device_of_the_model(name, options, monkeypatch)
             model = nn.Sequential(
                 nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES)
             )
+            if name in ONLY:
+                model = build_local_mixer(LocalMixerOptions(**MODELS[ONLY[name]]), SHAPE, CLASSES)
             inputs, labels = torch.randn(BATCH, *SHAPE), torch.zeros(BATCH, dtype=torch.int64)
             trainer = load("trainer", name)(**options)
             trainer.set_up(model, inputs, CLASSES, FakeCudaGenerator("cpu"))

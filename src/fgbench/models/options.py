@@ -78,4 +78,24 @@ class ViTOptions(Options):
         return self
 
 
-__all__ = ["CNNOptions", "FCOptions", "ResNetOptions", "VGGOptions", "ViTOptions"]
+class LocalMixerOptions(Options):
+    """Options of ``local-mixer``."""
+
+    name: str = "local-mixer"
+    channels: PositiveInt = 512
+    """Features of a patch; a multiple of `groups`."""
+    groups: PositiveInt = 16
+    """Groups of channels that some layers keep apart."""
+    patches: PositiveInt = 1
+    """Patches along each side of an image."""
+    blocks: PositiveInt = 1
+    """Blocks, each with a loss of its own under local trainers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "LocalMixerOptions":
+        if self.channels % self.groups:
+            raise ValueError(f"channels: {self.channels} is not a multiple of groups: {self.groups}")
+        return self
+
+
+__all__ = ["CNNOptions", "FCOptions", "LocalMixerOptions", "ResNetOptions", "VGGOptions", "ViTOptions"]

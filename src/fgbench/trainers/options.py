@@ -144,6 +144,19 @@ class FeedbackForwardGradientOptions(ForwardOptions):
         return self
 
 
+class LocalForwardGradientOptions(TrainerOptions):
+    """Options of ``local-forward-gradient``."""
+
+    name: str = "local-forward-gradient"
+    guess: Literal["normal", "rademacher"] = "normal"
+    """Where the perturbations come from."""
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """See :class:`TrainerOptions`."""
+        return Backwards.NOTHING
+
+
 class LocalLossOptions(TrainerOptions):
     """Options of ``local-loss``."""
 
@@ -176,6 +189,7 @@ __all__ = [
     "ForwardGradientOptions",
     "FrozenOptions",
     "GuidedForwardGradientOptions",
+    "LocalForwardGradientOptions",
     "LocalLossOptions",
     "ZerothOrderOptions",
 ]

@@ -1,0 +1,204 @@
+"""Forward gradients of losses that are local to blocks, patches and groups of channels."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.errors import ConfigError
+from fgbench.models.local_mixer import MixerBlock, MixerLayer, normalize_groups
+from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.exact_output import OutputLayer, loss_gradient
+from fgbench.trainers.options import LocalForwardGradientOptions
+from fgbench.trainers.passes import gradient_norm, sample_losses
+from fgbench.trainers.sampling import sample_tangents
+
+EPSILON = 1e-5
+"""Of ``torch.nn.functional.layer_norm``."""
+
+
+class Perturbed(NamedTuple):
+    """A layer of a block in one pass; all of shape (B, patches, channels).
+
+    Attributes:
+        value: what it multiplies.
+        product: what it gives before the second normalisation.
+        noise: the perturbation of its normalised outputs.
+        active: where the ReLU lets it through.
+    """
+
+    layer: MixerLayer
+    value: Tensor
+    product: Tensor
+    noise: Tensor
+    active: Tensor
+
+
+class LocalForwardGradient(Trainer):
+    """Perturb the activations of every block of ``local-mixer``, weighed by derivatives of its own loss.
+
+    A block's loss is the cross-entropy c of a linear head on the mean m over its P patches' outputs y. It is
+    copied for each patch p and group g of channels, and a copy lets through what changes in y[p, g] alone, so
+    that one forward-mode pass gives for every block, sample i, patch and group
+
+        d_ipg = (1/P) <dc_i/dm[g], y'_i[p, g]>,
+
+    y' being the outputs' tangent under independent noise u on the normalised outputs of every layer, before
+    the ReLU. The gradient there is estimated by d u where the ReLU lets it through, for a layer that mixes
+    patches by (sum_g d) u; it goes back through the layer's own normalisation, exactly, and to the weights by
+    one product. Nothing passes between blocks. Heads have the exact gradients of their losses.
+
+    Bias: none as an estimate of the block's own loss's gradient, which is not that of the model's loss (it is
+    where there is one block). Variance: for each sample that of activity perturbation with the layers'
+    outputs of one patch and one group alone: about (n + 1) times the squared gradient, n their number. Cost:
+    2 forward passes, the weights' gradient products and the heads; drawing one number for every activation
+    is time besides. Used backwards: no weights and no layers but each layer's own normalisation.
+
+    Source: Ren, Kornblith, Liao and Hinton (2023), arXiv 2210.03310, LG-FG-A. Their last head has a tenth of
+    the learning rate: ``optimizer.exact_lr``.
+
+    Example:
+        >>> from fgbench.models.local_mixer import build_local_mixer
+        >>> from fgbench.models.options import LocalMixerOptions
+        >>> model = build_local_mixer(LocalMixerOptions(channels=8, groups=2, patches=2), (1, 4, 4), 3)
+        >>> inputs, labels = torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+        >>> trainer = LocalForwardGradient()
+        >>> trainer.set_up(model, inputs, 3, torch.Generator())
+        >>> loss_fn = nn.CrossEntropyLoss(reduction="none")
+        >>> stats = trainer.compute_gradients(model, loss_fn, inputs, labels, torch.Generator())
+        >>> stats.directional_derivatives.shape
+        torch.Size([1, 5, 4, 2])
+    """
+
+    Options = LocalForwardGradientOptions
+
+    def __init__(self, options: Any = None, **changes: Any) -> None:
+        super().__init__(options, **changes)
+        self.heads = nn.ModuleList()
+
+    def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
+        """Build the heads of all blocks but the last; see :meth:`Trainer.set_up`."""
+        blocks = self._blocks(model)
+        example = next(model.parameters())
+        self.heads = nn.ModuleList(
+            nn.Linear(int(model[-1][-1].in_features), num_classes)  # type: ignore[index]
+            for _ in blocks[:-1]
+        )
+        for head in self.heads:
+            assert isinstance(head, nn.Linear)
+            nn.init.normal_(head.weight, std=min(2 / head.in_features**0.5, 0.1), generator=generator)
+            nn.init.zeros_(head.bias)
+        self.heads.to(example.device, example.dtype)
+
+    def exact_names(self, model: nn.Module) -> set[str]:
+        """The output layer's; see :meth:`Trainer.exact_names`."""
+        return OutputLayer(model).names
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The heads'."""
+        return list(self.heads.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The heads."""
+        return self.heads.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave."""
+        self.heads.load_state_dict(state)
+
+    @torch.no_grad()
+    def compute_gradients(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> StepStats:
+        """Fill ``param.grad``, the heads' too; see :meth:`Trainer.compute_gradients`.
+
+        Raises:
+            ConfigError: the model is no ``local-mixer``, or ``set_up`` has not seen it.
+        """
+        blocks = self._blocks(model)
+        if len(self.heads) != len(blocks) - 1:
+            raise ConfigError(f"{self.options.name}: call set_up with this model before the first step")
+        heads = [*self.heads, model[-1][-1]]  # type: ignore[index]
+        model.zero_grad(set_to_none=True)
+        value = model[0](inputs)  # type: ignore[index]
+        derivatives = []
+        for block, head in zip(blocks, heads, strict=True):
+            value, tangent, layers = self._push(block, value, generator)
+            mean = value.mean(1)
+            outputs = head(mean)
+            error = loss_gradient(loss_fn, outputs, labels)
+            _fill(head, {"weight": error.T @ mean / len(labels), "bias": error.mean(0)})
+            groups = (block.groups, -1)
+            moves = torch.einsum(
+                "bpgc,kgc->bpgk", tangent.unflatten(-1, groups), head.weight.unflatten(-1, groups)
+            )
+            derivatives.append(torch.einsum("bpgk,bk->bpg", moves, error) / value.shape[1])
+            for each in layers:
+                _fill(each.layer, _gradients(each, derivatives[-1]))
+        loss = sample_losses(loss_fn, outputs, labels).mean()
+        norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
+        return StepStats(loss, outputs, torch.stack(derivatives), norm)
+
+    def _push(
+        self, block: MixerBlock, inputs: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, list[Perturbed]]:
+        """The block's outputs, their tangent under the noise of all its layers, and what was perturbed."""
+        value, tangent = inputs, torch.zeros_like(inputs)
+        layers = []
+        for place, layer in enumerate(block.layers, 1):
+            assert isinstance(layer, MixerLayer)
+            normal = normalize_groups(value, layer.groups)
+            tangent = layer.mix(differentiate_normalize(tangent, value, layer.groups))
+            product = layer.mix(normal)
+            if layer.bias is not None:
+                product = product + layer.bias
+            value = normalize_groups(product, layer.groups)
+            noise = sample_tangents({"noise": value}, self.options.guess, generator)["noise"]
+            tangent = differentiate_normalize(tangent, product, layer.groups) + noise
+            if block.residual and place == len(block.layers):
+                value = value + inputs
+            active = value > 0
+            layers.append(Perturbed(layer, normal, product, noise, active))
+            value, tangent = value.relu(), tangent * active
+        return value, tangent, layers
+
+    def _blocks(self, model: nn.Module) -> list[MixerBlock]:
+        blocks = [stage for stage in model.children() if isinstance(stage, MixerBlock)]
+        if not blocks:
+            raise ConfigError(
+                f"trainer {self.options.name} trains the patches and groups of model.name: local-mixer, and "
+                "no other model; trainer local-loss has local losses for any"
+            )
+        return blocks
+
+
+def differentiate_normalize(tangent: Tensor, value: Tensor, groups: int) -> Tensor:
+    """The derivative of ``normalize_groups`` at ``value`` along ``tangent``; it is its own transpose."""
+    parts, moves = value.unflatten(-1, (groups, -1)), tangent.unflatten(-1, (groups, -1))
+    scale = (parts.var(-1, correction=0, keepdim=True) + EPSILON).rsqrt()
+    normal = (parts - parts.mean(-1, keepdim=True)) * scale
+    along = moves - moves.mean(-1, keepdim=True) - normal * (normal * moves).mean(-1, keepdim=True)
+    return (along * scale).flatten(-2)
+
+
+def _gradients(perturbed: Perturbed, derivatives: Tensor) -> dict[str, Tensor]:
+    """The weights' gradient of the batch's mean loss, from derivatives of shape (B, patches, groups)."""
+    layer, noise = perturbed.layer, perturbed.noise
+    if layer.kind == "token":
+        shares = derivatives.sum(-1, keepdim=True)
+    else:
+        shares = derivatives.repeat_interleave(noise.shape[-1] // derivatives.shape[-1], -1)
+    delta = differentiate_normalize(shares * noise * perturbed.active, perturbed.product, layer.groups)
+    return layer.gradients(perturbed.value, delta / len(noise))
+
+
+def _fill(module: nn.Module, gradients: dict[str, Tensor]) -> None:
+    for name, gradient in gradients.items():
+        param = module.get_parameter(name)
+        if param.requires_grad:
+            param.grad = gradient.to(param.dtype)
