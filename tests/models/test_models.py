@@ -31,6 +31,7 @@ TINY = [
     ),
     ("resnet18", {"width": 2, "stem": "imagenet"}),
     ("vit", {"width": 8, "depth": 2, "heads": 2}),
+    ("local-mixer", {"channels": 8, "groups": 2, "blocks": 2}),
 ]
 
 
@@ -122,7 +123,8 @@ def test_every_model_takes_every_image_size_and_trains(name, changes, shape):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_are_sequences_of_stages_that_run_as_plain_sequences(name):
-    model = build(name, **({} if name == "fc" else {"width": 4})).eval()
+    small = {"fc": {}, "local-mixer": {"channels": 32}}
+    model = build(name, **small.get(name, {"width": 4})).eval()
     assert isinstance(model, nn.Sequential)
     value = inputs = torch.randn(2, 1, 28, 28)
     for stage in model:

@@ -10,7 +10,7 @@ from fgbench.models.local_mixer import MixerBlock, MixerLayer, normalize_groups
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.options import LocalForwardGradientOptions
-from fgbench.trainers.passes import gradient_norm, sample_losses
+from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
 from fgbench.trainers.sampling import sample_tangents
 
 EPSILON = 1e-5
@@ -79,16 +79,16 @@ class LocalForwardGradient(Trainer):
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Build the heads of all blocks but the last; see :meth:`Trainer.set_up`."""
         blocks = self._blocks(model)
-        example = next(model.parameters())
-        self.heads = nn.ModuleList(
-            nn.Linear(int(model[-1][-1].in_features), num_classes)  # type: ignore[index]
-            for _ in blocks[:-1]
-        )
-        for head in self.heads:
-            assert isinstance(head, nn.Linear)
-            nn.init.normal_(head.weight, std=min(2 / head.in_features**0.5, 0.1), generator=generator)
-            nn.init.zeros_(head.bias)
-        self.heads.to(example.device, example.dtype)
+        output = model[-1][-1]  # type: ignore[index]
+        place: dict[str, Any] = {"device": output.weight.device, "dtype": output.weight.dtype}
+        heads = [nn.Linear(output.in_features, num_classes, **place) for _ in blocks[:-1]]
+        for head in heads:
+            deviation = min(2 / head.in_features**0.5, 0.1)
+            drawn = torch.empty(head.weight.shape, device="cpu").normal_(0, deviation, generator=generator)
+            with torch.no_grad():
+                head.weight.copy_(drawn)
+                head.bias.zero_()
+        self.heads = nn.ModuleList(heads)
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The output layer's; see :meth:`Trainer.exact_names`."""
@@ -114,32 +114,35 @@ class LocalForwardGradient(Trainer):
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        *,
+        accumulate: bool = False,
     ) -> StepStats:
         """Fill ``param.grad``, the heads' too; see :meth:`Trainer.compute_gradients`.
 
         Raises:
             ConfigError: the model is no ``local-mixer``, or ``set_up`` has not seen it.
         """
+        begin_step(model, labels, accumulate=accumulate)
         blocks = self._blocks(model)
         if len(self.heads) != len(blocks) - 1:
             raise ConfigError(f"{self.options.name}: call set_up with this model before the first step")
         heads = [*self.heads, model[-1][-1]]  # type: ignore[index]
-        model.zero_grad(set_to_none=True)
         value = model[0](inputs)  # type: ignore[index]
         derivatives = []
-        for block, head in zip(blocks, heads, strict=True):
-            value, tangent, layers = self._push(block, value, generator)
-            mean = value.mean(1)
-            outputs = head(mean)
-            error = loss_gradient(loss_fn, outputs, labels)
-            _fill(head, {"weight": error.T @ mean / len(labels), "bias": error.mean(0)})
-            groups = (block.groups, -1)
-            moves = torch.einsum(
-                "bpgc,kgc->bpgk", tangent.unflatten(-1, groups), head.weight.unflatten(-1, groups)
-            )
-            derivatives.append(torch.einsum("bpgk,bk->bpg", moves, error) / value.shape[1])
-            for each in layers:
-                _fill(each.layer, _gradients(each, derivatives[-1]))
+        with accumulating([*model.parameters(), *self.parameters()], accumulate):
+            for block, head in zip(blocks, heads, strict=True):
+                value, tangent, layers = self._push(block, value, generator)
+                mean = value.mean(1)
+                outputs = head(mean)
+                error = loss_gradient(loss_fn, outputs, labels)
+                _fill(head, {"weight": error.T @ mean / len(labels), "bias": error.mean(0)})
+                groups = (block.groups, -1)
+                moves = torch.einsum(
+                    "bpgc,kgc->bpgk", tangent.unflatten(-1, groups), head.weight.unflatten(-1, groups)
+                )
+                derivatives.append(torch.einsum("bpgk,bk->bpg", moves, error) / value.shape[1])
+                for each in layers:
+                    _fill(each.layer, _gradients(each, derivatives[-1]))
         loss = sample_losses(loss_fn, outputs, labels).mean()
         norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
         return StepStats(loss, outputs, torch.stack(derivatives), norm)
