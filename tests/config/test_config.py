@@ -374,6 +374,7 @@ def test_no_file_does_worse_than_an_error(tmp_path, data):
 ENABLERS = [
     [],
     ["model.heads=1"],
+    ["model.groups=1"],
     ["trainer.guess=rademacher"],
     ["trainer.combine=projection"],
     ["optimizer.name=sgd", "optimizer.momentum=0.5"],
