@@ -2,7 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +22,53 @@ class Stages(nn.Sequential):
 
     def forward(self, value: Tensor) -> Tensor:
         """The outputs, shape (B, classes), of images of shape (B, C, H, W)."""
+        box = [value]
+        del value
         for layer in _layers(self):
-            value = layer(value)
-        return value
+            box.append(hand_over(layer, box))
+        return box.pop()
+
+
+@contextmanager
+def handing_over_to(owning: Callable[[Tensor], AbstractContextManager[None]]) -> Iterator[None]:
+    """Within, ``owning(x)`` is entered around every layer that may do with its input x what it likes."""
+    _takers.append(owning)
+    try:
+        yield
+    finally:
+        _takers.pop()
+
+
+def hand_over(layer: nn.Module, box: list[Tensor]) -> Tensor:
+    """``layer(box.pop())``; a layer that alone refers to its input is told so.
+
+    Only layers that keep nothing of their input, without hooks, in no function mode that may keep it.
+    """
+    if _takers and type(layer) in _KEEP_NOTHING and _is_alone(box) and not _is_watched(layer):
+        with _takers[-1](box[0]):
+            return layer(box.pop())
+    return layer(box.pop())
+
+
+_takers: list[Callable[[Tensor], AbstractContextManager[None]]] = []
+_KEEP_NOTHING = {nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d}
+
+
+def _is_alone(box: list[Tensor]) -> bool:
+    """Whether nothing else refers to the tensor in the box, nor shares its memory."""
+    if sys.getrefcount(box[0]) > 2 or box[0]._is_view():  # the box, and the call
+        return False
+    return torch._C._storage_Use_Count(box[0].untyped_storage()._cdata) <= 2  # the tensor, and Python
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    modes = torch.overrides._get_current_function_mode_stack()
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or nn.modules.module._has_any_global_hook()
+        or not all(getattr(mode, "keeps_no_inputs", False) for mode in modes)
+    )
 
 
 def _layers(sequence: nn.Sequential) -> Iterator[nn.Module]:

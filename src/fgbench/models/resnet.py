@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fgbench.models.layers import GlobalAveragePool, Stages, initialize, normalize
+from fgbench.models.layers import GlobalAveragePool, Stages, hand_over, initialize, normalize
 from fgbench.models.options import ResNetOptions
 
 WIDTHS = (1, 2, 4, 8)
@@ -77,9 +77,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of shape (B, C, H, W) to (B, C', H/stride, W/stride)."""
-        residual = features
+        box = [features]
         for layer in (*self.first, *self.second):  # one by one, to free a layer's input when it is done
-            residual = layer(residual)
+            box.append(hand_over(layer, box))
+        residual = box.pop()
         residual += self.shortcut(features)
         return self.relu(residual)
 

@@ -150,6 +150,8 @@ class _LayerUse(TorchFunctionMode):
         calls: of ``F.linear`` with both: input, output, and how often each had been written to then.
     """
 
+    keeps_no_inputs = True  # of layers that may free theirs
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias

@@ -1,7 +1,7 @@
 """One forward pass along given tangents, on any model: right, or refused in one line."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fgbench.errors import ConfigError
+from fgbench.models.layers import handing_over_to
 from fgbench.trainers.forward_mode.factors import Factors
 from fgbench.trainers.forward_mode.refusals import (
     as_under_backprop,
@@ -79,6 +80,8 @@ class ForwardPass:
             self._stack.enter_context(as_under_backprop(self.shadows))
             self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             self._stack.enter_context(torch.enable_grad())
+            if not self._observers:  # which may keep what they see
+                self._stack.enter_context(handing_over_to(self._owning))
             self._stack.enter_context(self.shadows)
             self._stack = self._stack.pop_all()
         return self
@@ -90,6 +93,9 @@ class ForwardPass:
         self.shadows.clear()
         if isinstance(error, RefusedError):
             raise ConfigError(refusal(error, self.model)) from error
+
+    def _owning(self, value: Tensor) -> AbstractContextManager[None]:
+        return self.shadows.owning(None if self.shadows.observers else value)
 
     def tangent_of(self, value: Tensor) -> Tensor:
         """The K directional derivatives of something computed within, shape (K, ...); a copy."""
