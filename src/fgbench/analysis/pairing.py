@@ -49,9 +49,10 @@ class Pair:
 
     @cached_property
     def runs(self) -> tuple[tuple[RunRecord, RunRecord], ...]:
-        """Runs of the same seed: the series' and the baseline's."""
+        """Runs of the same seed and the same data: the series' and the baseline's."""
         others = {run.seed: run for run in self.baseline.averaged}
-        return tuple((run, others[run.seed]) for run in self.series.averaged if run.seed in others)
+        both = ((run, others[run.seed]) for run in self.series.averaged if run.seed in others)
+        return tuple(pair for pair in both if may_pair(*pair))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -74,6 +75,27 @@ class Pair:
             if len(values) > 1:
                 told.append(f"{key} {' / '.join(values)}")
         return told
+
+
+def loaded_digest(run: RunRecord) -> str | None:
+    """What the run loaded, in order, as one digest; None where it was not recorded."""
+    data = run.env.get("data")
+    return data.get("loaded") if isinstance(data, dict) else None
+
+
+def may_pair(first: RunRecord, second: RunRecord) -> bool:
+    """Whether two runs saw the same images in the same order, as far as is known."""
+    digests = {loaded_digest(first), loaded_digest(second)} - {None}
+    return len(digests) < 2
+
+
+def describe_unknown_data(records: Iterable[RunRecord]) -> str:
+    """One line about runs that did not record what they loaded; empty where all did."""
+    all_records = list(records)
+    unknown = sum(loaded_digest(run) is None for run in all_records)
+    if not unknown:
+        return ""
+    return f"{unknown} of {len(all_records)} runs did not record their data: taken to be that of the others"
 
 
 def make_tasks(records: Iterable[RunRecord]) -> list[Task]:

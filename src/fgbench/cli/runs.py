@@ -139,7 +139,8 @@ def sweep(
     from fgbench.sweep.executor import RunFlags
 
     pool = _Pool(jobs, ray, cpus_per_run, gpus_per_run, loaded.exclusive)
-    plans = make_plans(loaded.configs, DataSearch(data_dir, None, not no_download), pool.cuda)
+    search = DataSearch(data_dir, None, not (no_download or dry_run))
+    plans = make_plans(loaded.configs, search, pool.cuda, force=force, dry_run=dry_run)
     executor = pool.start(plans.values())
     if dry_run:
         from fgbench.sweep.estimate import describe_sweep

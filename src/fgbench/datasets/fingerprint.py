@@ -37,16 +37,18 @@ class Fingerprint:
         """As env.json and the state file keep it."""
         return asdict(self)
 
-    def differs_from(self, before: Mapping[str, Any] | None) -> str:
+    def differs_from(self, before: object) -> str:
         """What has changed since a run wrote ``before``; empty where nothing has, or it is not known.
 
         Args:
             before: what ``to_dict`` gave then; None or empty for a run that did not record its data.
         """
-        if not before or before.get("loaded") == self.loaded:
+        if not isinstance(before, Mapping) or before.get("loaded") in (None, self.loaded):
             return ""
         told = []
-        images, contents = (before.get(key) or {} for key in ("images", "content"))
+        images, contents = (
+            value if isinstance(value := before.get(key), Mapping) else {} for key in ("images", "content")
+        )
         if dict(images) != dict(self.images):
             told.append(f"{_count(images)} images then, {_count(self.images)} now")
         if before.get("classes") != self.classes:
@@ -103,4 +105,4 @@ def content_digest(hashes: list[bytes]) -> str:
 
 
 def _count(images: Mapping[str, int]) -> str:
-    return " + ".join(f"{count:,}" for count in images.values())
+    return " + ".join(str(count) for count in images.values())

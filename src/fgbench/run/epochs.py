@@ -154,7 +154,13 @@ class EpochLoop:
 
     def save(self) -> None:
         """Write a state file to go on from."""
-        state = {"run": self.run, "training": self.training.state_dict(), "rows": self.rows}
+        data = self.training.splits.fingerprint
+        state = {
+            "run": self.run,
+            "data": data.to_dict() if data else None,
+            "training": self.training.state_dict(),
+            "rows": self.rows,
+        }
         if self.world.is_main:
             save_state(self.directory.path, state, self.config.saving.keep)
 

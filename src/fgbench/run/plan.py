@@ -7,9 +7,7 @@ import torch
 from fgbench.config.config import Config, config_hash, load_config, run_folder
 from fgbench.datasets.base import Splits, load_splits
 from fgbench.datasets.search import DataSearch
-from fgbench.errors import ConfigError
-from fgbench.run.build import build_training
-from fgbench.run.failures import explain_failure, is_out_of_memory
+from fgbench.errors import ConfigError, MissingDataError
 from fgbench.run.world import World
 from fgbench.storage.run_directory import ENDED, RunDirectory, run_path
 
@@ -20,6 +18,7 @@ class Plan:
 
     Attributes:
         ended: the state of a run that had finished or diverged when it was planned; None for one to make.
+        data: what is known of its data: counts, classes and source, or that it is missing.
     """
 
     config: Config
@@ -27,6 +26,7 @@ class Plan:
     search: DataSearch
     world: World = field(default_factory=World)
     ended: str | None = None
+    data: str = ""
 
     @property
     def identity(self) -> str:
@@ -49,6 +49,7 @@ class Plan:
             f"{config.model.name} on {config.dataset.name} with {config.trainer.name}, "
             f"seed {config.seed}, {config.epochs} epochs, {self.device}"
             + (f", {workers} workers" if workers > 1 else "")
+            + (f"; {self.data}" if self.data else "")
         )
 
 
@@ -76,30 +77,7 @@ def locate(config: Config, device: torch.device, search: DataSearch) -> Plan:
     return replace(plan, ended=find_ended(plan.directory))
 
 
-def plan_run(config: Config, search: DataSearch, *, force: bool = False, world: World | None = None) -> Plan:
-    """Check that a run can be made, without writing anything.
-
-    Raises:
-        ConfigError: the device, the data or the output place are not there, the parts do not go together, or
-            do not fit into memory.
-    """
-    world = world or World()
-    with world.agreed():
-        plan = Plan(config, world.resolve_device(config.device), search, world)
-        plan.directory.check_place()
-    plan = replace(plan, ended=world.on_main(lambda: find_ended(plan.directory)))
-    if force or not plan.ended:
-        for is_turn in (world.local_rank == 0, world.local_rank > 0):  # one per machine fetches missing data
-            with world.agreed():
-                if is_turn:
-                    _check_build(plan)
-    return plan
-
-
-def _check_build(plan: Plan) -> None:
-    try:
-        build_training(plan.config, plan.device, plan.load_splits(), plan.world)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ConfigError(explain_failure(error, plan.config)) from error
+def say_missing(error: MissingDataError, search: DataSearch) -> str:
+    """What a plan says of data that is not here."""
+    named = f" --data-dir {search.named}" if search.named else ""
+    return f"unknown: no data here, `fgbench data{named} fetch {error.dataset}`"

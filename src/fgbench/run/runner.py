@@ -8,21 +8,27 @@ from typing import Any, NamedTuple
 
 from fgbench import measure
 from fgbench.config.config import Config, to_yaml
+from fgbench.datasets.fingerprint import Fingerprint
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import FgbenchError
 from fgbench.options import declared_backwards
 from fgbench.run.build import build_training
+from fgbench.run.check import plan_run
 from fgbench.run.cost import count_forward_passes
+from fgbench.run.data import check_state, is_known
 from fgbench.run.epochs import EpochLoop
 from fgbench.run.failures import explain_failure, is_expected
 from fgbench.run.loop import Training
-from fgbench.run.plan import Plan, find_ended, plan_run
+from fgbench.run.plan import Plan, find_ended
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.verify import verify_next_step
 from fgbench.run.world import SharedStopRequest, World
 from fgbench.storage.run_directory import ENDED, Cell, RunDirectory
 from fgbench.storage.state import StateError, first_line, load_state, state_files
 from fgbench.storage.summary import summarise
+
+SHORT = ("fgbench", "python", "torch", "numpy", "threads", "cpu", "gpu", "device")
+"""Keys of env.json whose values are short enough to be told when they change."""
 
 
 class RunsOutcome(NamedTuple):
@@ -58,16 +64,20 @@ def run_configs(
         force: repeat runs that have ended, and take over run directories that another host holds; an
             unfinished run still goes on from its last saved state.
         resume: go on from the last saved state of a run that has not ended.
-        dry_run: stop after the checks.
+        dry_run: stop after the checks; nothing is downloaded, and data may be missing.
 
     Raises:
         ConfigError: a run cannot be made; nothing has been written.
         Interrupted: a signal asked to stop; the run's state is saved.
     """
     with World.from_environment().joined() as world:
-        plans = {}
+        plans: dict[Path, Plan] = {}
+        known: dict[str, Fingerprint] = {}
         for config in configs:
-            plan = plan_run(config, DataSearch(data_dir, config.data_dir, download), force=force, world=world)
+            search = DataSearch(data_dir, config.data_dir, download and not dry_run)
+            plan = plan_run(
+                config, search, force=force, resume=resume, dry_run=dry_run, world=world, known=known
+            )
             plans[plan.directory.path] = plan
         if dry_run:
             for path, plan in plans.items():
@@ -82,7 +92,7 @@ def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool) -> int:
     for path, plan in plans.items():
         state = None if force else plan.ended
         if state:
-            print(f"{path}: {state} already, skipped (--force repeats it)")
+            print(f"{path}: {state} already, skipped (--force repeats it{plan.data and f'; {plan.data}'})")
         else:
             print(f"{path}: {plan}")
             try:
@@ -153,7 +163,8 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
         if directory.read_layers():
             directory.write_layers(len(rows) + 1, [])  # epochs that are made again
         directory.write_config(to_yaml(config))
-        directory.write_env(_describe_environments(plan, directory, resumed=training.step > 0))
+        data = training.splits.fingerprint.to_dict() if training.splits.fingerprint else None
+        directory.write_env(_describe_environments(plan, directory, data, resumed=training.step > 0))
         directory.write_status("running", epoch=training.epoch, epochs=config.epochs)
     world.share_parameters(training.model)
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
@@ -178,6 +189,17 @@ def _go_on(plan: Plan, directory: RunDirectory, training: Training) -> list[dict
         print(f"fgbench: {warning}", file=sys.stderr)
     if saved is None:
         return []
+    changed = check_state(saved, training.splits)
+    if changed:
+        raise StateError(
+            f"the state file is of a run on other data: {changed}; bring it back, or --no-resume starts "
+            "this run anew"
+        )
+    if not is_known(saved.get("data")) and plan.world.is_main:
+        print(
+            f"fgbench: which data this run began on was not recorded; it goes on with {training.splits}",
+            file=sys.stderr,
+        )
     try:
         training.load_state_dict(saved["training"])
         rows: list[dict[str, Cell]] = saved["rows"]
@@ -190,22 +212,25 @@ def _go_on(plan: Plan, directory: RunDirectory, training: Training) -> list[dict
     return rows
 
 
-def _describe_environments(plan: Plan, directory: RunDirectory, *, resumed: bool) -> dict[str, Any]:
+def _describe_environments(
+    plan: Plan, directory: RunDirectory, data: dict[str, Any] | None, *, resumed: bool
+) -> dict[str, Any]:
     """What env.json holds: where the run is made now and, if that has changed, where it was before."""
     if not plan.world.is_main:
         return {}
     now, before = (
-        measure.describe_environment(plan.device) | {"workers": plan.world.size},
+        measure.describe_environment(plan.device) | {"workers": plan.world.size, "data": data},
         directory.read_env(),
     )
     if not resumed or not before:
         return now
     earlier = before.pop("earlier", [])
-    changed = [key for key in now if key != "command" and now[key] != before.get(key)]
+    changed = [key for key in now if key not in ("command", "data") and now[key] != before.get(key)]
     if changed:
         earlier = [*earlier, before]
+        values = "".join(f"{key} {before.get(key)} then, {now[key]} now; " for key in changed if key in SHORT)
         print(
-            f"fgbench: {', '.join(changed)} changed since this run began (env.json keeps both); "
+            f"fgbench: {', '.join(changed)} changed since this run began ({values}env.json keeps both); "
             "bit for bit holds only for one environment",
             file=sys.stderr,
         )

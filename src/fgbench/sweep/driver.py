@@ -3,8 +3,9 @@
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,11 @@ from tqdm import tqdm
 
 from fgbench.config.config import Config, to_yaml
 from fgbench.datasets.base import load_splits
+from fgbench.datasets.fingerprint import Fingerprint
 from fgbench.datasets.search import DataSearch
-from fgbench.run.plan import Plan, find_ended, locate
+from fgbench.errors import MissingDataError
+from fgbench.run.data import check_data, check_ended
+from fgbench.run.plan import Plan, find_ended, locate, say_missing
 from fgbench.run.signals import StopRequest
 from fgbench.storage.run_directory import ENDED
 from fgbench.sweep.executor import Executor, Job, RunFlags
@@ -50,25 +54,53 @@ class SweepOutcome(NamedTuple):
     stopped: int
 
 
-def make_plans(configs: Sequence[Config], search: DataSearch, cuda: bool) -> dict[Path, Plan]:
+def make_plans(
+    configs: Sequence[Config],
+    search: DataSearch,
+    cuda: bool,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+) -> dict[Path, Plan]:
     """The runs by their run directories, each with its kind of device, checked as far as is cheap.
 
+    Args:
+        configs: one per run.
+        search: where to look for data, besides the folder each config names.
+        cuda: whether there are GPUs.
+        force: runs that have ended are made again.
+        dry_run: none is made, so data may be missing.
+
     Raises:
-        ConfigError: the data or the output place are not there.
+        ConfigError: the data or the output place are not there, or a run was made on other data.
     """
     plans: dict[Path, Plan] = {}
-    loaded: set[str] = set()
     for config in configs:
         kind = config.device.partition(":")[0]
         kind = ("cuda" if cuda else "cpu") if kind == "auto" else kind
         config = config.model_copy(update={"device": kind, "results_dir": config.results_dir.absolute()})
-        plan = locate(config, torch.device(kind), search)
+        plan = locate(config, torch.device(kind), replace(search, config_dir=config.data_dir))
         plans.setdefault(plan.directory.path, plan)
-    for plan in plans.values():
-        key = plan.config.dataset.model_dump_json()
-        if key not in loaded and not plan.ended:
-            load_splits(plan.config.dataset, plan.config.seed, torch.device("cpu"), search)
-            loaded.add(key)
+    loaded: dict[str, tuple[Fingerprint | None, str]] = {}
+    known: dict[str, Fingerprint] = {}
+    for path, plan in plans.items():
+        if plan.ended and not force:
+            plans[path] = replace(plan, data=check_ended(plan, plan.search, known))
+            continue
+        key = f"{plan.search.named} {plan.config.dataset.model_dump_json()}"
+        try:
+            if key not in loaded:
+                splits = load_splits(plan.config.dataset, plan.config.seed, "cpu", plan.search)
+                loaded[key] = splits.fingerprint, str(splits)
+        except MissingDataError as error:
+            if not dry_run:
+                raise
+            plans[path] = replace(plan, data=say_missing(error, plan.search))
+            continue
+        fingerprint, told = loaded[key]
+        if fingerprint and not plan.ended:
+            check_data(plan, fingerprint)
+        plans[path] = replace(plan, data=told)
     return plans
 
 
@@ -91,6 +123,9 @@ def run_sweep(
     if len(todo) < len(plans):
         ended = f"{len(plans) - len(todo)} of {len(plans)} runs"
         print(f"{ended} have ended already, skipped (--force repeats them)")
+        notes = Counter(plan.data for plan in plans.values() if plan.ended and not flags.force and plan.data)
+        for note, count in notes.items():
+            print(f"of {count} of them: {note}")
     jobs = [_make_job(plan, flags) for plan in todo]
     driver = _Driver(jobs, executor, fail_fast=fail_fast)
     try:

@@ -74,6 +74,8 @@ def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int) -> str:
 def measure_plan(plan: Plan, threads: int) -> Estimate:
     """Build a run and make a few steps of it, in this process."""
     config = plan.config
+    if plan.data.startswith("unknown"):
+        return Estimate(problem=plan.data)
     try:
         measure.resolve_device(config.device)
         measure.prepare(plan.device, config.threads or threads, keep=config.allocator)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ def _tune(
     content = to_yaml(config.model_copy(update={"results_dir": Path(), "epochs": epochs})) + repr(
         sorted(ranges.items())
     )
+    device = measure.resolve_device(config.device)
+    splits = load_splits(config.dataset, config.seed, device, replace(search, config_dir=config.data_dir))
+    content += splits.fingerprint.loaded if splits.fingerprint else ""
     name = f"{label} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
     study = optuna.create_study(
         storage=storage,
@@ -82,8 +86,6 @@ def _tune(
         if earlier.state == State.RUNNING:  # its process was killed
             study.tell(earlier.number, state=State.FAIL)
             study.enqueue_trial(earlier.params)
-    device = measure.resolve_device(config.device)
-    splits = load_splits(config.dataset, config.seed, device, search)
     if not len(splits.validation):
         raise ConfigError(f"{label}: tuning needs validation images, and dataset.validation_fraction is 0")
     measure.prepare(device, config.threads, keep=config.allocator, deterministic=config.deterministic)

@@ -1,0 +1,76 @@
+"""Whether a run would see the images it saw before."""
+
+from typing import Any
+
+from fgbench.datasets.base import Splits, load_data
+from fgbench.datasets.fingerprint import Fingerprint
+from fgbench.datasets.search import DataSearch
+from fgbench.errors import DataError, MissingDataError
+from fgbench.run.plan import Plan
+from fgbench.storage.state import state_files
+
+
+def check_data(plan: Plan, now: Fingerprint, *, resume: bool = True) -> str:
+    """Compare what a run would load with what its env.json says it has loaded.
+
+    Args:
+        plan: the run.
+        now: what there is to load.
+        resume: whether an unfinished run goes on from its state.
+
+    Returns:
+        What is to be said of a run that did not record its data; empty for others.
+
+    Raises:
+        DataError: a run that has ended, or would go on, saw other images.
+    """
+    path = plan.directory.path
+    goes_on = resume and not plan.ended and bool(state_files(path))
+    if not plan.ended and not goes_on:
+        return ""
+    before = plan.directory.read_env().get("data")
+    changed = now.differs_from(before)
+    if changed and plan.ended:
+        raise DataError(
+            f"{path}: {plan.ended} already, but on other data (env.json): {changed}; "
+            "--force repeats it on today's"
+        )
+    if changed:
+        raise DataError(
+            f"{path}: this run began on other data (env.json): {changed}; bring that data back, or "
+            "`fgbench run --no-resume` starts it anew"
+        )
+    return "" if is_known(before) else "its data was not recorded"
+
+
+def check_ended(plan: Plan, search: DataSearch, known: dict[str, Fingerprint]) -> str:
+    """The same for a run that has ended, and says so where the data is not here; nothing is downloaded.
+
+    Args:
+        plan: the run.
+        search: where to look for data.
+        known: what was loaded for other runs of the same command; added to.
+
+    Raises:
+        DataError: the run saw other images.
+    """
+    if not is_known(plan.directory.read_env().get("data")):
+        return "its data was not recorded"
+    options = plan.config.dataset
+    key = f"{search.named} {options.model_dump_json(exclude={'limit', 'test_limit', 'augment'})}"
+    if key not in known:
+        try:
+            known[key] = load_data(options, DataSearch(search.data_dir, search.config_dir, False)).fingerprint
+        except MissingDataError:
+            return "its data is not here to compare"
+    return check_data(plan, known[key])
+
+
+def check_state(saved: dict[str, Any], splits: Splits) -> str:
+    """What has changed since a state was saved; empty where nothing has, or it is not known."""
+    return splits.fingerprint.differs_from(saved.get("data")) if splits.fingerprint else ""
+
+
+def is_known(recorded: object) -> bool:
+    """Whether a run recorded what it loaded."""
+    return isinstance(recorded, dict) and bool(recorded.get("loaded"))
