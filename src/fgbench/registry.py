@@ -127,7 +127,7 @@ TRAINERS = {
         "Baydin et al. (2022), arXiv 2202.08587",
         bias="none with mean; projection shrinks by K/P",
         cost="1 + 2K; rank1: 1 + K",
-        backwards="nothing",
+        backwards="nothing; with exact_stages: the last n stages",
     ),
     "activity-forward-gradient": Component(
         "fgbench.trainers.activity_forward_gradient:ActivityForwardGradient",
@@ -174,7 +174,7 @@ TRAINERS = {
         "Rahimi and Recht (2007)",
         bias="no gradient but the output layer's, which is exact",
         cost="1",
-        backwards="nothing",
+        backwards="nothing; with exact_stages: the last n stages",
     ),
     "local-loss": Component(
         "fgbench.trainers.local_loss:LocalLoss",

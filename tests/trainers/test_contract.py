@@ -46,6 +46,12 @@ VARIANTS = [
     ("guided-forward-gradient", {"guess": "rademacher", "granularity": "tensor"}),
     ("feedback-forward-gradient", {"combine": "projection"}),
     ("zeroth-order", {"guess": "sphere", "tangents": 2}),
+    ("forward-gradient", {"exact_stages": 1}),
+    (
+        "forward-gradient",
+        {"exact_stages": 1, "guess": "rademacher", "structure": "rank1", "tangents": 3, "chunk": 2},
+    ),
+    ("frozen", {"exact_stages": 1}),
     ("local-loss", {"head": "projection"}),
     ("local-forward-gradient", {"guess": "rademacher"}),
 ]

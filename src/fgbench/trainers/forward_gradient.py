@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.exact_stages import LastStages
 from fgbench.trainers.options import ForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.rank_one import RankOneTangents
@@ -35,6 +36,10 @@ class ForwardGradient(Trainer):
     ``normal``, (P-1)|g|^2 / K for ``rademacher``, rank-one or full, and for ``sphere``; (P/K - 1)|g|^2 for a
     rescaled projection. Cost in forward passes: 1 + 2K; 1 + K with ``structure="rank1"``.
 
+    ``exact_stages`` n gives the last n top-level stages of an ``nn.Sequential`` their exact gradients, by
+    backprop that ends before them (ElasticZO, arXiv 2501.04287, does so with zeroth-order before them): one
+    more pass, whose graph is those stages', and P counts the parameters before them.
+
     Differs from the paper in taking any K (the paper: 1) and other guesses than ``normal``.
 
     Source: Baydin et al. (2022), algorithm 1, arXiv 2202.08587; projection: Fluegel et al. (2025), arXiv
@@ -56,6 +61,8 @@ class ForwardGradient(Trainer):
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The output layer's, with ``exact_output``; see :meth:`Trainer.exact_names`."""
+        if self.options.exact_stages is not None:
+            return LastStages(model, self.options.exact_stages).names
         return OutputLayer(model).names if self.options.exact_output else set()
 
     @torch.no_grad()
@@ -124,7 +131,7 @@ class ForwardGradient(Trainer):
     ) -> Reference:
         """<g, v_k> with the tangents drawn again; see :meth:`Trainer.reference`."""
         options = self.options
-        exact = OutputLayer(model).names if options.exact_output else ()
+        exact = self.exact_names(model)
         source = self.tangents_for(model, exact)
         drawn = [
             source.dense(source.sample(each, options.tangents)) for each in self.workers.generators(generator)
@@ -174,7 +181,9 @@ class _Estimate:
         self.options, self.workers, self.num_tangents = trainer.options, trainer.workers, trainer.num_tangents
         self.model, self.loss_fn, self.batch, self.generator = model, loss_fn, (inputs, labels), generator
         self.output = OutputLayer(model) if self.options.exact_output else None
-        self.tangents = trainer.tangents_for(model, () if self.output is None else self.output.names)
+        stages = self.options.exact_stages
+        self.stages = None if stages is None else LastStages(model, stages)
+        self.tangents = trainer.tangents_for(model, trainer.exact_names(model))
         self.exact: dict[str, Tensor] = {}
         self._derivatives: list[Tensor] = []
 
@@ -188,7 +197,7 @@ class _Estimate:
         total, chunk = options.tangents, min(options.chunk or options.tangents, options.tangents)
         together = options.structure == "rank1" or options.combine == "projection"
         at_once = total if together else chunk
-        one_pass = OnePass(self.model, -(-total // chunk))
+        one_pass = OnePass(self.model, -(-total // chunk) + (self.stages is not None))
         generators = workers.generators(self.generator)
         for first in range(0, total, at_once):
             count = min(at_once, total - first)
@@ -208,6 +217,10 @@ class _Estimate:
             with torch.autocast(self.batch[0].device.type, enabled=False):
                 for each, numbers in zip(sets, derivatives, strict=True):
                     yield each, self._weights(each, numbers)
+        if self.stages is not None:
+            with one_pass:
+                exact, _, _ = self.stages.gradients(self.loss_fn, *self.batch)
+            self.exact = {name: workers.average(gradient) for name, gradient in exact.items()}
         if self.output is not None:
             loss_fn, labels, last = self.loss_fn, self.batch[1], self._last
             exact = self.output.gradients(loss_fn, last.outputs, labels, last.features)

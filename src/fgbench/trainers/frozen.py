@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.exact_stages import LastStages
 from fgbench.trainers.options import FrozenOptions
 from fgbench.trainers.passes import begin_step, sample_losses, write_gradients
 
@@ -19,6 +20,8 @@ class Frozen(Trainer):
     and no gradient (``param.grad`` is None) for any other parameter, so that weight decay leaves them alone
     too. Running statistics of normalisation layers move as in any forward pass. What a trainer reaches beyond
     this one is what its estimates have taught the body.
+
+    ``exact_stages`` n trains the last n stages of an ``nn.Sequential`` instead, by backprop that ends there.
 
     Bias: none in the output layer; the body's gradient is left out. Variance: none, given the batch. Cost: 1
     forward pass; nothing is drawn. Used backwards: nothing (the gradient of the loss with respect to the
@@ -39,10 +42,12 @@ class Frozen(Trainer):
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Only looks whether the model has an output layer; see :meth:`Trainer.set_up`."""
-        OutputLayer(model)
+        self.trained_names(model)
 
     def trained_names(self, model: nn.Module) -> set[str]:
         """The output layer's; see :meth:`Trainer.trained_names`."""
+        if self.options.exact_stages is not None:
+            return LastStages(model, self.options.exact_stages).names
         return OutputLayer(model).names
 
     def exact_names(self, model: nn.Module) -> set[str]:
@@ -66,10 +71,14 @@ class Frozen(Trainer):
             ConfigError: the model's last layer is no ``nn.Linear``.
         """
         begin_step(model, labels, accumulate=accumulate)
-        with OutputLayer(model) as output_layer:
-            outputs = model(inputs)
-        loss = sample_losses(loss_fn, outputs, labels).mean()
-        gradients = output_layer.gradients(loss_fn, outputs, labels)
+        if self.options.exact_stages is not None:
+            stages = LastStages(model, self.options.exact_stages)
+            gradients, loss, outputs = stages.gradients(loss_fn, inputs, labels)
+        else:
+            with OutputLayer(model) as output_layer:
+                outputs = model(inputs)
+            loss = sample_losses(loss_fn, outputs, labels).mean()
+            gradients = output_layer.gradients(loss_fn, outputs, labels)
         by_parameter: dict[Tensor, Tensor] = {
             model.get_parameter(name): each for name, each in gradients.items()
         }

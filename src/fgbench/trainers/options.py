@@ -24,11 +24,13 @@ class FrozenOptions(TrainerOptions):
     """Options of ``frozen``."""
 
     name: str = "frozen"
+    exact_stages: PositiveInt | None = None
+    """Train this many last stages of the model, by backprop that ends there; null: the output layer."""
 
     @property
     def uses_backwards(self) -> Backwards:
         """See :class:`TrainerOptions`."""
-        return Backwards.NOTHING
+        return Backwards.NOTHING if self.exact_stages is None else Backwards.STAGES
 
 
 class ForwardOptions(TrainerOptions):
@@ -69,11 +71,23 @@ class ForwardGradientOptions(TangentOptions):
     parallel: Literal["data", "tangents"] = "data"
     """Under torchrun: `data` splits the batch; `tangents` splits the tangents, each worker its own."""
 
+    exact_stages: PositiveInt | None = None
+    """This many last stages of the model get exact gradients, by backprop that ends there."""
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """See :class:`TrainerOptions`."""
+        return Backwards.NOTHING if self.exact_stages is None else Backwards.STAGES
+
     @model_validator(mode="after")
     def _check(self) -> "ForwardGradientOptions":
         if self.structure == "rank1" and self.guess != "rademacher":
             raise ValueError(
                 "structure: rank1 needs guess: rademacher (other guesses lose variance when rank-one)"
+            )
+        if self.exact_stages is not None and self.exact_output:
+            raise ValueError(
+                "exact_output: true does not go with exact_stages, which has the output layer in it"
             )
         if self.rescale and self.combine != "projection":
             raise ValueError("rescale: true needs combine: projection")
