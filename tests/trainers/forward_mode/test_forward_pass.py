@@ -327,3 +327,24 @@ def test_nothing_of_a_pass_outlives_it():
     assert not outputs.requires_grad
     model(inputs).sum().backward()
     assert all(param.grad is not None for param in model.parameters())
+
+
+def test_in_float32_a_deep_network_with_batch_norm_is_off_by_no_more_than_rounding():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3
+    ).to(memory_format=torch.channels_last)
+    inputs = 5 + torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)  # far from centred
+    labels = torch.arange(8) % 3
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        twin = copy.deepcopy(model).to(dtype)
+        generator = torch.Generator().manual_seed(1)
+        tangents = {
+            param: torch.randn(1, *param.shape, generator=generator).to(dtype) for param in twin.parameters()
+        }
+        with ForwardPass(twin, tangents) as forward:
+            found.append(float(forward.tangent_of(LOSS(twin(inputs.to(dtype)), labels).mean())))
+    LOSS(twin(inputs.double()), labels).mean().backward()
+    length = sum(float(param.grad.square().sum()) for param in twin.parameters()) ** 0.5
+    assert abs(found[0] - found[1]) <= 2e-3 * length
