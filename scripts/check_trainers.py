@@ -36,7 +36,7 @@ for model in arguments.models:
         )
         start = time.perf_counter()
         text, ok = check(config, DataSearch(None, None, False), arguments.draws)
-        verdict = "consistent" if ok else "INCONSISTENT"
+        verdict = text.rpartition("verdict: ")[2] if ok else "INCONSISTENT"
         rows.append(f"| {model} | {trainer} | {verdict} |")
         print(f"{model} {trainer}: {verdict}, {time.perf_counter() - start:.0f} s", flush=True)
         if not ok:

@@ -1,10 +1,11 @@
 """``fgbench check``: are a config's derivatives and gradient right, and is fgbench installed well."""
 
+import copy
 import platform
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fgbench import measure
 from fgbench.checks.gradients import (
@@ -15,6 +16,7 @@ from fgbench.checks.gradients import (
     sample_gradients,
 )
 from fgbench.checks.quality import gradient_quality
+from fgbench.checks.verify import verify
 from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
@@ -24,9 +26,13 @@ from fgbench.models.build import build_model
 from fgbench.models.options import LocalMixerOptions
 from fgbench.registry import TRAINERS, load
 from fgbench.seeds import derive_generator
+from fgbench.trainers.base import Trainer
 
 QUALITY_DRAWS = 8
 """Gradients from which the noise and the cosine of every layer are taken."""
+
+EXACT = 1e-8
+"""How far a float64 step may be from its formula, as a share of a derivative's root mean square."""
 
 
 def check(
@@ -66,6 +72,9 @@ def check(
     derivatives = directional_derivatives(model, loss_fn, inputs, labels, config.seed)
     lines += derivatives.lines()
     consistent = derivatives.agree
+    exact, compared = _compare_exactly(trainer, model, inputs, labels, config.seed)
+    lines += ["", "one step against its formula, entry by entry, in float64:", f"  {exact}"]
+    consistent = consistent and compared is not False
     sampled = sample_gradients(trainer, model, loss_fn, inputs, labels, config.seed, draws)
     lines += [
         "",
@@ -75,13 +84,41 @@ def check(
     for figure in sampled.figures(expected_values(trainer, model, sampled)):
         lines.append(figure.line())
         consistent = consistent and figure.consistent
+        compared = compared or figure.expected is not None
     generator = derive_generator(device, config.seed, "check quality")
     quality = gradient_quality(trainer, model, loss_fn, inputs, labels, generator, min(draws, QUALITY_DRAWS))
     lines += ["", f"  {'layer':<28}{'E|g_hat-g|^2/|g|^2':>22}{'cosine':>10}{'|g|':>12}"]
     for layer, each in quality.items():
         lines.append(f"  {layer or 'all':<28}{each.noise:>22.4g}{each.cosine:>10.4f}{each.norm:>12.4g}")
-    lines += ["", f"verdict: {'consistent' if consistent else 'inconsistent'}"]
+    # only what a trainer declares can be compared: its own reference, or a mean that theory knows
+    verdict = ("consistent" if compared else "not checked") if consistent else "inconsistent"
+    lines += ["", f"verdict: {verdict}"]
     return "\n".join(lines), consistent
+
+
+def _compare_exactly(
+    trainer: Trainer, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int
+) -> tuple[str, bool | None]:
+    """A line on one step of float64 copies against the trainer's reference; None: it declares none."""
+    trainer, model = copy.deepcopy((trainer, model))
+    model, inputs = model.double(), inputs.double()
+    generator = derive_generator(inputs.device, seed, "check step")
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    # central differences take the output layer's gradient beside the parameters, not at them
+    beside = hasattr(trainer.options, "epsilon") and trainer.options.exact_output
+    tolerance = 1e-3 if beside else EXACT
+    try:
+        found = verify(trainer, model, loss_fn, inputs, labels, generator, tolerance=tolerance)
+    except ConfigError:
+        raise
+    except FgbenchError as error:
+        return str(error), False
+    if found.derivative_error is None:
+        return "not checked: this trainer declares no reference", None
+    return (
+        f"{found.derivatives} derivatives off by at most {found.derivative_error:.1e}, "
+        f"the gradient by {found.gradient_error:.1e} (allowed {tolerance:g})"
+    ), True
 
 
 def _check_installation(search: DataSearch) -> tuple[str, bool]:
