@@ -2,11 +2,16 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fgbench.analysis.formats import Format
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fgbench.analysis.records import RunRecord
 
 Results = Annotated[
     Path, typer.Argument(help="A folder with run directories, such as results.", show_default=False)
@@ -98,6 +103,7 @@ def compare(
     from fgbench.analysis.records import read_results
 
     found = read_results(results)
+    _say_unknown_data(found.runs)
     _write(compare_report(found.runs, metric, baseline, form, accuracy, found.notes), out)
 
 
@@ -110,7 +116,9 @@ def claims(results: Results, form: Form = Format.text, out: Out = None) -> None:
     from fgbench.analysis.claims.claims import claims_report
     from fgbench.analysis.records import read_results
 
-    _write(claims_report(read_results(results), form), out)
+    found = read_results(results)
+    _say_unknown_data(found.runs)
+    _write(claims_report(found, form), out)
 
 
 def status(results: Results, form: Form = Format.text, out: Out = None) -> None:
@@ -122,6 +130,13 @@ def status(results: Results, form: Form = Format.text, out: Out = None) -> None:
     from fgbench.analysis.status import status_report
 
     _write(status_report(read_results(results), results, form), out)
+
+
+def _say_unknown_data(runs: "Sequence[RunRecord]") -> None:
+    from fgbench.analysis.pairing import describe_unknown_data
+
+    if told := describe_unknown_data(runs):
+        typer.echo(f"fgbench: {told}", err=True)
 
 
 def _write(text: str, out: Path | None) -> None:
