@@ -25,7 +25,7 @@ RESULTS = ROOT / "results"
 def accuracy(runs: list[RunRecord]) -> str:
     """Mean and standard deviation over seeds of the test accuracy at the last epoch."""
     assert all(run.state == "finished" for run in runs)
-    values = [run.final("test_accuracy") for run in runs]
+    values = [read(run, "test_accuracy") for run in runs]
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
 
@@ -90,7 +90,7 @@ def test_the_table_of_tuned_trainers_is_that_of_the_runs():
         name = TRAINERS[path.name.removeprefix("fc_fashion-mnist_")]
         memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], 20) for run in runs)
         line = f"| {name} | {runs[0].settings['optimizer.lr']:.2g} | {accuracy(runs)} | {memory:.1f} |"
-        lines.append((statistics.mean(run.final("test_accuracy") for run in runs), line))
+        lines.append((statistics.mean(read(run, "test_accuracy") for run in runs), line))
     assert "\n".join(line for _, line in sorted(lines, reverse=True)) in README
 
 

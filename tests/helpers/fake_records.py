@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from fgbench.analysis.records import IDENTITY, RunRecord
-from fgbench.storage.run_directory import METRICS, TEXT_COLUMNS
+from fgbench.storage.metrics import METRICS, TEXT_COLUMNS
 
 ENV = {"torch": "2.7.0", "cpu": "Some CPU", "threads": 2, "device": "cpu"}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from fake_results import make_run
 
+from fgbench.analysis.readings import read
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
 from fgbench.cli.results import FigureKind, FigureStyle
@@ -41,7 +42,7 @@ def test_long_trainings_are_told_in_minutes_or_hours(tmp_path):
 def test_a_point_has_its_seeds_mean_and_whiskers_from_smallest_to_largest(tmp_path):
     for seed in range(3):
         make_run(tmp_path, seed=seed)
-    accuracy = [record.final("test_accuracy") for record in load_results(tmp_path)]
+    accuracy = [read(record, "test_accuracy") for record in load_results(tmp_path)]
     time, memory = draw(tmp_path, "tradeoff").axes
     [bars] = time.containers
     assert bars.lines[0].get_ydata()[0] == pytest.approx(np.mean(accuracy))

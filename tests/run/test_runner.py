@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import model_for
 
 from fgbench.config.config import Config
 from fgbench.errors import ConfigError
@@ -19,7 +20,8 @@ from fgbench.registry import TRAINERS
 from fgbench.run.progress import EpochProgress
 from fgbench.run.runner import run_configs
 from fgbench.run.signals import Interrupted
-from fgbench.storage.run_directory import METRICS, RunDirectory
+from fgbench.storage.metrics import METRICS
+from fgbench.storage.run_directory import RunDirectory
 from fgbench.storage.state import load_state, save_state
 
 MEASURED = {
@@ -120,7 +122,8 @@ def test_a_finished_run_is_skipped_unless_forced(tmp_path: Path, capsys: pytest.
 def test_an_interrupted_run_goes_on_bit_for_bit(
     trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"trainer": {"name": trainer}, "model": {"name": "fc", "hidden": 6, "dropout": 0.2}}
+    model = model_for(trainer, {"name": "fc", "hidden": 6, "dropout": 0.2})
+    changes = {"trainer": {"name": trainer}, "model": model}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_configs([make_config(whole, **changes)])
     interrupt_at(9, monkeypatch)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_models import model_for
 
 from fgbench.config.config import Config
 from fgbench.registry import TRAINERS
@@ -69,6 +70,8 @@ def test_a_verified_run_learns_bit_for_bit_what_it_would_have_learnt(tmp_path: P
     changes = {"trainer": {"name": name}}
     if name in ("forward-gradient", "zeroth-order"):
         changes["model"] = {"name": "vgg16", "width": 2}
+    if name == "local-forward-gradient":
+        changes["model"] = model_for(name, None)
     run_configs([config(tmp_path / "with", **changes), config(tmp_path / "without", verify=False, **changes)])
     assert learnt(tmp_path / "with") == learnt(tmp_path / "without")
 

@@ -17,7 +17,8 @@ import pytest
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.storage import run_directory as results
 from fgbench.storage.files import atomic_write
-from fgbench.storage.run_directory import METRICS, RunDirectory, run_path
+from fgbench.storage.metrics import METRICS
+from fgbench.storage.run_directory import RunDirectory, run_path
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from small_models import model_for
+
 from fgbench.registry import DATASETS, MODELS, TABLES, TRAINERS, options_model
 
 TINY = {
@@ -110,7 +112,8 @@ TARGETS = [
 def write_config(path: Path, trainer: str, **changes: Any) -> Path:
     """A config of a run that takes a moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**TINY, "trainer": {"name": trainer}, **changes}))
+    settings = {**TINY, "trainer": {"name": trainer}, "model": model_for(trainer, TINY["model"])}
+    path.write_text(json.dumps({**settings, **changes}))
     return path
 
 

@@ -263,7 +263,7 @@ def find_caution(pair: Pair, measure: Measure, budget: Budget = "epochs") -> str
 def below_tuning_noise(pair: Pair, measure: Measure, mean: float) -> str:
     """That an accuracy differs by less than tuning can account for, where the two were tuned apart."""
     tuned_apart = any(each.startswith(TUNABLE) for each in pair.other_settings)
-    accuracy = measure.learns and measure.column.endswith("accuracy")
+    accuracy = measure.learns and measure.name.endswith("accuracy")
     if accuracy and tuned_apart and abs(mean) < TUNING_NOISE:
         return f"tuned apart, and by less than the noise of tuning ({TUNING_NOISE:g})"
     return ""
@@ -286,7 +286,7 @@ def was_disturbed(pair: Pair, *, summed: bool = False) -> bool:
 
 def peak_memory(series: Series) -> float:
     """The largest peak memory of its runs, MiB; NaN where none was measured."""
-    peaks = [run.peak("peak_memory_mib") for run in series.averaged]
+    peaks = [read(run, "peak_memory_mib") for run in series.averaged]
     return max((peak for peak in peaks if not math.isnan(peak)), default=math.nan)
 
 

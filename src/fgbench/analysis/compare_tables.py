@@ -230,7 +230,7 @@ def _flat_row(comparison: Comparison) -> list[Any]:
     interval = (paired and paired.interval) or (None, None)
     bootstrap = (paired and paired.bootstrap) or (None, None)
     cells = [
-        *(pair.task, comparison.measure.column, comparison.budget, comparison.limit),
+        *(pair.task, comparison.measure.name, comparison.budget, comparison.limit),
         *(pair.series.label, pair.baseline.label, " ".join(map(str, pair.seeds)), len(pair.runs), *means),
         *(paired and paired.mean, *interval, *bootstrap, paired and paired.p_value, comparison.p_adjusted),
         *(paired and paired.effect_size, paired and paired.corrected_effect_size, *comparison.wins),

@@ -1,12 +1,12 @@
 """What can be compared, and how it is read from a run at an epoch or at a time. Imports no torch."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from fgbench.analysis.records import RunRecord
+from fgbench.storage.metrics import COLUMNS, counted_epochs
+from fgbench.storage.metrics import Column as Measure
 
 NAN = float("nan")
 
@@ -18,75 +18,35 @@ CHANCE_MARGIN = 0.02
 """An accuracy this little above that of guessing counts as chance: two standard errors on 1,000 images."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A column of metrics.csv that one trainer can be better at than another.
-
-    Attributes:
-        column: its name in metrics.csv.
-        title: with its unit.
-        better: the better direction.
-        reading: ``last``: the value at an epoch, which a diverged run has none of; ``median``: of the epochs
-            up to it without the first (warm-up) and those timed beside other work; ``peak``: up to it.
-        form: how a value is written.
-    """
-
-    column: str
-    title: str
-    better: Literal["higher", "lower"]
-    reading: Literal["last", "median", "peak"]
-    form: str
-
-    @property
-    def learns(self) -> bool:
-        """Whether it tells how well a network has learnt, not what that cost."""
-        return self.reading == "last"
-
-    @property
-    def timed(self) -> bool:
-        """Whether it comes from a clock, which other work on the machine disturbs."""
-        return self.column in ("epoch_time_s", "batch_time_ms", "samples_per_s")
-
-    def gain(self, difference: float) -> float:
-        """The difference, positive where it is for the better."""
-        return difference if self.better == "higher" else -difference
-
-
-MEASURES: dict[str, Measure] = {
-    measure.column: measure
-    for measure in (
-        Measure("test_accuracy", "test accuracy", "higher", "last", ".4f"),
-        Measure("val_accuracy", "validation accuracy", "higher", "last", ".4f"),
-        Measure("train_accuracy", "training accuracy", "higher", "last", ".4f"),
-        Measure("test_loss", "test loss", "lower", "last", ".4f"),
-        Measure("val_loss", "validation loss", "lower", "last", ".4f"),
-        Measure("train_loss", "training loss", "lower", "last", ".4f"),
-        Measure("gradient_cosine", "cosine to the true gradient", "higher", "last", ".4f"),
-        Measure("epoch_time_s", "time per epoch (s)", "lower", "median", ".3f"),
-        Measure("batch_time_ms", "time per batch (ms)", "lower", "median", ".3f"),
-        Measure("samples_per_s", "samples per second", "higher", "median", ".0f"),
-        Measure("peak_memory_mib", "peak memory (MiB)", "lower", "peak", ".1f"),
-        Measure("nvml_memory_mib", "process memory (MiB)", "lower", "peak", ".0f"),
-        Measure("bytes_sent_per_step", "bytes sent per step", "lower", "median", ".0f"),
-    )
-}
+MEASURES: dict[str, Measure] = {name: column for name, column in COLUMNS.items() if column.better}
+"""The columns that one trainer can be better at than another."""
 
 
 def negligible(measure: Measure) -> float:
     """The largest difference, or logarithm of a ratio, that is as good as none."""
-    return NEGLIGIBLE.get(measure.column.rpartition("_")[2], math.log(NEGLIGIBLE_RATIO))
+    return NEGLIGIBLE.get(measure.name.rpartition("_")[2], math.log(NEGLIGIBLE_RATIO))
 
 
-def read(run: RunRecord, measure: Measure, epoch: int) -> float:
-    """The run's value at the end of ``epoch``; NaN where there is none, as for loss once it has diverged."""
+def read(run: RunRecord, column: Measure | str, epoch: int | None = None) -> float:
+    """A run's value of a column: the one number that figures, tables, verdicts and reports all give.
+
+    Args:
+        run: the run.
+        column: it says itself how it is read.
+        epoch: up to which; by default the last.
+
+    Returns:
+        NaN where there is none, as for an accuracy once the run has diverged.
+    """
+    measure = COLUMNS[column] if isinstance(column, str) else column
+    epoch = run.last_epoch if epoch is None else epoch
     count = _count_epochs(run, epoch)
-    values = run.metrics[measure.column].to_numpy(float)[:count]
+    values = run.metrics[measure.name].to_numpy(float)[:count]
     if measure.reading == "last":
         ended = epoch > run.last_epoch or has_diverged(run, epoch)
         return NAN if ended or not count else float(values[-1])
     if measure.reading == "median":
-        quiet = _quiet(run, epoch)
-        values = values[quiet] if quiet.any() else values[-max(1, count - 1) :]
+        values = values[counted(run, epoch)]
     known = values[~np.isnan(values)]
     if not len(known):
         return NAN
@@ -97,17 +57,16 @@ def _count_epochs(run: RunRecord, epoch: int) -> int:
     return int(np.searchsorted(run.metrics["epoch"].to_numpy(), epoch, side="right"))
 
 
-def _quiet(run: RunRecord, epoch: int) -> np.ndarray:
-    """Which of the epochs up to ``epoch`` were timed warm and with the machine to themselves."""
-    quiet = run.metrics["timing_note"].isna().to_numpy(copy=True)[: _count_epochs(run, epoch)]
-    if len(quiet) > 1:
-        quiet[0] = False
-    return quiet
+def counted(run: RunRecord, epoch: int) -> np.ndarray:
+    """Which of the epochs up to ``epoch`` a median counts; see :func:`counted_epochs`."""
+    notes = run.metrics["timing_note"].to_list()[: _count_epochs(run, epoch)]
+    return np.array(counted_epochs([note if isinstance(note, str) else None for note in notes]), dtype=bool)
 
 
 def quiet_epochs(run: RunRecord, epoch: int) -> int:
     """How many epochs up to ``epoch`` were timed warm and with the machine to themselves."""
-    return int(_quiet(run, epoch).sum())
+    disturbed = run.metrics["timing_note"].notna().to_numpy()[: _count_epochs(run, epoch)]
+    return int((counted(run, epoch) & ~disturbed).sum())
 
 
 def disturbed_epochs(run: RunRecord, epoch: int) -> int:
@@ -144,14 +103,14 @@ def epochs_within(run: RunRecord, seconds: float) -> int:
 
 def time_to(run: RunRecord, measure: Measure, target: float) -> float:
     """Seconds of training by the end of the first epoch that is as good as ``target``; infinite for none."""
-    gains = run.metrics[measure.column].to_numpy(float) - target
+    gains = run.metrics[measure.name].to_numpy(float) - target
     reached = gains >= 0 if measure.better == "higher" else gains <= 0
     return float(training_time(run)[reached.argmax()]) if reached.any() else math.inf
 
 
 def best(run: RunRecord, measure: Measure) -> float:
     """The best value over all epochs; NaN where there is none."""
-    values = run.metrics[measure.column].to_numpy(float)
+    values = run.metrics[measure.name].to_numpy(float)
     known = values[np.isfinite(values)]
     if not len(known):
         return NAN

@@ -16,7 +16,8 @@ from fgbench.analysis.bench_steps import Step, load_steps
 from fgbench.config.source import read_yaml
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.registry import uses_backwards
-from fgbench.storage.run_directory import LAYER_COLUMNS, METRICS, TEXT_COLUMNS, TRIALS, RunDirectory
+from fgbench.storage.metrics import METRICS, TEXT_COLUMNS
+from fgbench.storage.run_directory import LAYER_COLUMNS, TRIALS, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +100,6 @@ class RunRecord:
     def uses_backwards(self) -> str:
         """What the trainer uses backwards, a value of ``Backwards``, such as ``nothing``."""
         return str(self.summary.get("uses_backwards") or uses_backwards(self.config["trainer"]))
-
-    def final(self, column: str) -> float:
-        """The value at the last epoch; NaN where there is none."""
-        return float(self.metrics[column].iloc[-1]) if len(self.metrics) else float("nan")
-
-    def median(self, column: str) -> float:
-        """The median over epochs, without the first (it carries the warm-up) where there are others."""
-        return float(self.metrics[column].iloc[1 if len(self.metrics) > 1 else 0 :].median())
-
-    def peak(self, column: str) -> float:
-        """The largest value over epochs; NaN where there is none."""
-        return float(self.metrics[column].max())
 
     def notes(self, column: str) -> list[str]:
         """The different texts in a text column, in order of appearance."""

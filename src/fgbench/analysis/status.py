@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fgbench.analysis.formats import Format
+from fgbench.analysis.readings import counted
 from fgbench.analysis.records import Results, RunRecord
 from fgbench.analysis.rendering import Table, render
 from fgbench.storage.run_directory import STATES
@@ -20,7 +21,7 @@ class Progress:
         state: one of ``STATES``; one whose process has died is interrupted.
         epoch: epochs done.
         epochs: epochs asked for.
-        epoch_s: seconds for an epoch, evaluation included: the median without the first; None if unknown.
+        epoch_s: seconds for an epoch, evaluation included: a median; None if unknown.
         left_s: seconds a running run will take; None for others, or if unknown.
         heard_s: seconds since its last sign of life; None if unknown.
         reason: why it stopped, if it told or one can tell.
@@ -43,7 +44,7 @@ def progress(run: RunRecord, now: datetime | None = None) -> Progress:
         run: its record.
         now: the time; the clock's by default.
     """
-    steady = run.metrics.iloc[1 if len(run.metrics) > 1 else 0 :]
+    steady = run.metrics[counted(run, run.last_epoch)]
     pace = float((steady["epoch_time_s"] + steady["eval_time_s"].fillna(0)).median())
     epoch_s = None if pace != pace else pace
     epochs = int(run.config.get("epochs", run.last_epoch))

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
 from fgbench.plotting.panels import MARKS, draw_curves, limit_values
@@ -54,7 +55,7 @@ def draw_time_tradeoff(axes: Axes, series: Sequence[Series], looks: Sequence[Loo
 def draw_memory_tradeoff(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Final test accuracy against peak memory."""
     axes.set(title="Accuracy against memory", xlabel="peak memory, MiB", ylabel="final test accuracy")
-    return _draw_points(axes, series, looks, lambda run: run.peak("peak_memory_mib"))
+    return _draw_points(axes, series, looks, lambda run: read(run, "peak_memory_mib"))
 
 
 def draw_cosine(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
@@ -86,18 +87,18 @@ def draw_time_by_depth(axes: Axes, series: Sequence[Series], looks: Sequence[Loo
         ylabel="s, median over epochs",
         ylim=(0, None),
     )
-    return _draw_swept(axes, series, looks, ("model", "layers"), lambda run: run.median("epoch_time_s"))
+    return _draw_swept(axes, series, looks, ("model", "layers"), lambda run: read(run, "epoch_time_s"))
 
 
 def draw_memory_by_depth(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Peak memory against the number of layers."""
     axes.set(title="Peak memory by depth", xlabel="hidden layers", ylabel="MiB", ylim=(0, None))
-    return _draw_swept(axes, series, looks, ("model", "layers"), lambda run: run.peak("peak_memory_mib"))
+    return _draw_swept(axes, series, looks, ("model", "layers"), lambda run: read(run, "peak_memory_mib"))
 
 
 def final_accuracy(run: RunRecord) -> float:
     """Test accuracy at the last epoch; NaN for a run that diverged."""
-    return run.final("test_accuracy")
+    return read(run, "test_accuracy")
 
 
 def swept(series: Sequence[Series], block: str, key: str) -> dict[str, list[Series]]:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
 from fgbench.plotting.style import Look, plain
@@ -154,10 +155,7 @@ def _draw_bars(
     Returns:
         The different texts in the text column ``notes``; a timing note is marked with a star.
     """
-    measure = RunRecord.median if column.endswith("_s") else RunRecord.peak
-    measured = [
-        [value for run in each.averaged if isfinite(value := measure(run, column))] for each in series
-    ]
+    measured = [[value for run in each.averaged if isfinite(value := read(run, column))] for each in series]
     longest = max((value for values in measured for value in values), default=0.0) or 1.0
     found: dict[str, None] = {}
     for place, (each, look, values) in enumerate(zip(series, looks, measured, strict=True)):

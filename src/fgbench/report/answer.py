@@ -10,31 +10,22 @@ from fgbench.analysis.compare import Comparison
 from fgbench.analysis.pairing import Pair, plainest
 from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.time_to import geometric_mean
+from fgbench.storage.metrics import COLUMNS
 
-COLUMNS = ("test_accuracy", "epoch_time_s", "peak_memory_mib")
+ANSWERED = ("test_accuracy", "epoch_time_s", "peak_memory_mib")
 """What the answer is about, all at equal epochs."""
 
 HEADLINE = "forward-gradient"
 """The trainer that the first sentence is about, where there are runs of it."""
 
-_WORDS = {
-    "test_accuracy": {
-        "better": "more accurate",
-        "worse": "less accurate",
-        "same": "as accurate",
-        "what": "accuracy",
-    },
-    "epoch_time_s": {"better": "faster", "worse": "slower", "same": "as fast", "what": "time"},
-    "peak_memory_mib": {
-        "better": "less memory",
-        "worse": "more memory",
-        "same": "as much memory",
-        "what": "memory",
-    },
-}
-
 VERDICTS = {"better": "better", "worse": "worse", "about the same": "same"}
 """Of the conclusions of a comparison, those that say something."""
+
+
+def _word(column: str, verdict: str) -> str:
+    """How a verdict on a column is said: ``less accurate``."""
+    words = dict(zip(VERDICTS.values(), COLUMNS[column].words, strict=True))
+    return words.get(verdict, f"no claim about {COLUMNS[column].label}")
 
 
 @dataclass(frozen=True)
@@ -74,8 +65,7 @@ class Answer:
         if self.caution:
             return "no claim from 1 seed"
         return ", ".join(
-            _WORDS[column].get(fact.verdict, f"no claim about {_WORDS[column]['what']}")
-            for column, fact in zip(COLUMNS, self.facts, strict=True)
+            _word(column, fact.verdict) for column, fact in zip(ANSWERED, self.facts, strict=True)
         )
 
 
@@ -88,13 +78,13 @@ def find_answers(comparisons: Iterable[Comparison]) -> dict[str, list[Answer]]:
     by_pair: dict[Pair, dict[str, Comparison]] = {}
     for each in comparisons:
         if each.budget == "epochs":
-            by_pair.setdefault(each.pair, {})[each.measure.column] = each
+            by_pair.setdefault(each.pair, {})[each.measure.name] = each
     rivals: dict[str, dict[str, list[Pair]]] = {}
     for pair in by_pair:
         rivals.setdefault(pair.task, {}).setdefault(pair.series.trainer, []).append(pair)
     return {
         task: [
-            Answer(pair, [_state(by_pair[pair][column]) for column in COLUMNS])
+            Answer(pair, [_state(by_pair[pair][column]) for column in ANSWERED])
             for pairs in trainers.values()
             for pair in _chosen(pairs)
         ]
@@ -122,10 +112,10 @@ def summarise(answers: dict[str, list[Answer]]) -> str:
     ]
     subject, baseline, n = headline[0].pair.series.trainer, headline[0].pair.baseline.trainer, len(headline)
     parts = []
-    for index, column in enumerate(COLUMNS):
+    for index, column in enumerate(ANSWERED):
         facts = sorted((each.facts[index] for each in headline), key=lambda fact: fact.size)
         for verdict in ("better", "worse", "same"):
-            word = _WORDS[column][verdict]
+            word = _word(column, verdict)
             if counted := [fact.value for fact in facts if fact.verdict == verdict]:
                 ends = dict.fromkeys([counted[0], counted[-1]])
                 parts.append(f"{word} in {len(counted)} of {n} ({' to '.join(ends)})")
@@ -143,16 +133,12 @@ def _merit(pair: Pair) -> tuple[bool, float]:
 
 
 def _state(comparison: Comparison) -> Fact:
-    name = comparison.measure.column
-    title = {
-        "test_accuracy": "Test accuracy",
-        "epoch_time_s": "Time per epoch",
-        "peak_memory_mib": "Peak memory",
-    }
+    name = comparison.measure.name
+    title = COLUMNS[name].label.capitalize()
     paired, n = comparison.paired, len(comparison.values)
     if paired is None:
-        told = f"{title[name]} cannot be compared: {comparison.obstacle}."
-        return Fact(title[name], "-", math.nan, "unclear", told)
+        told = f"{title} cannot be compared: {comparison.obstacle}."
+        return Fact(title, "-", math.nan, "unclear", told)
     mine, other = (fmean(side) for side in zip(*comparison.values, strict=True))
     ratio = geometric_mean([first / second if second else math.nan for first, second in comparison.values])
     amount = _amount(name, paired.mean)
@@ -161,7 +147,7 @@ def _state(comparison: Comparison) -> Fact:
         value, size = _signed(name, paired.mean), paired.mean
     conclusion = comparison.conclusion
     verdict = VERDICTS.get(conclusion, "unclear")
-    compared = f"{title[name]} is {_level(name, mine)} against {_level(name, other)}"
+    compared = f"{title} is {_level(name, mine)} against {_level(name, other)}"
     if paired.mean == 0:
         told = "no difference"
     else:
@@ -173,7 +159,7 @@ def _state(comparison: Comparison) -> Fact:
     sentence = f"{compared}: {told} ({seeds})."
     if verdict == "unclear" and paired.mean and n > 1:
         sentence += f" {_caution(comparison)}"
-    return Fact(title[name], value, size, verdict, sentence)
+    return Fact(title, value, size, verdict, sentence)
 
 
 def _caution(comparison: Comparison) -> str:
@@ -188,22 +174,18 @@ def _caution(comparison: Comparison) -> str:
 
 
 def _level(column: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if column == "test_accuracy" else f"{_digits(value)} {_unit(column)}"
+    return f"{100 * value:.1f} %" if column == "test_accuracy" else f"{_digits(value)} {COLUMNS[column].unit}"
 
 
 def _amount(column: str, difference: float) -> str:
     if column == "test_accuracy":
         return f"{abs(100 * difference):.1f} points"
-    return f"{_digits(abs(difference))} {_unit(column)}"
+    return f"{_digits(abs(difference))} {COLUMNS[column].unit}"
 
 
 def _signed(column: str, difference: float) -> str:
     sign = "+" if difference > 0 else "−" if difference < 0 else ""
-    return sign + _amount(column, difference).removesuffix(" points").removesuffix(f" {_unit(column)}")
-
-
-def _unit(column: str) -> str:
-    return "s" if column == "epoch_time_s" else "MiB"
+    return sign + _amount(column, difference).removesuffix(" points").removesuffix(f" {COLUMNS[column].unit}")
 
 
 def _digits(value: float) -> str:

@@ -21,6 +21,7 @@ from fgbench.analysis import compare_tables
 from fgbench.analysis.claims.claims import audit
 from fgbench.analysis.claims.rules import MIN_SEEDS
 from fgbench.analysis.compare import Comparison, compare
+from fgbench.analysis.readings import read
 from fgbench.analysis.records import Results, RunRecord, read_results
 from fgbench.analysis.rendering import Table
 from fgbench.analysis.series import Series, group_series
@@ -29,7 +30,7 @@ from fgbench.errors import ConfigError
 from fgbench.plotting.figures import SPREAD
 from fgbench.plotting.style import trainer_hue
 from fgbench.registry import TABLES, TRAINERS
-from fgbench.report.answer import COLUMNS, find_answers, summarise
+from fgbench.report.answer import ANSWERED, find_answers, summarise
 from fgbench.report.figures import MOST_SERIES, SPARK, Chart, draw_charts, sparkline, theme, themed
 from fgbench.storage.files import atomic_write
 
@@ -142,7 +143,7 @@ def render(results: Results, command: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["number"] = _number
+    templates.filters |= {"number": _number, "reading": read}
     templates.globals |= {"themed": themed, "hue": trainer_hue}
     folder = Path(__file__).parent
     script = (folder / "script.js").read_text(encoding="utf-8")
@@ -179,7 +180,7 @@ def render(results: Results, command: str) -> str:
 
 def _compare(records: Sequence[RunRecord]) -> list[Comparison]:
     try:
-        return compare(records, COLUMNS)
+        return compare(records, ANSWERED)
     except ConfigError:  # no run of the baseline: there is no answer yet, but still a page
         return []
 

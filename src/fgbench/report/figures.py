@@ -15,6 +15,7 @@ from matplotlib import colors
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from fgbench.analysis.readings import read
 from fgbench.analysis.series import Series
 from fgbench.plotting.figures import KINDS, Kind
 from fgbench.plotting.panels import Panel, count_runs
@@ -114,7 +115,7 @@ def _best(series: Sequence[Series]) -> list[Series]:
 
 
 def _validation(series: Series) -> float:
-    values = [run.final("val_accuracy") for run in series.averaged]
+    values = [read(run, "val_accuracy") for run in series.averaged]
     return fmean(value if isfinite(value) else 0.0 for value in values) if values else 0.0
 
 

@@ -14,10 +14,9 @@ from fgbench.run.progress import EpochProgress
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.world import World
 from fgbench.seeds import derive_generator
-from fgbench.storage.run_directory import METRICS, Cell, RunDirectory
+from fgbench.storage.metrics import LOSSES, METRICS, Cell
+from fgbench.storage.run_directory import RunDirectory
 from fgbench.storage.state import save_state
-
-LOSSES = ("train_loss", "val_loss", "test_loss")
 
 
 class EpochLoop:

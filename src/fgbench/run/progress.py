@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from fgbench.run.loop import Training
-from fgbench.storage.run_directory import Cell
+from fgbench.storage.metrics import Cell
 
 REFRESH_S = 0.5
 

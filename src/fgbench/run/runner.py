@@ -23,7 +23,8 @@ from fgbench.run.plan import Plan, find_ended
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.verify import verify_next_step
 from fgbench.run.world import SharedStopRequest, World
-from fgbench.storage.run_directory import ENDED, Cell, RunDirectory
+from fgbench.storage.metrics import Cell
+from fgbench.storage.run_directory import ENDED, RunDirectory
 from fgbench.storage.state import StateError, first_line, load_state, state_files
 from fgbench.storage.summary import summarise
 

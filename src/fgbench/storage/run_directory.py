@@ -21,28 +21,10 @@ from typing import Any, TextIO
 
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.storage.files import append_line, atomic_write, refuse
-
-METRICS = (
-    *(
-        "epoch",
-        "train_loss",
-        "train_accuracy",
-        "val_loss",
-        "val_accuracy",
-        "test_loss",
-        "test_accuracy",
-        "lr",
-    ),
-    *("epoch_time_s", "eval_time_s", "batch_time_ms", "samples_per_s", "peak_memory_mib", "memory_source"),
-    *("grad_norm", "elapsed_s", "nvml_memory_mib", "bytes_sent_per_step", "gradient_cosine"),
-    *("gradient_relative_error", "timing_note"),
-)
-"""Columns of metrics.csv. Accuracies are fractions in 0..1; a cell that does not apply is empty, never 0."""
+from fgbench.storage.metrics import METRICS, TEXT_COLUMNS, Cell
 
 LAYER_COLUMNS = ("epoch", "layer", "noise", "cosine", "gradient_norm")
 """Columns of layers.csv: R = E|g_hat - g|^2 / |g|^2, the cosine of g_hat and g, and |g|, of one layer."""
-
-TEXT_COLUMNS = ("memory_source", "timing_note")
 
 STATES = ("running", "finished", "diverged", "interrupted", "failed")
 
@@ -56,8 +38,6 @@ STALE_AFTER_S = 600.0
 """A running run whose heartbeat is older than this has been killed."""
 
 HEARTBEAT_EVERY_S = 30.0
-
-Cell = int | float | str | None
 
 
 def run_path(results_dir: str | Path, folder: str | Path) -> Path:

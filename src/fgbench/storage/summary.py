@@ -4,31 +4,31 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from fgbench.storage.run_directory import Cell
+from fgbench.storage.metrics import Cell, counted_epochs, select
 
-FINAL = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
-MEDIANS = ("epoch_time_s", "eval_time_s", "batch_time_ms", "samples_per_s")
-PEAKS = ("peak_memory_mib", "nvml_memory_mib")
+FINAL = select("learnt")
+MEDIANS = select("time", reading="median")
+PEAKS = select("memory", reading="peak")
 
 
 def summarise(rows: Sequence[dict[str, Cell]]) -> dict[str, Any]:
     """Final figures, those at the best validation epoch, medians of times and peaks of memory.
 
     Args:
-        rows: of metrics.csv, at least one. Medians leave the first epoch out (it carries the warm-up) where
-            there are others.
+        rows: of metrics.csv, at least one. Medians are over the epochs that ``counted_epochs`` counts.
 
     Returns:
         Plain values, None where a column is empty.
     """
-    last, steady = rows[-1], rows[1:] or rows
+    last, notes = rows[-1], [str(row["timing_note"] or "") for row in rows]
+    counted = [row for row, counts in zip(rows, counted_epochs(notes), strict=True) if counts]
     judged = [row for row in rows if isinstance(row["val_accuracy"], float)]
     best = max(judged, key=lambda row: float(row["val_accuracy"] or 0.0), default=None)
     return {
         "epochs": last["epoch"],
         "final": {column: last[column] for column in FINAL},
         "best_validation": best and {column: best[column] for column in ("epoch", *FINAL)},
-        "median": {column: _over(median, steady, column) for column in MEDIANS},
+        "median": {column: _over(median, counted, column) for column in MEDIANS},
         "peak": {column: _over(max, rows, column) for column in PEAKS},
         "memory_source": last["memory_source"],
         "total_time_s": last["elapsed_s"],

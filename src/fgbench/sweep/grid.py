@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.series import label_configs
 from fgbench.config.config import Config
@@ -63,7 +64,7 @@ class _Grid:
 
     def score(self, record: RunRecord, column: str | None = None) -> float:
         """What the run ended with; NaN where it diverged."""
-        return record.final(column or self.options.metric) if record.state == "finished" else math.nan
+        return read(record, column or self.options.metric) if record.state == "finished" else math.nan
 
     def mean(self, curve: _Curve, place: int, seeds: Sequence[int], column: str | None = None) -> float:
         """Over seeds; NaN where one of them diverged."""
@@ -199,7 +200,7 @@ def _conclude(grid: _Grid, curve: _Curve, folder: Path, *, at_edge: bool) -> Tun
 def _noise(grid: _Grid, curve: _Curve) -> float:
     """The spread of the accuracy at the values that every seed by itself would choose."""
     runs = curve.records.values()
-    tested = all(math.isfinite(run.final("test_accuracy")) for run in runs if run.state == "finished")
+    tested = all(math.isfinite(read(run, "test_accuracy")) for run in runs if run.state == "finished")
     column = "test_accuracy" if tested else "val_accuracy"
     choices = [place for seed in grid.seeds if (place := grid.best(curve, [seed])) is not None]
     reached = [grid.mean(curve, place, grid.seeds, column) for place in choices]
@@ -215,7 +216,7 @@ def _table(grid: _Grid, curves: Sequence[_Curve]) -> str:
         best = grid.best(curve, grid.seeds)
         task = f"{curve.config.model.name} on {curve.config.dataset.name}"
         for (place, seed), run in sorted(curve.records.items(), key=lambda each: each[0]):
-            cells = (run.final(column) for column in CURVE)
+            cells = (read(run, column) for column in CURVE)
             fixed = [curve.label, task, curve.config.trainer.name, grid.key, grid.value(place)]
             shown = ["" if math.isnan(cell) else repr(cell) for cell in cells]
             writer.writerow(list(chain(fixed, [seed, run.state, run.last_epoch, place == best], shown)))

@@ -323,7 +323,7 @@ def _judge_level(pair: Pair, measure: Measure) -> Outcome:
         return lack
     changes = []
     for run, _ in pair.runs:
-        values = run.metrics[measure.column].to_numpy(float)
+        values = run.metrics[measure.name].to_numpy(float)
         tenth = max(1, len(values) // 10)
         changes.append(float(values[-tenth:].mean() - values[-2 * tenth : -tenth].mean()))
     if any(run.state == "diverged" for run, _ in pair.runs):
@@ -342,7 +342,7 @@ def _judge_steadiness(pair: Pair, measure: Measure) -> Outcome:
     epoch = common_epoch(pair)
 
     def fluctuation(run: RunRecord) -> float:
-        bends = np.diff(run.metrics[measure.column].to_numpy(float)[:epoch], n=2)
+        bends = np.diff(run.metrics[measure.name].to_numpy(float)[:epoch], n=2)
         return float(np.sqrt(np.mean(bends**2)))
 
     paired = log_ratios([(fluctuation(run), fluctuation(other)) for run, other in pair.runs])
