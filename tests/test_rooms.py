@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "fgbench"
 FLOORS = (
-    ("errors", "options", "paths", "seeds"),
+    ("errors", "options", "paths", "formatting", "seeds"),
     ("registry", "storage", "measure"),
     ("config", "datasets", "models"),
     ("trainers", "analysis"),

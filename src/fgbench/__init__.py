@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fgbench.config.config import Config, load_config
     from fgbench.errors import ConfigError, DataError, FgbenchError
     from fgbench.options import Backwards, Options, TrainerOptions
+    from fgbench.run.weights import load_model
     from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
     from fgbench.trainers.backprop import Backprop
     from fgbench.trainers.base import StepStats, Trainer
@@ -43,6 +44,7 @@ _MODULES = {
     "TrainerOptions": "options",
     "ZerothOrder": "trainers.zeroth_order",
     "load_config": "config.config",
+    "load_model": "run.weights",
     "read_runs": "analysis.frames",
     "read_summaries": "analysis.frames",
     "verify": "checks.verify",
@@ -68,6 +70,7 @@ __all__ = [
     "TrainerOptions",
     "ZerothOrder",
     "load_config",
+    "load_model",
     "read_runs",
     "read_summaries",
     "verify",

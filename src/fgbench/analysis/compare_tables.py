@@ -14,6 +14,7 @@ from fgbench.analysis.records import RunRecord
 from fgbench.analysis.rendering import Table, render
 from fgbench.analysis.statistics import BOOTSTRAP_FROM
 from fgbench.analysis.time_to import TimeTo, geometric_mean, time_to_accuracy, time_to_same_loss
+from fgbench.formatting import format_number
 
 ONE_SEED = (
     "One seed says nothing about the next. At 80 % power a paired t-test finds a difference of 3.3 standard "
@@ -152,13 +153,11 @@ def summary_lines(comparisons: Sequence[Comparison]) -> list[str]:
 
 def difference_text(comparison: Comparison) -> str:
     """The mean difference and its interval; why there is none, if there is none."""
-    paired, form = comparison.paired, comparison.measure.form
+    paired, form = comparison.paired, f"+{comparison.measure.form}"
     if paired is None:
         return "-"
-    interval = (
-        "" if paired.interval is None else f" [{paired.interval[0]:+{form}}, {paired.interval[1]:+{form}}]"
-    )
-    return f"{paired.mean:+{form}}{interval}"
+    interval = ", ".join(format_number(end, form) for end in paired.interval or ())
+    return format_number(paired.mean, form) + (f" [{interval}]" if interval else "")
 
 
 def _means(comparison: Comparison) -> list[str]:
@@ -166,7 +165,7 @@ def _means(comparison: Comparison) -> list[str]:
     if not comparison.values:
         return ["-", "-"]
     means = [fmean(side) for side in zip(*comparison.values, strict=True)]
-    return ["-" if math.isnan(mean) else f"{mean:{comparison.measure.form}}" for mean in means]
+    return ["-" if math.isnan(mean) else format_number(mean, comparison.measure.form) for mean in means]
 
 
 def _effect_text(comparison: Comparison) -> str:
@@ -185,8 +184,9 @@ def _budget_text(comparison: Comparison) -> str:
     paired, form = comparison.paired, comparison.measure.form
     if paired is None:
         return comparison.conclusion
-    spread = "" if paired.interval is None else f" ± {paired.interval[1] - paired.mean:{form}}"
-    return f"{paired.mean:+{form}}{spread} {comparison.conclusion} ({unit[comparison.budget]})"
+    spread = "" if paired.interval is None else f" ± {format_number(paired.interval[1] - paired.mean, form)}"
+    mean = format_number(paired.mean, f"+{form}")
+    return f"{mean}{spread} {comparison.conclusion} ({unit[comparison.budget]})"
 
 
 def conditions(pair: Pair) -> str:

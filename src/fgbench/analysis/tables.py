@@ -9,6 +9,7 @@ from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.rendering import align
 from fgbench.analysis.series import Series, group_series
+from fgbench.formatting import format_number
 from fgbench.storage.metrics import COLUMNS, Column
 
 SHOWN = tuple(COLUMNS[name] for name in ("test_accuracy", "train_loss", "epoch_time_s", "peak_memory_mib"))
@@ -57,5 +58,5 @@ def _mean(runs: Sequence[RunRecord], column: Column) -> str:
     values = [value for value in values if not isnan(value)]
     if not values:
         return "-"
-    spread = f" ± {stdev(values):{column.form}}" if len(values) > 1 else ""
-    return f"{fmean(values):{column.form}}{spread}"
+    spread = f" ± {format_number(stdev(values), column.form)}" if len(values) > 1 else ""
+    return f"{format_number(fmean(values), column.form)}{spread}"

@@ -72,6 +72,7 @@ class Case:
         steps: how many steps ``step`` makes.
         counted: whether its operations can be counted; those of compiled code cannot.
         bare: for a case inside the training loop, the case of its step alone.
+        trainer: what fills the gradients, where a trainer does.
         times_s: per round, of one step.
     """
 
@@ -84,6 +85,7 @@ class Case:
     steps: int = 1
     bare: "Case | None" = None
     counted: bool = True
+    trainer: Trainer | None = None
     times_s: list[float] = field(default_factory=list)
 
 
@@ -253,8 +255,8 @@ def _count_gflop(step: Callable[[], object]) -> float:
 def _step_memory_mib(case: Case, device: torch.device) -> float:
     """Peak memory of one step with what it keeps between steps, the copies of other cases apart."""
     if device.type == "cpu":
-        return measure.step_memory(case.step, case.model, case.optimizer)
-    resident = measure.resident_bytes(case.model, case.optimizer)
+        return measure.step_memory(case.step, case.model, case.optimizer, case.trainer)
+    resident = measure.resident_bytes(case.model, case.optimizer, case.trainer)
     before = torch.cuda.memory_allocated(device)
     with measure.PeakMemory(device) as peak:
         case.step()
@@ -333,8 +335,8 @@ def _trainer_case(name: str, trainer: Trainer, model: nn.Module, inputs: Tensor,
     elif not fused:
         parts["update"] = optimizer.step
     if fused:
-        return Case(name, sgd_step, own, parts, tangent_bytes)
-    return Case(name, dense_step, own, parts, tangent_bytes, optimizer)
+        return Case(name, sgd_step, own, parts, tangent_bytes, trainer=trainer)
+    return Case(name, dense_step, own, parts, tangent_bytes, optimizer, trainer=trainer)
 
 
 def _loop_case(bare: Case, model: nn.Module, inputs: Tensor, labels: Tensor) -> Case:

@@ -8,6 +8,7 @@ import typer
 
 from fgbench.cli import bench, info, results, runs
 from fgbench.cli.arguments import SETTINGS
+from fgbench.cli.output import outlive_readers
 
 HELP = """
 Train networks with and without a backward pass, and measure what each way costs and gains.
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "status": (results.status, "Show how far the runs of a folder are."),
     "compare": (results.compare, "Compare trainers, paired by seed."),
     "claims": (results.claims, "Hold published claims against one's runs."),
+    "export": (results.export, "Write the trained weights of a run as a file."),
     "config show": (info.show_config, "Print the whole config, defaults and overrides included."),
     "config validate": (info.validate_config, "Check configs and report every mistake in them."),
     "config schema": (
@@ -81,4 +83,5 @@ def main() -> None:
     """The entry point of ``fgbench`` and ``python -m fgbench``."""
     if "" not in sys.path:
         sys.path.append("")  # a user's own package.module:Class in the folder they work in
+    outlive_readers()
     app(prog_name="fgbench")

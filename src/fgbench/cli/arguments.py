@@ -1,7 +1,5 @@
 """What commands share: errors to exit codes, arguments, loading configs."""
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,9 +20,6 @@ class Commands(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError as error:  # `fgbench list trainers | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from error
         except (FgbenchError, OSError) as error:
             typer.echo(f"fgbench: {error}", err=True)
             raise typer.Exit(exit_code_of(error)) from error
@@ -39,6 +34,21 @@ SETTINGS: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
 }
 """How every group of commands is set up."""
+
+
+def expanded(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """A path option with ``~`` and variables expanded, which no shell does in ``--out=~/a.png``.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    from fgbench.paths import expand_path
+
+    try:
+        return None if path is None else expand_path(path)
+    except ValueError as error:
+        raise ConfigError(f"{param.opts[0]}: {error}") from error
+
 
 ConfigFiles = Annotated[
     list[Path], typer.Argument(metavar="CONFIG", help="Config files (YAML).", show_default=False)
@@ -60,7 +70,8 @@ Overrides = Annotated[
     ),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder to look for datasets in first.", show_default=False)
+    Path | None,
+    typer.Option(help="Folder to look for datasets in first.", show_default=False, callback=expanded),
 ]
 NoDownload = Annotated[
     bool, typer.Option("--no-download", help="Never download; fail where data is missing.")

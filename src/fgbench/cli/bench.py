@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fgbench.cli.arguments import DataDir, NoDownload, OptionalConfig, Overrides
+from fgbench.cli.arguments import DataDir, NoDownload, OptionalConfig, Overrides, expanded
 from fgbench.errors import ConfigError
 
 
@@ -55,7 +55,9 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice by default.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the CSV, the JSON and the figure.")] = Path("bench"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the CSV, the JSON and the figure.", callback=expanded)
+    ] = Path("bench"),
 ) -> None:
     """Measure step time and peak memory of every trainer, side by side in one process.
 

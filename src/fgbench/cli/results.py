@@ -1,4 +1,4 @@
-"""The commands that read runs: ``fgbench plot``, ``report``, ``status``, ``compare`` and ``claims``."""
+"""The commands that read runs: ``plot``, ``report``, ``status``, ``compare``, ``claims``, ``export``."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fgbench.analysis.formats import Format
+from fgbench.cli.arguments import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,11 +15,16 @@ if TYPE_CHECKING:
     from fgbench.analysis.records import RunRecord
 
 Results = Annotated[
-    Path, typer.Argument(help="A folder with run directories, such as results.", show_default=False)
+    Path,
+    typer.Argument(
+        help="A folder with run directories, such as results.", show_default=False, callback=expanded
+    ),
 ]
 Form = Annotated[Format, typer.Option("--format", help="How the tables are written.")]
 Metrics = Annotated[list[str], typer.Option(help="Column of metrics.csv to compare; may be repeated.")]
-Out = Annotated[Path | None, typer.Option(help="File to write to instead.", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option(help="File to write to instead.", show_default=False, callback=expanded)
+]
 
 
 class FigureKind(StrEnum):
@@ -46,7 +52,9 @@ def plot(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Figure to write: .png, .svg or .pdf; PNG and SVG without an ending.", show_default=False
+            help="Figure to write: .png, .svg or .pdf; PNG and SVG without an ending.",
+            show_default=False,
+            callback=expanded,
         ),
     ] = None,
     kind: Annotated[FigureKind, typer.Option(help="Which figure.")] = FigureKind.panels,
@@ -68,7 +76,7 @@ def plot(
 
 def report(
     results: Results,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The page to write.", callback=expanded)] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page: the answer, figures, tables, claims, runs, how it was measured.
 
@@ -130,6 +138,27 @@ def status(results: Results, form: Form = Format.text, out: Out = None) -> None:
     from fgbench.analysis.status import status_report
 
     _write(status_report(read_results(results), results, form), out)
+
+
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="A run directory, such as results/NAME/s0-HASH.", show_default=False, callback=expanded
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.", callback=expanded)] = Path("model.pt"),
+) -> None:
+    """Write the weights a run was left with as a plain state_dict.
+
+    Any PyTorch program reads them with torch.load(FILE, weights_only=True); fgbench.load_model(RUN) gives the
+    module with its weights.
+
+    Example: fgbench export demo/demo_bp/s0-f3f5e20c --out model.pt
+    """
+    from fgbench.run.weights import export_weights
+
+    typer.echo(f"{out}: the weights of {export_weights(run, out)}")
 
 
 def _say_unknown_data(runs: "Sequence[RunRecord]") -> None:

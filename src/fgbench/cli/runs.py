@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgbench.cli.arguments import ConfigFiles, DataDir, NoDownload, Overrides, load_all, parse_seeds
+from fgbench.cli.arguments import ConfigFiles, DataDir, NoDownload, Overrides, expanded, load_all, parse_seeds
 from fgbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ Seeds = Annotated[
     str | None,
     typer.Option(metavar="0-4", help="Seeds in place of the file's: 0-4, or 0,2,5.", show_default=False),
 ]
-Results = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default=False)]
+Results = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run directories.", show_default=False, callback=expanded),
+]
 Force = Annotated[bool, typer.Option("--force", help="Run again what is finished already.")]
 
 
@@ -306,7 +309,8 @@ def print_summary(paths: Iterable[Path]) -> None:
 
 
 def _load(file: Path, override: list[str], seeds: str | None, results: Path | None) -> "Sweep":
+    from fgbench.config.overrides import Override
     from fgbench.config.sweep import load_sweep
 
-    overrides = [*override, *([f"results_dir={results}"] if results else [])]
-    return load_sweep(file, overrides, None if seeds is None else parse_seeds(seeds))
+    said = [Override("results_dir", str(results), "--results")] if results else []
+    return load_sweep(file, [*override, *said], None if seeds is None else parse_seeds(seeds))

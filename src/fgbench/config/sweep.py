@@ -98,7 +98,7 @@ class Sweep:
 
 def load_sweep(
     path: Path,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str | Override] = (),
     seeds: Sequence[int] | None = None,
     say: Callable[[str], None] = logger.warning,
 ) -> Sweep:
@@ -106,7 +106,7 @@ def load_sweep(
 
     Args:
         path: the YAML file.
-        overrides: texts ``key.sub=value`` for every run; they win over axes.
+        overrides: texts ``key.sub=value``, or ``Override``s, for every run; they win over axes.
         seeds: in place of the file's.
         say: given a line for everything that an override or an axis puts aside.
 
@@ -124,7 +124,7 @@ def load_sweep(
     if math.prod(map(len, axes)) > MAX_RUNS:
         source.add_problem(("axes",), f"more than {MAX_RUNS:,} combinations")
     source.raise_problems()
-    parsed = [parse_override(each) for each in overrides]
+    parsed = [parse_override(each) if isinstance(each, str) else each for each in overrides]
     chosen = spec.seeds if seeds is None else seeds
     place = "--seeds" if seeds is not None else source.place(("seeds",))
     axes.append([(Override("seed", seed, place),) for seed in chosen] if chosen is not None else [()])

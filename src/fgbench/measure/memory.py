@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,37 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def resident_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Bytes held between steps: parameters, buffers, gradients and the optimizer's state."""
+def resident_bytes(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, trainer: object = None
+) -> int:
+    """Bytes held between steps: parameters, buffers, gradients, and the optimizer's and trainer's state."""
     parameters = _parameters(model, optimizer)
     tensors = [*parameters, *model.buffers(), *(param.grad for param in parameters if param.grad is not None)]
     if optimizer is not None:
         tensors += [
             each for state in optimizer.state.values() for each in state.values() if torch.is_tensor(each)
         ]
-    return tensor_bytes(tensors)
+    return tensor_bytes([*tensors, *_held_tensors(trainer, set())])
+
+
+def _held_tensors(owner: object, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor reachable from an object through its attributes and containers."""
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    if isinstance(owner, Tensor):
+        yield owner
+        return
+    parts: Iterable[object] = ()
+    if isinstance(owner, Mapping):
+        parts = owner.values()
+    elif isinstance(owner, list | tuple | set | frozenset):
+        parts = owner
+    elif not isinstance(owner, type | ModuleType):
+        slots = (getattr(owner, name, None) for name in getattr(type(owner), "__slots__", ()))
+        parts = [*getattr(owner, "__dict__", {}).values(), *slots]
+    for part in parts:
+        yield from _held_tensors(part, seen)
 
 
 def _parameters(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
@@ -36,7 +59,10 @@ def _parameters(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> li
 
 
 def step_memory(
-    step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    step: Callable[[], object],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    trainer: object = None,
 ) -> float:
     """Peak memory of a step on the CPU, MiB: what is there before it, plus its largest increase.
 
@@ -48,10 +74,11 @@ def step_memory(
         step: called twice under the profiler; warm it up first, so that the optimizer has its state.
         model: what the step trains.
         optimizer: what updates it, with its own and a trainer's parameters.
+        trainer: what fills the gradients; all tensors it holds between steps count.
     """
     for param in _parameters(model, optimizer):
         param.grad = None
-    resident = resident_bytes(model, optimizer)
+    resident = resident_bytes(model, optimizer, trainer)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with _quiet_output(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()

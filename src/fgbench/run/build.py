@@ -1,7 +1,7 @@
 """From a config to a model, a trainer and an optimizer ready for their first step."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fgbench.config.config import Config
 from fgbench.datasets.base import Splits
@@ -32,13 +32,15 @@ def build_training(
     """
     model = build_model(config.model, splits.image_shape, splits.num_classes, config.seed, device)
     trainer = load("trainer", config.trainer.name)(config.trainer)
+    batch_size = min(config.batch_size, len(splits.train))
     inputs, _ = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device), None)
     trainer.set_up(model, inputs, splits.num_classes, derive_generator("cpu", config.seed, "trainer"))
     if config.optimizer.exact_lr is not None:
         _check_exact_lr(trainer, model)
     optimizer = build_optimizer(config.optimizer, model, trainer.parameters(), trainer.exact_names(model))
-    batch_size = min(config.batch_size, len(splits.train))
     trainer, workers = distribute(trainer, world or World(), batch_size)
+    if batch_size == workers.shards:
+        _check_normalization(model, inputs[:1], batch_size)
     batches = count_batches(len(splits.train), config.batch_size)
     return Training(
         model=model,
@@ -66,3 +68,34 @@ def _check_exact_lr(trainer: Trainer, model: nn.Module) -> None:
         f"optimizer.exact_lr: with trainer {trainer.options.name} {which} has an exact gradient, so there "
         f"are not two learning rates: {do}"
     )
+
+
+def _check_normalization(model: nn.Module, image: Tensor, batch_size: int) -> None:
+    """Find that no batch normalisation is left with one value per channel, which has no variance.
+
+    Raises:
+        ConfigError: one is.
+    """
+    single: list[str] = []
+
+    def look(name: str, inputs: Tensor) -> None:
+        if inputs.numel() == inputs.shape[1]:
+            single.append(name)
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    model.eval()
+    with torch.no_grad():
+        model(image)
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    if single:
+        workers = f" over {batch_size} workers, one image each," if batch_size > 1 else ""
+        raise ConfigError(
+            f"batch_size: {batch_size}{workers} leaves batch normalisation ({single[0]}) one value per "
+            f"channel, which has no variance; take at least {2 * batch_size}, or model.normalization: group"
+        )

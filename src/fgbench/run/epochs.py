@@ -18,6 +18,9 @@ from fgbench.storage.metrics import LOSSES, METRICS, Cell
 from fgbench.storage.run_directory import RunDirectory
 from fgbench.storage.state import save_state
 
+LARGEST_LOSS = 1e6
+"""A mean training loss above it has diverged: chance among 10 classes has 2.3."""
+
 
 class EpochLoop:
     """Trains a run to its end, writing as it goes.
@@ -44,9 +47,9 @@ class EpochLoop:
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss of the last epoch is not finite."""
+        """Whether a loss of the last epoch is not finite, or its mean training loss absurd."""
         losses = [self.rows[-1].get(column) for column in LOSSES] if self.rows else []
-        return not all(math.isfinite(loss) for loss in losses if isinstance(loss, float))
+        return has_diverged(*(loss for loss in losses if isinstance(loss, float)))
 
     @property
     def ended(self) -> bool:
@@ -153,15 +156,21 @@ class EpochLoop:
 
     def save(self) -> None:
         """Write a state file to go on from."""
-        data = self.training.splits.fingerprint
+        splits = self.training.splits
         state = {
             "run": self.run,
-            "data": data.to_dict() if data else None,
+            "data": splits.fingerprint.to_dict() if splits.fingerprint else None,
+            "images": {"shape": list(splits.image_shape), "classes": splits.num_classes},
             "training": self.training.state_dict(),
             "rows": self.rows,
         }
         if self.world.is_main:
             save_state(self.directory.path, state, self.config.saving.keep)
+
+
+def has_diverged(train_loss: float = 0.0, *others: float) -> bool:
+    """Whether training has diverged: a loss is not finite, or that of training absurd."""
+    return not all(map(math.isfinite, (train_loss, *others))) or train_loss > LARGEST_LOSS
 
 
 def _training_columns(training: Training) -> dict[str, Cell]:
@@ -198,4 +207,4 @@ def cpu_step_memory(config: Config, splits: Splits, world: World | None = None) 
         train_epoch(training, after_step=lambda: True)
 
     step()  # the optimizer makes its state
-    return measure.step_memory(step, training.model, training.optimizer)
+    return measure.step_memory(step, training.model, training.optimizer, training.trainer)

@@ -15,6 +15,7 @@ def is_expected(error: Exception) -> bool:
         or is_out_of_memory(error)
         or _is_nondeterministic(error)
         or is_lost_worker(error)
+        or _has_single_value(error)
     )
 
 
@@ -25,6 +26,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _is_nondeterministic(error: Exception) -> bool:
     return "does not have a deterministic implementation" in str(error)
+
+
+def _has_single_value(error: Exception) -> bool:
+    """Whether a normalisation found one value where it needs a variance."""
+    return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 ")
 
 
 def explain_failure(error: Exception, config: Config) -> str:
@@ -43,4 +49,9 @@ def explain_failure(error: Exception, config: Config) -> str:
         )
     if _is_nondeterministic(error):
         return f"deterministic: true is more than PyTorch can give here ({text}); set it to false"
+    if _has_single_value(error):
+        return (
+            f"with batch_size {config.batch_size}, a normalisation of {config.model.name} has one value "
+            f"per channel, which has no variance: raise batch_size, or take another normalisation ({text})"
+        )
     return f"{type(error).__name__}: {text}"

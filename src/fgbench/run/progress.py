@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from fgbench.formatting import format_number
 from fgbench.run.loop import Training
 from fgbench.storage.metrics import Cell
 
@@ -37,7 +38,7 @@ class EpochProgress:
             return
         self._due = time.monotonic() + REFRESH_S
         loss, accuracy, _ = self.training.train_means(own=True)
-        self.bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.3f}", refresh=False)
+        self.bar.set_postfix(loss=format_number(loss, ".4f"), accuracy=f"{accuracy:.3f}", refresh=False)
         self.bar.update(self.training.batch - self.bar.n)
 
     def __enter__(self) -> "EpochProgress":
@@ -48,7 +49,8 @@ class EpochProgress:
 
     def report(self, row: Mapping[str, Cell]) -> None:
         """Print the line of a finished epoch."""
-        words = [f"loss {row['train_loss']:.4f}", f"accuracy {row['train_accuracy']:.4f}"]
+        loss = float(row["train_loss"] or 0.0)
+        words = [f"loss {format_number(loss, '.4f')}", f"accuracy {row['train_accuracy']:.4f}"]
         if row.get("val_accuracy") is not None:
             words.append(f"validation {row['val_accuracy']:.4f}")
         words += [f"test {row['test_accuracy']:.4f}", f"{row['epoch_time_s']:.1f} s"]

@@ -55,12 +55,12 @@ def save_state(folder: Path, state: dict[str, Any], keep: int) -> None:
         path.unlink()
 
 
-def load_state(folder: Path, run: str) -> tuple[dict[str, Any] | None, list[str]]:
+def load_state(folder: Path, run: str | None = None) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest usable state, and one line for each state file that had to be passed over.
 
     Args:
         folder: the run directory.
-        run: which run the state must belong to (its seed and hash).
+        run: which run the state must belong to (its seed and hash); any when None.
 
     Returns:
         The state (None where there never was one) and the warnings.
@@ -75,7 +75,7 @@ def load_state(folder: Path, run: str) -> tuple[dict[str, Any] | None, list[str]
         except Exception as error:  # torch raises many kinds for a damaged file
             warnings.append(f"{path}: damaged state file passed over ({first_line(error)})")
             continue
-        if state.get("run") == run:
+        if run in (None, state.get("run")):
             return state, warnings
         warnings.append(
             f"{path}: state file of another run passed over (of {state.get('run')!r}, expected {run!r})"

@@ -8,6 +8,7 @@ from fgbench.analysis.compare import Budget, below_tuning_noise, common_epoch, c
 from fgbench.analysis.pairing import TUNABLE, Pair
 from fgbench.analysis.readings import Measure, negligible
 from fgbench.analysis.statistics import Paired, log_ratios
+from fgbench.formatting import format_number
 
 MIN_SEEDS = 3
 
@@ -142,7 +143,8 @@ def number_text(measure: Measure, paired: Paired) -> str:
 def interval_text(paired: Paired, form: str) -> str:
     """Such as ``-0.2000 [-0.2248, -0.1752]``."""
     low, high = paired.interval or (math.nan, math.nan)
-    return f"{paired.mean:+{form}} [{low:+{form}}, {high:+{form}}]"
+    mean, left, right = (format_number(value, f"+{form}") for value in (paired.mean, low, high))
+    return f"{mean} [{left}, {right}]"
 
 
 def ratio_text(logs: Paired) -> str:

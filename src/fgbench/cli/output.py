@@ -1,0 +1,45 @@
+"""Output that nobody reads any more does not stop the work."""
+
+import os
+import sys
+from typing import Any, TextIO
+
+
+class _Patient:
+    """A stream that falls silent when its reader has gone (``fgbench run CONFIG | head``)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As a text stream's; to nowhere once the reader has gone."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            return self._fall_silent(len(text))
+
+    def flush(self) -> None:
+        """As a text stream's."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._fall_silent(0)
+
+    def _fall_silent(self, written: int) -> int:
+        """Let what is still buffered, and all that comes, go to the null device."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+        return written
+
+
+def outlive_readers() -> None:
+    """From now on, let standard output and error fall silent when their reader closes or was never there."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `>&-`
+            stream = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        setattr(sys, name, _Patient(stream))

@@ -1,0 +1,99 @@
+"""The weights of a run: as a module to use, or as a file that any PyTorch program reads."""
+
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.config.config import load_config
+from fgbench.errors import ConfigError, FgbenchError
+from fgbench.models.build import build_model
+from fgbench.storage.files import atomic_write
+from fgbench.storage.state import load_state, state_files
+
+
+def load_model(run_directory: str | Path) -> nn.Module:
+    """The model of a run with the weights it was left with, on the CPU and in evaluation mode.
+
+    Only tensors and plain values are read (``weights_only``), so a run directory from elsewhere runs no code;
+    a model of somebody's own is imported by its name, as for training.
+
+    Args:
+        run_directory: such as ``results/NAME/s0-0123abcd``, or a folder with one run in it.
+
+    Raises:
+        FgbenchError: there is no run, it has saved no state, or its state fits no such model.
+    """
+    folder = find_run(run_directory)
+    state = _read(folder)
+    config = load_config(folder / "config.yaml")
+    images = state.get("images")
+    if images is None:
+        raise FgbenchError(
+            f"{folder}: an earlier version of fgbench saved this state, without the shape of the images; "
+            f"`fgbench export {folder}` writes its weights"
+        )
+    model = build_model(config.model, tuple(images["shape"]), images["classes"], config.seed, "cpu")
+    try:
+        model.load_state_dict(state["training"]["model"])
+    except RuntimeError as error:
+        text = str(error).splitlines()[-1].strip()
+        raise FgbenchError(f"{folder}: its weights do not fit model {config.model.name}: {text}") from error
+    return model.eval()
+
+
+def export_weights(run_directory: str | Path, out: Path) -> Path:
+    """Write the weights of a run as a plain ``state_dict``, for ``torch.load(out, weights_only=True)``.
+
+    Args:
+        run_directory: as of :func:`load_model`.
+        out: the file.
+
+    Returns:
+        The run directory they are from.
+
+    Raises:
+        FgbenchError: there is no run, it has saved no state, or the file cannot be written.
+    """
+    folder = find_run(run_directory)
+    weights: dict[str, Tensor] = dict(_read(folder)["training"]["model"])
+    buffer = io.BytesIO()
+    torch.save({name: tensor.contiguous() for name, tensor in weights.items()}, buffer)
+    atomic_write(out, buffer.getvalue())
+    return folder
+
+
+def find_run(path: str | Path) -> Path:
+    """The run directory that is meant: the folder itself, or the only run in it.
+
+    Raises:
+        ConfigError: there is no run, or more than one.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{folder}: no such folder, expected a run directory such as results/NAME/s0-0123abcd"
+        )
+    if (folder / "config.yaml").exists():
+        return folder
+    found = sorted(file.parent for file in folder.rglob("config.yaml"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ConfigError(
+            f"{folder}: no run in it, expected a run directory such as results/NAME/s0-0123abcd"
+        )
+    more = ", ..." if len(found) > 3 else ""
+    raise ConfigError(f"{folder}: {len(found)} runs, expected one: {', '.join(map(str, found[:3]))}{more}")
+
+
+def _read(folder: Path) -> dict:
+    if not state_files(folder):
+        raise FgbenchError(
+            f"{folder}: no state file, so no weights; `fgbench run {folder / 'config.yaml'} --force` "
+            "makes it again"
+        )
+    state, _ = load_state(folder)
+    assert state is not None
+    return state
