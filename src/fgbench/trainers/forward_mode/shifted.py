@@ -49,6 +49,7 @@ class ShiftedParameters(TorchDispatchMode):
             self._params.setdefault(param.untyped_storage()._cdata, []).append(param)
 
     def __enter__(self) -> "ShiftedParameters":
+        torch.clear_autocast_cache()  # of weights cast at other parameters
         self._eager = run_eagerly()
         self._eager.__enter__()
         super().__enter__()
@@ -58,6 +59,7 @@ class ShiftedParameters(TorchDispatchMode):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, traceback)
+        torch.clear_autocast_cache()
         self._eager.__exit__(kind, error, traceback)
 
     def __torch_dispatch__(
