@@ -72,3 +72,17 @@ def test_environment_names_what_a_number_depends_on():
 def test_nvml_is_silent_where_there_is_none():
     if not torch.cuda.is_available():
         assert measure.nvml_process_memory_mib() is None
+
+
+def test_what_a_trainer_holds_between_steps_counts_once():
+    class Holder:
+        def __init__(self, model):
+            self.model = model  # counted already
+            self.matrices = {"a": [torch.zeros(2**18)]}  # 1 MiB
+            self.network = nn.Linear(256, 1024, bias=False)  # 1 MiB
+            self.again = self.matrices["a"][0].view(2, -1)
+            self.itself = self
+
+    model = nn.Linear(256, 1024, bias=False)
+    assert measure.resident_bytes(model, None, Holder(model)) == 3 * measure.MIB
+    assert measure.step_memory(lambda: None, model, None, Holder(model)) == 3.0
