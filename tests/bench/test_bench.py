@@ -39,6 +39,7 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     assert set(rows) == {bench.FORWARD, bench.TEXTBOOK, bench.IN_BACKWARD, *bench.VARIANTS} - slow
     assert float(rows["backprop"]["time_to_backprop"]) == 1
     assert float(rows["forward only"]["memory_to_forward"]) == 1
+    assert not rows.pop("local-forward-gradient")["peak_memory_mib"]  # it trains local-mixer alone
     for row in rows.values():
         parts = ("parameters", "gradients", "optimizer", "tangents", "activations")
         total = sum(float(row[f"{part}_mib"]) for part in parts)
@@ -57,7 +58,7 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     assert f"best backprop: {rank_one['best_backprop']}" in told[0]
     document = json.loads((tmp_path / "bench.json").read_text())
     assert document["environment"]["torch"]
-    assert len(document["rows"]) == len(rows)
+    assert len(document["rows"]) == len(rows) + 1
     assert written.startswith(f"written: {tmp_path}/bench.csv")
     assert len(told) == 1
     assert "forward-gradient, rank-one" in told[0]
