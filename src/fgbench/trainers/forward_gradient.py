@@ -199,6 +199,10 @@ class _Estimate:
         at_once = total if together else chunk
         one_pass = OnePass(self.model, -(-total // chunk) + (self.stages is not None))
         generators = workers.generators(self.generator)
+        if self.stages is not None:  # first: an SGD step moves the parameters with what is yielded
+            with one_pass:
+                exact, _, _ = self.stages.gradients(self.loss_fn, *self.batch)
+            self.exact = {name: workers.average(gradient) for name, gradient in exact.items()}
         for first in range(0, total, at_once):
             count = min(at_once, total - first)
             drawn = tangents.sample(generators[workers.own], count)
@@ -217,10 +221,6 @@ class _Estimate:
             with torch.autocast(self.batch[0].device.type, enabled=False):
                 for each, numbers in zip(sets, derivatives, strict=True):
                     yield each, self._weights(each, numbers)
-        if self.stages is not None:
-            with one_pass:
-                exact, _, _ = self.stages.gradients(self.loss_fn, *self.batch)
-            self.exact = {name: workers.average(gradient) for name, gradient in exact.items()}
         if self.output is not None:
             loss_fn, labels, last = self.loss_fn, self.batch[1], self._last
             exact = self.output.gradients(loss_fn, last.outputs, labels, last.features)
