@@ -141,9 +141,21 @@ def test_the_state_refuses_other_data_even_without_env_json(finished, place):
     make_unfinished(finished)
     (finished / "env.json").unlink()
     (place / "pictures" / "train" / "a" / "003.png").unlink()
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
     refused = fgbench("run", "c.yaml")
-    assert refused.exit_code != 0
-    assert "the state file is of a run on other data: 30 + 30 images then, 29 + 30 now" in refused.output
+    assert refused.exit_code == 2
+    assert "this run began on other data (state file): 30 + 30 images then, 29 + 30 now" in refused.output
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_a_damaged_env_json_does_not_keep_a_run_from_going_on(finished):
+    make_unfinished(finished)
+    directory = RunDirectory(finished)
+    env = directory.read_env()
+    directory.write_env(env | {"data": env["data"] | {"loaded": "0" * 64}})
+    done = fgbench("run", "c.yaml")
+    assert done.exit_code == 0, done.output
+    assert "goes on after epoch 1" in done.output
 
 
 def test_a_moved_folder_of_the_same_images_is_the_same_data(finished, place):

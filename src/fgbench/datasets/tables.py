@@ -26,8 +26,9 @@ def read_table(path: Path, shape: tuple[int, int, int], num_classes: int) -> tup
     images, labels = [], []
     try:
         first = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
-        header = None if first.str.fullmatch(r"\s*[0-9.]+\s*").all() else 0
-        label = int(list(first.str.strip().str.lower()).index("label")) if "label" in set(first) else 0
+        header = None if first.str.fullmatch(r"\s*[-+0-9.e]+\s*").all() else 0
+        names = first.str.strip().str.lower().to_list()
+        label = names.index("label") if "label" in names else 0
         if len(first) == pixels:
             raise DataError(
                 f"{path} has no labels ({pixels} columns, all pixels): it was made for a competition, and "

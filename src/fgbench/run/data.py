@@ -7,11 +7,11 @@ from fgbench.datasets.fingerprint import Fingerprint
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import DataError, MissingDataError
 from fgbench.run.plan import Plan
-from fgbench.storage.state import state_files
+from fgbench.storage.state import StateError, load_state, state_files
 
 
 def check_data(plan: Plan, now: Fingerprint, *, resume: bool = True) -> str:
-    """Compare what a run would load with what its env.json says it has loaded.
+    """Compare what a run would load with what it has loaded, by its state if it goes on, or its env.json.
 
     Args:
         plan: the run.
@@ -28,7 +28,9 @@ def check_data(plan: Plan, now: Fingerprint, *, resume: bool = True) -> str:
     goes_on = resume and not plan.ended and bool(state_files(path))
     if not plan.ended and not goes_on:
         return ""
-    before = plan.directory.read_env().get("data")
+    before, where = plan.directory.read_env().get("data"), "env.json"
+    if goes_on and is_known(saved := _read_saved(plan)):
+        before, where = saved, "state file"  # which has a checksum
     changed = now.differs_from(before)
     if changed and plan.ended:
         raise DataError(
@@ -37,7 +39,7 @@ def check_data(plan: Plan, now: Fingerprint, *, resume: bool = True) -> str:
         )
     if changed:
         raise DataError(
-            f"{path}: this run began on other data (env.json): {changed}; bring that data back, or "
+            f"{path}: this run began on other data ({where}): {changed}; bring that data back, or "
             "`fgbench run --no-resume` starts it anew"
         )
     return "" if is_known(before) else "its data was not recorded"
@@ -64,6 +66,14 @@ def check_ended(plan: Plan, search: DataSearch, known: dict[str, Fingerprint]) -
         except MissingDataError:
             return "its data is not here to compare"
     return check_data(plan, known[key])
+
+
+def _read_saved(plan: Plan) -> object:
+    try:
+        saved, _ = load_state(plan.directory.path, plan.identity)
+    except StateError:  # the run itself says so
+        return None
+    return saved.get("data") if saved else None
 
 
 def check_state(saved: dict[str, Any], splits: Splits) -> str:
