@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a process whose threads have started cannot be forked safely
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 
 import torch
 import torture_inputs as inputs
