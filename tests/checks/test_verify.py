@@ -20,6 +20,9 @@ FORWARD = [
     ("zeroth-order", {"exact_output": True, "guess": "sphere"}),
     ("activity-forward-gradient", {"tangents": 2}),
     ("activity-forward-gradient", {"exact_output": True, "guess": "normal"}),
+    ("feedback-forward-gradient", {}),
+    ("feedback-forward-gradient", {"correction": 0.5}),
+    ("feedback-forward-gradient", {"combine": "projection"}),
 ]
 MODELS = {
     "fc": {"hidden": 16, "dropout": 0.3},

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import options_model
 from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
@@ -104,3 +105,23 @@ def test_the_variance_on_shipped_models_is_the_masked_one_of_theory(name, mask):
     assert close == mask, f"{errors.mean():.4g} for {expected:.4g}"
     projections = sample @ truth / (truth @ truth)
     assert abs(projections.mean() - 1) <= 4 * projections.std() / math.sqrt(runs)
+
+
+class Centred(nn.Module):
+    """Takes the mean over the batch away."""
+
+    def forward(self, value):
+        return value - value.mean(0)
+
+
+def test_a_model_whose_samples_interact_is_refused_and_its_generators_are_left_alone():
+    _, inputs, labels = shipped("fc")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), Centred(), nn.ReLU(), nn.Linear(4, 3)).double()
+    trainer = ActivityForwardGradient()
+    with pytest.raises(ConfigError, match="in this model samples interact"):
+        trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
+    model[2] = nn.Dropout(0.5)
+    torch.manual_seed(0)
+    first = flat_gradient(trainer, model, inputs, labels, torch.Generator().manual_seed(1))  # looks first
+    torch.manual_seed(0)
+    assert torch.equal(first, flat_gradient(trainer, model, inputs, labels, torch.Generator().manual_seed(1)))

@@ -194,7 +194,12 @@ def verdict(case, row):
         again = fresh(row)
         for inputs in batches[:-1]:
             by_backprop(again, inputs)
-        fgbench.verify(trainer, again, LOSS, batches[-1], LABELS, generator, tolerance=EXACT)
+        double = all(param.dtype == torch.float64 for param in model.parameters())
+        tolerance = EXACT if double else 1e-5
+        try:
+            fgbench.verify(trainer, again, LOSS, batches[-1], LABELS, generator, tolerance=tolerance)
+        except fgbench.ConfigError as refusal:  # what is wrong would be another FgbenchError
+            return str(refusal)
     return "right"
 
 
@@ -207,8 +212,8 @@ def doubles():
     torch.set_default_dtype(torch.float32)
 
 
-OPEN = {"activity", "feedback", "guided"}
-"""Cases whose trainers are not yet right or refusing on every row."""
+OPEN = {"guided"}
+"""Cases whose trainers are neither right nor refused on every row."""
 
 
 @pytest.mark.parametrize(

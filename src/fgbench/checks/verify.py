@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgbench.errors import FgbenchError
+from fgbench.errors import ConfigError, FgbenchError
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.reference import RepeatedChance, gradient_length
 
@@ -84,7 +84,15 @@ def verify(
     with put_back(trainer, model, inputs.device, generator):
         chance, start = RepeatedChance(inputs.device), generator.get_state()
         with chance, put_back(trainer, model, inputs.device):
-            reference = trainer.reference(model, loss_fn, inputs, labels, generator)
+            try:
+                reference = trainer.reference(model, loss_fn, inputs, labels, generator)
+            except RuntimeError as error:
+                if "use_reentrant=True" not in str(error):
+                    raise
+                raise ConfigError(
+                    "the model checkpoints a part with use_reentrant=True, which PyTorch cannot "
+                    "differentiate for a comparison: set use_reentrant=False there, or verify: false"
+                ) from error
         if reference is None or not reference.derivatives.numel():
             return Verification("nothing to verify")
         generator.set_state(start)

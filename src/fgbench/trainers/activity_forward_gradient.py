@@ -1,19 +1,24 @@
 """Forward gradients in the space of activations: each layer's output is perturbed, sample by sample."""
 
 from contextlib import nullcontext
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgbench.errors import ConfigError
-from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass
+from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass, refuse_interacting_samples
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.options import ActivityForwardGradientOptions
-from fgbench.trainers.passes import DropoutReplay, begin_step, write_gradients
+from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.reference import differentiate_outputs
+from fgbench.trainers.replay import OnePass
 from fgbench.trainers.sampling import sample_tangents
+
+_INDEPENDENT: WeakSet[nn.Module] = WeakSet()
+"""Models whose samples were seen not to interact; looked at once each, since it takes a pass."""
 
 
 class ActivityForwardGradient(Trainer):
@@ -81,7 +86,12 @@ class ActivityForwardGradient(Trainer):
         layers, others = layer_parameters(model, output_layer.names if output_layer else ())
         gradients = {id(p): torch.zeros_like(p) for p in model.parameters() if p.requires_grad}
         params = dict(model.named_parameters())
-        replay = DropoutReplay(model, inputs.device)
+        unseen = model not in _INDEPENDENT
+        one_pass = OnePass(model, options.tangents + unseen)
+        if unseen:
+            with one_pass:
+                refuse_interacting_samples(model, loss_fn, inputs, labels, layers, options.name)
+            _INDEPENDENT.add(model)
         deltas: dict[int, Tensor] = {}
         derivatives = []
 
@@ -91,7 +101,7 @@ class ActivityForwardGradient(Trainer):
         with output_layer or nullcontext():
             for _ in range(options.tangents):
                 tangents = sample_tangents(others, options.guess, generator) if others else {}
-                with replay:
+                with one_pass:
                     result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
                 derivatives.append(result.derivatives)
                 shares = result.derivatives / (options.tangents * len(inputs))
@@ -103,7 +113,7 @@ class ActivityForwardGradient(Trainer):
                     gradients[id(params[name])] += shares.sum() * tangent
         for index, call in enumerate(result.calls):
             for param, gradient in call.gradients(deltas[index]):
-                if id(param) in layers:
+                if param in layers:
                     gradients[id(param)] += gradient
         if output_layer:
             for name, gradient in output_layer.gradients(loss_fn, result.outputs, labels).items():

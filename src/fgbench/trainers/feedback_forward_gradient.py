@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from fgbench.errors import ConfigError
 from fgbench.trainers.activity_forward_gradient import per_sample, require_independent_samples
 from fgbench.trainers.activity_pass import PassResult, layer_parameters, perturbed_pass
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.options import FeedbackForwardGradientOptions
-from fgbench.trainers.passes import DropoutReplay, begin_step, forward_mode_statistics, write_gradients
+from fgbench.trainers.passes import begin_step, write_gradients
+from fgbench.trainers.reference import differentiate_outputs, gradient_length
+from fgbench.trainers.replay import OnePass
 from fgbench.trainers.sampling import sample_tangents
 
 
@@ -104,12 +106,12 @@ class FeedbackForwardGradient(Trainer):
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         gradients = {id(param): torch.zeros_like(param) for param in params.values()}
         tangents = sample_tangents(others, "rademacher", generator) if others else {}
-        replay = DropoutReplay(model, inputs.device)
+        one_pass = OnePass(model, 1 + (self.options.combine == "projection"))
 
         def perturb(index: int, output: Tensor) -> Tensor:
             return sample_tangents({"output": output}, "rademacher", generator)["output"]
 
-        with output_layer, replay:
+        with output_layer, one_pass:
             result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
         self._match(result)
         closed = output_layer.gradients(loss_fn, result.outputs, labels)
@@ -126,7 +128,7 @@ class FeedbackForwardGradient(Trainer):
         derivatives = result.derivatives
         scale: Tensor | float = 1.0
         if self.options.combine == "projection":
-            with replay, forward_mode_statistics(model, update=False):
+            with one_pass:
                 along = perturbed_pass(
                     model, loss_fn, inputs, labels, layers, lambda index, output: deltas[index], {}
                 )
@@ -135,7 +137,7 @@ class FeedbackForwardGradient(Trainer):
             scale = derivatives / squares.clamp_min(torch.finfo(squares.dtype).tiny)
         for call, delta in zip(result.calls, deltas, strict=True):
             for param, gradient in call.gradients(delta * scale):
-                if id(param) in layers:
+                if param in layers:
                     gradients[id(param)] += gradient
         for name, tangent in tangents.items():
             gradients[id(params[name])] = result.derivatives.mean() * tangent
@@ -144,6 +146,48 @@ class FeedbackForwardGradient(Trainer):
         by_parameter: dict[Tensor, Tensor] = {param: gradients[id(param)] for param in params.values()}
         norm = write_gradients(by_parameter, accumulate=accumulate)
         return StepStats(result.losses.mean(), result.outputs, derivatives, norm)
+
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference:
+        """D = J u of every loss and F^T e_i, J and e by backward passes; see :meth:`Trainer.reference`."""
+        exact = OutputLayer(model).names
+        layers, others = layer_parameters(model, exact)
+        true = differentiate_outputs(model, loss_fn, inputs, labels, layers)
+        samples, options = len(labels), self.options
+        tangents = sample_tangents(others, "rademacher", generator) if others else {}
+        drawn = [
+            sample_tangents({"output": call.output}, "rademacher", generator)["output"] for call in true.calls
+        ]
+        (error,) = torch.autograd.grad(true.losses.sum(), true.outputs, retain_graph=True)
+        masks = [
+            torch.ones_like(u) if mask is None else mask for u, mask in zip(drawn, true.masks, strict=True)
+        ]
+        matrices = self.feedback or [error.new_zeros(error.shape[1], u[0].numel()) for u in drawn]
+        deltas = [
+            from_rows(error / samples @ matrix.to(error), u) * mask
+            for matrix, u, mask in zip(matrices, drawn, masks, strict=True)
+        ]
+        derivatives = true.losses_along(drawn, tangents)
+        changes = [u * mask for u, mask in zip(drawn, masks, strict=True)]
+        if options.correction:
+            deltas = corrected(deltas, changes, derivatives / samples, options.correction)
+        gradient = {name: part for name, part in true.gradient.items() if name in exact}
+        gradient |= {name: derivatives.mean() * tangent for name, tangent in tangents.items()}
+        length = derivatives.square().mean().sqrt()
+        if options.combine == "projection":
+            derivatives = true.losses_along(deltas, {}).mean()[None]
+            along = gradient_length(deltas)
+            length = gradient_length(true.deltas) / samples * along
+            scale = derivatives / along.square().clamp_min(torch.finfo(error.dtype).tiny)
+            deltas = [delta * scale.to(delta.dtype) for delta in deltas]
+        gradient |= true.weight_gradients(deltas)
+        return Reference(derivatives, length, gradient)
 
     def _match(self, result: PassResult) -> None:
         """Make matrices of zeros, as the authors' code does, or move those there are to the device."""
@@ -162,8 +206,8 @@ class FeedbackForwardGradient(Trainer):
     def _regress(self, result: PassResult, changes: list[Tensor]) -> None:
         """Move every matrix by what all of them together leave unexplained of the outputs' change."""
         samples = len(result.outputs)
-        rows = [to_rows(change) for change in changes]
         left = result.output_tangents.clone()
+        rows = [to_rows(change).to(left.dtype) for change in changes]
         for matrix, row in zip(self.feedback, rows, strict=True):
             left.addmm_(row, matrix.T, alpha=-1)
         active = sum((row.square().sum() for row in rows), start=left.new_zeros(())) / samples
@@ -175,8 +219,8 @@ class FeedbackForwardGradient(Trainer):
         """Move every matrix towards this batch's estimate of the Jacobian, where its units are active."""
         samples = len(result.outputs)
         for matrix, call, change in zip(self.feedback, result.calls, changes, strict=True):
-            active = to_rows(call.reached(torch.ones_like(change))).mean(0)
-            estimate = result.output_tangents.T @ to_rows(change) / samples
+            active = to_rows(call.reached(torch.ones_like(change))).to(matrix.dtype).mean(0)
+            estimate = result.output_tangents.T @ to_rows(change).to(matrix.dtype) / samples
             matrix += (1 - self.options.feedback_momentum) * (estimate - matrix * active)
 
     def state_dict(self) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class OutputCall:
 class WatchedOutputs(TorchFunctionMode):
     """Within, every call that takes one of the parameters as its weight or bias is kept in ``calls``."""
 
-    def __init__(self, params: Collection[int]) -> None:
+    def __init__(self, params: Collection[Tensor]) -> None:
         super().__init__()
         self.params = params
         self.calls: list[OutputCall] = []
@@ -144,7 +144,7 @@ class WatchedOutputs(TorchFunctionMode):
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given = dict(zip(names, args, strict=False)) | kwargs
         value, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
-        if id(weight) not in self.params and id(bias) not in self.params:
+        if weight not in self.params and bias not in self.params:
             return func(*args, **kwargs)
         output = func(value, weight, bias, **given)
         leaf = torch.zeros_like(output, requires_grad=True)
@@ -160,7 +160,7 @@ class Differentiated:
 
     Attributes:
         params: the parameters to train, by name.
-        layers: ids of those of the layers, with their names.
+        layers: those of the layers, with their names.
         calls: of the layers, in the order they ran.
         outputs: of the model, shape (B, classes), with the graph.
         losses: one per sample, shape (B,), with the graph.
@@ -171,7 +171,7 @@ class Differentiated:
     """
 
     params: dict[str, nn.Parameter]
-    layers: Mapping[int, str]
+    layers: Mapping[Tensor, str]
     calls: list[OutputCall]
     outputs: Tensor
     losses: Tensor
@@ -189,11 +189,20 @@ class Differentiated:
             derivatives += forward_product(self.losses, moving, list(tangents.values()))
         return derivatives
 
+    def losses_along(self, perturbations: list[Tensor], tangents: Mapping[str, Tensor]) -> Tensor:
+        """The derivative of every sample's loss along all perturbations, also where samples interact."""
+        return self._along(self.losses, perturbations, tangents)
+
     def outputs_along(self, perturbations: list[Tensor], tangents: Mapping[str, Tensor]) -> Tensor:
         """The derivative J u of the outputs, shape (B, classes)."""
+        return self._along(self.outputs, perturbations, tangents)
+
+    def _along(self, values: Tensor, perturbations: list[Tensor], tangents: Mapping[str, Tensor]) -> Tensor:
         moving: list[Tensor] = [call.leaf for call in self.calls]
         moving += [self.params[name] for name in tangents]
-        return forward_product(self.outputs, moving, [*perturbations, *tangents.values()])
+        if not moving:
+            return torch.zeros_like(values).detach()
+        return forward_product(values, moving, [*perturbations, *tangents.values()])
 
     def weight_gradients(self, deltas: list[Tensor]) -> dict[str, Tensor]:
         """What gradients at the calls' outputs make of the layers' parameters, by name."""
@@ -202,15 +211,15 @@ class Differentiated:
         }
         for call, delta in zip(self.calls, deltas, strict=True):
             for param, part in call.weight_gradient(delta):
-                if id(param) in self.layers:
-                    gradients[self.layers[id(param)]] += part
+                if param in self.layers:
+                    gradients[self.layers[param]] += part
         return gradients
 
 
 def differentiate_outputs(
-    model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, layers: Mapping[int, str]
+    model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, layers: Mapping[Tensor, str]
 ) -> Differentiated:
-    """One pass forward and one back, with the gradients at the outputs of ``layers`` (ids with names).
+    """One pass forward and one back, with the gradients at the outputs of ``layers`` (with names).
 
     Attention takes the way that can be differentiated twice.
     """

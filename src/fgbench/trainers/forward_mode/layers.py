@@ -25,14 +25,14 @@ class LayerCall:
     Attributes:
         arguments: how it was called, by the names in ``ARGUMENTS``.
         shape: of its output.
-        perturbation: what was added to the tangent of its output, shape (K, *output); None: nothing.
+        perturbation: what was added to the tangent of its output, shape of the output.
         mask: where the ReLU that takes the output lets a change through, shape of the output; None where no
             ReLU does, or the output goes elsewhere too. Final once the pass is over.
     """
 
     arguments: dict[str, Any]
     shape: torch.Size
-    perturbation: Tensor | None = None
+    perturbation: Tensor = field(init=False, repr=False)
     elsewhere: bool = False
     _relu: Tensor | None = field(default=None, repr=False)
     _version: int = 0
@@ -83,14 +83,14 @@ class PerturbedLayers(TorchFunctionMode):
 
     Args:
         layers: the layers' parameters, with their names.
-        perturb: ``(call, output) -> perturbation`` of shape (K, *output), or None.
+        perturb: ``(call, output) -> perturbation`` of the output's shape.
 
     Attributes:
         calls: of the pass, in the order they ran.
 
     Example:
         >>> layer = torch.nn.Linear(3, 2)
-        >>> ones = PerturbedLayers({layer.weight: "weight"}, lambda call, y: torch.ones(1, *y.shape))
+        >>> ones = PerturbedLayers({layer.weight: "weight"}, lambda call, y: torch.ones_like(y))
         >>> from fgbench.trainers.forward_mode import ForwardPass
         >>> with ForwardPass(layer, {}) as forward, ones.watching(forward.shadows):
         ...     outputs = layer(torch.ones(4, 3)).relu()
@@ -99,9 +99,7 @@ class PerturbedLayers(TorchFunctionMode):
         True
     """
 
-    def __init__(
-        self, layers: Mapping[Tensor, str], perturb: Callable[[LayerCall, Tensor], Tensor | None]
-    ) -> None:
+    def __init__(self, layers: Mapping[Tensor, str], perturb: Callable[[LayerCall, Tensor], Tensor]) -> None:
         super().__init__()
         self.layers = layers
         self._memory = {param.untyped_storage()._cdata: name for param, name in layers.items()}
@@ -137,10 +135,9 @@ class PerturbedLayers(TorchFunctionMode):
         call = LayerCall(arguments, output.shape, _version=arguments["input"]._version)
         self.calls.append(call)
         self._watch(call, output)
-        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        with torch.no_grad():  # what is computed here has no tangent
             call.perturbation = self.perturb(call, output)
-            if call.perturbation is not None:
-                self._shadows.blank(output).add_(call.perturbation)
+            self._shadows.blank(output).add_(call.perturbation)
         return output
 
     def _watch(self, call: LayerCall, output: Tensor) -> None:

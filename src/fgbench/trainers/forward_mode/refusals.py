@@ -113,8 +113,10 @@ def as_under_backprop(shadows: Shadows) -> Iterator[None]:
 
     def requires_grad(value: Tensor) -> bool:
         asked_by = sys._getframe(1).f_globals.get("__name__", "")
-        if plain.__get__(value) or shadows.handling or asked_by.startswith("torch."):
-            return bool(plain.__get__(value))  # torch's own code would look for a graph
+        with torch._C.DisableTorchFunction():  # a function mode would come back here, asking for itself
+            real = bool(plain.__get__(value))
+        if real or shadows.handling or asked_by.startswith("torch."):
+            return real  # torch's own code would look for a graph
         return torch.is_grad_enabled() and shadows.has(value)
 
     def refuse_hook(value: Tensor, hook: Any) -> Any:
