@@ -1,4 +1,5 @@
-# make demo: install and run the main job.  make test: install and run every test.  make check: format, lint, types, imports.
+# make demo: install and run the main job.  make test: install and run the tests; test-all: the long ones too.
+# make check: format, lint, types, imports.
 PYTHON ?= python3
 # The pair the committed results were made with; any pair allowed by pyproject.toml works:
 #   make demo TORCH="torch torchvision"
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check reproduce format install clean
+.PHONY: demo test test-all check reproduce format install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fgbench run configs/demo_bp.yaml configs/demo_fg.yaml --results demo
@@ -15,6 +16,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m ""
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
