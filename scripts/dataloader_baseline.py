@@ -27,7 +27,7 @@ from fgbench.datasets.base import Split, load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.models.build import build_model
 from fgbench.run.build import build_training
-from fgbench.run.loop import Training, evaluate, start_next_epoch, train_epoch
+from fgbench.run.loop import TrainingState, evaluate, start_next_epoch, train_epoch
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fc_fmnist_bp.yaml"
 
@@ -64,14 +64,14 @@ def usual_evaluation(loader: DataLoader, model: nn.Module) -> None:
         correct += (outputs.argmax(1) == labels).sum().item()
 
 
-def fgbench_epoch(training: Training) -> None:
+def fgbench_epoch(training: TrainingState) -> None:
     """The loop of ``fgbench run``."""
     train_epoch(training)
     training.train_means()
     start_next_epoch(training)
 
 
-def fgbench_evaluation(training: Training) -> None:
+def fgbench_evaluation(training: TrainingState) -> None:
     """The test set in ``fgbench run``."""
     evaluate(training.model, training.loss_fn, training.splits.test)
 

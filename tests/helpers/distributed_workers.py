@@ -16,7 +16,7 @@ from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.run.build import build_training
-from fgbench.run.loop import Training, train_epoch
+from fgbench.run.loop import TrainingState, train_epoch
 from fgbench.run.world import SharedStopRequest, World
 from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.rank_one import RankOneTangents
@@ -55,7 +55,7 @@ def run_worker(rank: int, size: int, port: int, queue: Any, function: Callable[.
         queue.put((rank, result))
 
 
-def make_training(settings: dict[str, Any], world: World | None = None) -> Training:
+def make_training(settings: dict[str, Any], world: World | None = None) -> TrainingState:
     """A training on made-up images."""
     config = Config.model_validate(settings)
     device = torch.device("cpu")
@@ -73,7 +73,7 @@ def train_steps(settings: dict[str, Any], steps: int, world: World) -> dict[str,
     """Train so many steps; returns parameters before and after, and means over the batches."""
     training = make_training(settings, world)
     before = parameters(training)
-    train_epoch(training, after_step=lambda: training.batch == steps)
+    train_epoch(training, after_step=lambda: training.batches_done == steps)
     return {
         "before": before,
         "after": parameters(training),
@@ -81,7 +81,7 @@ def train_steps(settings: dict[str, Any], steps: int, world: World) -> dict[str,
     }
 
 
-def parameters(training: Training) -> Any:
+def parameters(training: TrainingState) -> Any:
     """All parameters in one array."""
     return torch.cat([param.detach().flatten() for param in training.model.parameters()]).numpy()
 
@@ -155,7 +155,7 @@ def count_cases(cases: dict[str, dict[str, Any]]) -> dict[str, tuple[float, floa
             with SharedStopRequest(world) as stop:
                 train_epoch(training, after_step=lambda: stop.update() or True)  # DDP's first step says hello
                 before, told = counted[0], world.bytes_sent
-                steps = training.batches_per_epoch - training.batch
+                steps = training.batches_per_epoch - training.batches_done
                 train_epoch(training, after_step=lambda: stop.update() or False)
                 sent[name] = (counted[0] - before) / steps, (world.bytes_sent - told) / steps
     return sent

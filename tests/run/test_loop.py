@@ -11,12 +11,12 @@ from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
 from fgbench.run.build import build_training
-from fgbench.run.loop import Training, evaluate, start_next_epoch, train_epoch
+from fgbench.run.loop import TrainingState, evaluate, start_next_epoch, train_epoch
 
 SYNTHETIC = {"name": "synthetic", "shape": [1, 6, 6], "classes": 3, "train": 50, "test": 12}
 
 
-def make_training(**changes) -> Training:
+def make_training(**changes) -> TrainingState:
     settings = {
         "dataset": SYNTHETIC,
         "model": {"name": "fc", "hidden": 5},
@@ -33,11 +33,11 @@ def make_training(**changes) -> Training:
     return build_training(config, device, splits)
 
 
-def parameters(training: Training) -> torch.Tensor:
+def parameters(training: TrainingState) -> torch.Tensor:
     return nn.utils.parameters_to_vector(training.model.parameters()).detach().clone()
 
 
-def watch_batches(training: Training) -> list[torch.Tensor]:
+def watch_batches(training: TrainingState) -> list[torch.Tensor]:
     """The indices of every batch the training part gives from now on."""
     seen: list[torch.Tensor] = []
     take = training.splits.train.batch
@@ -122,7 +122,7 @@ def test_going_on_from_the_middle_of_an_epoch_changes_no_bit(trainer: str) -> No
     whole = make_training(**changes)
     train_epoch(whole)
     stopped = make_training(**changes)
-    assert not train_epoch(stopped, after_step=lambda: stopped.batch == 2)
+    assert not train_epoch(stopped, after_step=lambda: stopped.batches_done == 2)
     state = copy.deepcopy(stopped.state_dict())
     resumed = make_training(**changes)
     resumed.load_state_dict(state)

@@ -24,7 +24,7 @@ from fgbench.datasets.base import Split, Splits
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import MODELS, TRAINERS, load, options_model
-from fgbench.run.loop import Training, start_next_epoch, train_epoch
+from fgbench.run.loop import TrainingState, start_next_epoch, train_epoch
 from fgbench.run.optimizers import build_schedule
 from fgbench.seeds import derive_generator
 from fgbench.trainers.base import Trainer
@@ -352,7 +352,7 @@ def _loop_case(bare: Case, model: nn.Module, inputs: Tensor, labels: Tensor) -> 
     split = Split(images.to(device), labels.repeat(steps), zero, zero + 1)
     own, trainer = copy.deepcopy(model), load("trainer", variant)(**changes)
     optimizer = torch.optim.SGD(own.parameters(), lr=LEARNING_RATE, fused=True)
-    training = Training(
+    training = TrainingState(
         own,
         trainer,
         optimizer,

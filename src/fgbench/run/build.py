@@ -8,7 +8,7 @@ from fgbench.datasets.base import Splits
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import load
-from fgbench.run.loop import Training, count_batches
+from fgbench.run.loop import TrainingState, count_batches
 from fgbench.run.optimizers import build_optimizer, build_schedule
 from fgbench.run.parallel import distribute
 from fgbench.run.world import World
@@ -18,7 +18,7 @@ from fgbench.trainers.base import Trainer
 
 def build_training(
     config: Config, device: torch.device, splits: Splits, world: World | None = None
-) -> Training:
+) -> TrainingState:
     """Everything a config names, built on a device.
 
     Args:
@@ -42,7 +42,7 @@ def build_training(
     if batch_size == workers.shards:
         _check_normalization(model, inputs[:1], batch_size)
     batches = count_batches(len(splits.train), config.batch_size)
-    return Training(
+    return TrainingState(
         model=model,
         trainer=trainer,
         optimizer=optimizer,

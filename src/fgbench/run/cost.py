@@ -27,7 +27,7 @@ def count_forward_passes(config: Config, device: torch.device, splits: Splits) -
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         copy.deepcopy(training.model).train()(inputs)
     train_epoch(training, after_step=lambda: True)  # what a trainer makes once, such as feedback matrices
-    training.batch = 0
+    training.batches_done = 0
     with FlopCounterMode(display=False) as step:
         train_epoch(training, after_step=lambda: True)
     passes = forward.get_total_flops()

@@ -9,7 +9,7 @@ from fgbench import measure
 from fgbench.config.config import Config
 from fgbench.datasets.base import Splits
 from fgbench.run.build import build_training
-from fgbench.run.loop import Training, evaluate, start_next_epoch, train_epoch
+from fgbench.run.loop import TrainingState, evaluate, start_next_epoch, train_epoch
 from fgbench.run.progress import EpochProgress
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.world import World
@@ -35,7 +35,7 @@ class EpochLoop:
         config: Config,
         run: str,
         directory: RunDirectory,
-        training: Training,
+        training: TrainingState,
         rows: list[dict[str, Cell]],
         stop: StopRequest,
         world: World | None = None,
@@ -54,7 +54,7 @@ class EpochLoop:
     @property
     def ended(self) -> bool:
         """Whether there is no epoch left to train."""
-        return self.diverged or self.training.epoch == self.config.epochs
+        return self.diverged or self.training.epochs_done == self.config.epochs
 
     def train(self) -> str:
         """Train to the end; returns ``finished`` or ``diverged``.
@@ -70,11 +70,11 @@ class EpochLoop:
             self.directory.append_metrics(row)
             self.rows.append(row)
             start_next_epoch(training)
-            if self.ended or self.stop.requested or training.epoch % self.config.saving.every == 0:
+            if self.ended or self.stop.requested or training.epochs_done % self.config.saving.every == 0:
                 self.save()
             if self.stop.requested and not self.ended:
                 raise Interrupted(self.stop.number, self.directory.path)
-            self.directory.write_status("running", epoch=training.epoch, epochs=self.config.epochs)
+            self.directory.write_status("running", epoch=training.epochs_done, epochs=self.config.epochs)
         return "diverged" if self.diverged else "finished"
 
     def train_epoch(self) -> dict[str, Cell]:
@@ -122,7 +122,7 @@ class EpochLoop:
         evaluation_s = time.perf_counter() - start
         before_s = float(self.rows[-1]["elapsed_s"] or 0.0) if self.rows else 0.0
         row |= {"eval_time_s": evaluation_s, "elapsed_s": before_s + training.epoch_time_s + evaluation_s}
-        if self.config.diagnostics.every and (training.epoch + 1) % self.config.diagnostics.every == 0:
+        if self.config.diagnostics.every and (training.epochs_done + 1) % self.config.diagnostics.every == 0:
             row |= self._diagnose()
         progress.report(row)
         return self.world.on_main(lambda: row)
@@ -134,7 +134,7 @@ class EpochLoop:
         training = self.training
         count = min(training.batch_size, len(training.splits.train))
         inputs, labels = training.splits.train.batch(torch.arange(count, device=training.device), None)
-        generator = derive_generator(training.device, training.seed, "diagnostics", training.epoch)
+        generator = derive_generator(training.device, training.seed, "diagnostics", training.epochs_done)
         found = gradient_quality(
             training.trainer,
             training.model,
@@ -146,7 +146,7 @@ class EpochLoop:
         )
         whole = found.pop(WHOLE)
         self.directory.write_layers(
-            training.epoch + 1,
+            training.epochs_done + 1,
             [
                 {"layer": layer, "noise": each.noise, "cosine": each.cosine, "gradient_norm": each.norm}
                 for layer, each in found.items()
@@ -173,22 +173,22 @@ def has_diverged(train_loss: float = 0.0, *others: float) -> bool:
     return not all(map(math.isfinite, (train_loss, *others))) or train_loss > LARGEST_LOSS
 
 
-def _training_columns(training: Training) -> dict[str, Cell]:
+def _training_columns(training: TrainingState) -> dict[str, Cell]:
     loss, accuracy, grad_norm = training.train_means()
     seconds, images = training.epoch_time_s, training.images_seen
     return {
-        "epoch": training.epoch + 1,
+        "epoch": training.epochs_done + 1,
         "train_loss": loss,
         "train_accuracy": accuracy,
         "lr": training.epoch_lr,
         "epoch_time_s": seconds,
-        "batch_time_ms": 1000 * seconds / training.batch,
+        "batch_time_ms": 1000 * seconds / training.batches_done,
         "samples_per_s": images / seconds,
         "grad_norm": grad_norm,
     }
 
 
-def _evaluation_columns(training: Training) -> dict[str, Cell]:
+def _evaluation_columns(training: TrainingState) -> dict[str, Cell]:
     columns: dict[str, Cell] = {}
     for part, split in (("val", training.splits.validation), ("test", training.splits.test)):
         if len(split):
@@ -203,7 +203,7 @@ def cpu_step_memory(config: Config, splits: Splits, world: World | None = None) 
     training = build_training(config, torch.device("cpu"), splits, world)
 
     def step() -> None:
-        training.batch = 0
+        training.batches_done = 0
         train_epoch(training, after_step=lambda: True)
 
     step()  # the optimizer makes its state

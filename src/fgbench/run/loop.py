@@ -18,12 +18,12 @@ EVALUATION_BATCH = 500
 
 
 @dataclass
-class Training:
+class TrainingState:
     """Everything that changes while a run trains, and where in the run it is.
 
     Attributes:
-        epoch: epochs completed.
-        batch: batches of the epoch under way that are done.
+        epochs_done: whole epochs.
+        batches_done: batches of the epoch under way.
         sums: over this worker's part of those batches, on the device: losses and correct answers of
             samples, gradient norms.
         epoch_time_s: seconds spent on those batches.
@@ -42,8 +42,8 @@ class Training:
     precision: str = "fp32"
     workers: Workers = field(default_factory=Workers)
     loss_fn: LossFunction = field(default_factory=lambda: nn.CrossEntropyLoss(reduction="none"))
-    epoch: int = 0
-    batch: int = 0
+    epochs_done: int = 0
+    batches_done: int = 0
     epoch_time_s: float = 0.0
     epoch_lr: float = 0.0
     sums: Tensor = field(init=False)
@@ -59,12 +59,12 @@ class Training:
     @property
     def step(self) -> int:
         """Steps done since the run began."""
-        return self.epoch * self.batches_per_epoch + self.batch
+        return self.epochs_done * self.batches_per_epoch + self.batches_done
 
     @property
     def images_seen(self) -> int:
         """Images in the batches of this epoch that are done."""
-        return self.batch * min(self.batch_size, len(self.splits.train))
+        return self.batches_done * min(self.batch_size, len(self.splits.train))
 
     def train_means(self, *, own: bool = False) -> tuple[float, float, float]:
         """Loss, accuracy (0..1) and gradient norm over the batches done; waits for the device.
@@ -75,28 +75,28 @@ class Training:
         sums = self.sums if own else self.workers.gather(self.sums).mean(0)
         loss, correct, grad_norm = sums.tolist()
         images = self.images_seen / self.workers.shards
-        return loss / images, correct / images, grad_norm / self.batch
+        return loss / images, correct / images, grad_norm / self.batches_done
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit."""
+        """Everything needed to resume bit for bit; ``epoch`` and ``batch`` count those done."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "trainer": self.trainer.state_dict(),
-            "epoch": self.epoch,
-            "batch": self.batch,
+            "epoch": self.epochs_done,
+            "batch": self.batches_done,
             "epoch_time_s": self.epoch_time_s,
             "epoch_lr": self.epoch_lr,
             "sums": self.workers.gather(self.sums),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Resume from what ``state_dict`` gave."""
         for part in ("model", "optimizer", "schedule", "trainer"):
             getattr(self, part).load_state_dict(state[part])
-        for place in ("epoch", "batch", "epoch_time_s", "epoch_lr"):
-            setattr(self, place, state[place])
+        self.epochs_done, self.batches_done = state["epoch"], state["batch"]
+        self.epoch_time_s, self.epoch_lr = state["epoch_time_s"], state["epoch_lr"]
         self.sums = state["sums"][self.workers.rank].to(self.device)
 
 
@@ -105,7 +105,7 @@ def count_batches(num_images: int, batch_size: int) -> int:
     return max(1, num_images // batch_size)
 
 
-def train_epoch(training: Training, after_step: Callable[[], bool] | None = None) -> bool:
+def train_epoch(training: TrainingState, after_step: Callable[[], bool] | None = None) -> bool:
     """Train the rest of the epoch under way.
 
     Nothing in here waits for the device: sums stay there until ``train_means``.
@@ -120,11 +120,11 @@ def train_epoch(training: Training, after_step: Callable[[], bool] | None = None
     device = training.device
     order, augmentation = _batch_order(training), torch.Generator(device)
     training.model.train()
-    if training.batch == 0:
+    if training.batches_done == 0:
         training.epoch_lr = float(training.schedule.get_last_lr()[0])
     step = _choose_step(training)
     with seeded_dropout(device) as seed_dropout:
-        while training.batch < training.batches_per_epoch:
+        while training.batches_done < training.batches_per_epoch:
             inputs, labels = _batch(training, order, augmentation)
             seed_dropout(_dropout_seed(training))
             stats = step(inputs, labels)
@@ -133,63 +133,63 @@ def train_epoch(training: Training, after_step: Callable[[], bool] | None = None
             training.sums += torch.stack(
                 [stats.loss.double() * len(labels), correct.double(), stats.grad_norm.double()]
             )
-            training.batch += 1
+            training.batches_done += 1
             if after_step is not None and after_step():
-                return training.batch == training.batches_per_epoch
+                return training.batches_done == training.batches_per_epoch
     return True
 
 
-def next_batch(training: Training, seed_dropout: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+def next_batch(training: TrainingState, seed_dropout: Callable[[int], None]) -> tuple[Tensor, Tensor]:
     """This worker's part of the batch that comes next, with the dropout masks it will have."""
     training.model.train()
     seed_dropout(_dropout_seed(training))
     return _batch(training, _batch_order(training), torch.Generator(training.device))
 
 
-def _batch_order(training: Training) -> Tensor:
+def _batch_order(training: TrainingState) -> Tensor:
     """The training images' indices, as the epoch under way takes them."""
-    shuffle = derive_generator("cpu", training.seed, "batch order", training.epoch)
+    shuffle = derive_generator("cpu", training.seed, "batch order", training.epochs_done)
     return torch.randperm(len(training.splits.train), generator=shuffle).to(training.device)
 
 
-def _batch(training: Training, order: Tensor, augmentation: torch.Generator) -> tuple[Tensor, Tensor]:
-    start = training.batch * training.batch_size
+def _batch(training: TrainingState, order: Tensor, augmentation: torch.Generator) -> tuple[Tensor, Tensor]:
+    start = training.batches_done * training.batch_size
     augmentation.manual_seed(derive_seed(training.seed, "augmentation", training.step))
     inputs, labels = training.splits.train.batch(order[start : start + training.batch_size], augmentation)
     return training.workers.shard(inputs), training.workers.shard(labels)
 
 
-def _dropout_seed(training: Training) -> int:
+def _dropout_seed(training: TrainingState) -> int:
     return derive_seed(training.seed, "dropout", training.step, *training.workers.shard_index)
 
 
-def seed_tangents(training: Training, generator: torch.Generator) -> torch.Generator:
+def seed_tangents(training: TrainingState, generator: torch.Generator) -> torch.Generator:
     """The generator, in the state from which the coming step's tangents are drawn."""
     return generator.manual_seed(derive_seed(training.seed, "tangents", training.step))
 
 
-def autocast(training: Training) -> AbstractContextManager[Any]:
+def autocast(training: TrainingState) -> AbstractContextManager[Any]:
     """The precision that the run trains in."""
     if training.precision == "bf16":
         return torch.autocast(training.device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 
-def takes_sgd_steps(training: Training) -> bool:
+def takes_sgd_steps(training: TrainingState) -> bool:
     """Whether the trainer has an SGD step of its own, and plain SGD allows it."""
     plain = is_plain_sgd(training.optimizer) and training.clip_gradient_norm is None
     return plain and hasattr(training.trainer, "sgd_step")
 
 
-def start_next_epoch(training: Training) -> None:
+def start_next_epoch(training: TrainingState) -> None:
     """Count the epoch as done and clear its sums."""
-    training.epoch += 1
-    training.batch = 0
+    training.epochs_done += 1
+    training.batches_done = 0
     training.epoch_time_s = 0.0
     training.sums.zero_()
 
 
-def _choose_step(training: Training) -> Callable[[Tensor, Tensor], StepStats]:
+def _choose_step(training: TrainingState) -> Callable[[Tensor, Tensor], StepStats]:
     """One step on a batch: the trainer's own SGD step where there is one and plain SGD allows it."""
     model, trainer, optimizer = training.model, training.trainer, training.optimizer
     generator = torch.Generator(training.device)

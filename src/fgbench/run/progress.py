@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from fgbench.formatting import format_number
-from fgbench.run.loop import Training
+from fgbench.run.loop import TrainingState
 from fgbench.storage.metrics import Cell
 
 REFRESH_S = 0.5
@@ -19,13 +19,13 @@ class EpochProgress:
     The figures are fetched from the device at most twice a second, never per step.
     """
 
-    def __init__(self, training: Training, epochs: int) -> None:
+    def __init__(self, training: TrainingState, epochs: int) -> None:
         self.training = training
-        self.title = f"epoch {training.epoch + 1}/{epochs}"
+        self.title = f"epoch {training.epochs_done + 1}/{epochs}"
         self._due = time.monotonic() + REFRESH_S
         self.bar = tqdm(
             total=training.batches_per_epoch,
-            initial=training.batch,
+            initial=training.batches_done,
             desc=self.title,
             unit="batch",
             leave=False,
@@ -39,7 +39,7 @@ class EpochProgress:
         self._due = time.monotonic() + REFRESH_S
         loss, accuracy, _ = self.training.train_means(own=True)
         self.bar.set_postfix(loss=format_number(loss, ".4f"), accuracy=f"{accuracy:.3f}", refresh=False)
-        self.bar.update(self.training.batch - self.bar.n)
+        self.bar.update(self.training.batches_done - self.bar.n)
 
     def __enter__(self) -> "EpochProgress":
         return self

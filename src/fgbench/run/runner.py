@@ -18,7 +18,7 @@ from fgbench.run.cost import count_forward_passes
 from fgbench.run.data import check_state, is_known
 from fgbench.run.epochs import EpochLoop
 from fgbench.run.failures import explain_failure, is_expected
-from fgbench.run.loop import Training
+from fgbench.run.loop import TrainingState
 from fgbench.run.plan import Plan, find_ended
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.verify import verify_next_step
@@ -166,7 +166,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
         directory.write_config(to_yaml(config))
         data = training.splits.fingerprint.to_dict() if training.splits.fingerprint else None
         directory.write_env(_describe_environments(plan, directory, data, resumed=training.step > 0))
-        directory.write_status("running", epoch=training.epoch, epochs=config.epochs)
+        directory.write_status("running", epoch=training.epochs_done, epochs=config.epochs)
     world.share_parameters(training.model)
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
         loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world)
@@ -179,11 +179,11 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
             "verification": verified,
         }
         directory.write_summary(summarise(rows) | extra)
-        directory.write_status(state, epoch=training.epoch, epochs=config.epochs)
+        directory.write_status(state, epoch=training.epochs_done, epochs=config.epochs)
     return state, stop
 
 
-def _go_on(plan: Plan, directory: RunDirectory, training: Training) -> list[dict[str, Cell]]:
+def _go_on(plan: Plan, directory: RunDirectory, training: TrainingState) -> list[dict[str, Cell]]:
     """Put ``training`` where the newest usable state file left it; returns the rows up to there."""
     saved, warnings = plan.world.on_main(lambda: load_state(directory.path, plan.identity))
     for warning in warnings if plan.world.is_main else ():
@@ -209,7 +209,7 @@ def _go_on(plan: Plan, directory: RunDirectory, training: Training) -> list[dict
             f"the state file does not fit this model and trainer ({first_line(error)}): perhaps another "
             "version of fgbench wrote it; --no-resume starts this run anew"
         ) from error
-    print(f"goes on after epoch {training.epoch}, batch {training.batch} of the next")
+    print(f"goes on after epoch {training.epochs_done}, batch {training.batches_done} of the next")
     return rows
 
 

@@ -8,7 +8,7 @@ import torch
 from fgbench.checks.verify import verify
 from fgbench.errors import FgbenchError
 from fgbench.run.loop import (
-    Training,
+    TrainingState,
     autocast,
     next_batch,
     seed_tangents,
@@ -18,7 +18,7 @@ from fgbench.run.loop import (
 from fgbench.run.world import World
 
 
-def verify_next_step(training: Training, world: World) -> dict[str, Any]:
+def verify_next_step(training: TrainingState, world: World) -> dict[str, Any]:
     """Compare the step that comes next with its formula, in the form that trains; changes nothing.
 
     Returns:

@@ -10,7 +10,7 @@ from fgbench.analysis.series import label_configs
 from fgbench.errors import FgbenchError
 from fgbench.run.build import build_training
 from fgbench.run.epochs import cpu_step_memory
-from fgbench.run.loop import Training, evaluate, train_epoch
+from fgbench.run.loop import TrainingState, evaluate, train_epoch
 from fgbench.run.plan import Plan
 from fgbench.storage.state import first_line
 
@@ -103,11 +103,11 @@ def measure_plan(plan: Plan, threads: int) -> Estimate:
     return Estimate(step_s * training.batches_per_epoch + evaluated_s * images, memory)
 
 
-def _make_steps(training: Training, count: int) -> int:
+def _make_steps(training: TrainingState, count: int) -> int:
     """Make steps of an epoch, at most ``count``; returns how many."""
-    training.batch = 0
-    train_epoch(training, after_step=lambda: training.batch >= count)
-    return training.batch
+    training.batches_done = 0
+    train_epoch(training, after_step=lambda: training.batches_done >= count)
+    return training.batches_done
 
 
 def format_duration(seconds: float) -> str:
