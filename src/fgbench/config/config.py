@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from fgbench.config.extends import extend
 from fgbench.config.mistakes import NAME_PATTERN, validate_source
 from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
 from fgbench.config.overrides import Override, apply_override, expand_names, parse_override
@@ -111,6 +112,12 @@ def _check_device(name: Any) -> Any:
     raise ValueError(f"got {show(name)}, expected auto, cpu, cuda or cuda:N{hint}")
 
 
+def _refuse_extends(value: Any) -> None:
+    """Refuse what was not said in a file: there it is taken out as the file is read."""
+    if value is not None:
+        raise ValueError(f"got {show(value)}, which only a config file may say")
+
+
 class Config(BaseModel):
     """One run, completely; every key but the names of dataset, model and trainer has a default."""
 
@@ -122,6 +129,11 @@ class Config(BaseModel):
         json_schema_extra={"title": "fgbench config"},
     )
 
+    extends: Annotated[None, BeforeValidator(_refuse_extends)] = Field(
+        None, exclude=True, json_schema_extra={"type": "string"}
+    )
+    """Another config file, seen from this one's folder: its keys (but for name and tuned) hold where this one
+    says nothing, block by block."""
     name: str = Field("run", pattern=NAME_PATTERN)
     """The folder of the results; the file's stem when not given."""
     seed: int = Field(0, ge=0, lt=2**63)
@@ -205,19 +217,34 @@ def load_config(
 
 
 def read_config(path: str | Path) -> Source:
-    """Read a config file, unchecked, its stem as the name where it has none.
+    """Read a config file with what it extends, unchecked, its stem as the name where it has none.
 
     Raises:
-        ConfigError: it cannot be read, or is no YAML.
+        ConfigError: it, or what it extends, cannot be read or is no YAML.
     """
-    source = read_yaml(Path(path))
+    file = Path(path)
+    source = resolve(_read(file), file)
+    if "name" not in source.data:
+        source.data = {"name": file.stem, **source.data}
+        source.places["name",] = f"{path} (its stem is the name, unless name: says another)"
+    return source
+
+
+def resolve(source: Source, path: Path) -> Source:
+    """What a file says over what it ``extends``, unchecked.
+
+    Raises:
+        ConfigError: what it extends cannot be read, or extends it.
+    """
+    return extend(source, path, _read)
+
+
+def _read(path: Path) -> Source:
+    source = read_yaml(path)
     if SWEEP_KEYS & source.data.keys() and not TABLES.keys() & source.data.keys():
         raise ConfigError(
             f"{path}: a sweep file, not the config of a run: `fgbench sweep {path}` makes its runs"
         )
-    if "name" not in source.data:
-        source.data = {"name": Path(path).stem, **source.data}
-        source.places["name",] = f"{path} (its stem is the name, unless name: says another)"
     return source
 
 

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from fgbench.config.config import SWEEP_KEYS, Config, check_config, logger, read_config
+from fgbench.config.config import SWEEP_KEYS, Config, check_config, logger, read_config, resolve
 from fgbench.config.mistakes import validate_source
 from fgbench.config.overrides import Override, parse_override
 from fgbench.config.source import Location, Source, read_yaml, show
@@ -185,7 +185,7 @@ def _expand(
 def _bases(base: Any, path: Path, source: Source) -> Iterator[Source]:
     if isinstance(base, dict):
         places = {place[1:]: line for place, line in source.places.items() if place[:1] == ("base",)}
-        yield Source(str(path), {"name": path.stem, **base}, places)
+        yield resolve(Source(str(path), {"name": path.stem, **base}, places), path)
         return
     patterns = base if isinstance(base, list) else [base]
     files: dict[Path, None] = {}

@@ -1,0 +1,108 @@
+"""Configs built on configs: ``extends: other.yaml``. Imports no torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fgbench.config.overrides import NAMED_BLOCKS, expand_names, has
+from fgbench.config.source import Location, Source, show, show_item
+from fgbench.errors import ConfigError
+from fgbench.paths import expand_path
+from fgbench.registry import TABLES
+
+KEY = "extends"
+
+OWN = ("name", "tuned")
+"""Keys that a config does not pass on: what another is called, or how its values were chosen."""
+
+
+def extend(
+    source: Source, path: Path, read: Callable[[Path], Source], within: tuple[Path, ...] = ()
+) -> Source:
+    """What a config says, over what the config it extends says, over what that one extends, and so on.
+
+    Blocks are merged key by key. Where a block names another component, those options below it that the other
+    does not have are dropped, with a note. A place names the file and line, and the ``extends`` that led
+    there.
+
+    Args:
+        source: what was read, bare names or blocks; its ``extends`` is taken out.
+        path: its file, from whose folder ``extends`` leads.
+        read: reads another file.
+        within: the files that extend this one.
+
+    Raises:
+        ConfigError: the other file cannot be read, or extends this one.
+    """
+    expand_names(source)
+    if KEY not in source.data:
+        return source
+    place, value = source.place((KEY,)), source.data.pop(KEY)
+    problem = f"{place}: {KEY}: got {show(value)}"
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{problem}, expected one config file")
+    try:
+        other = path.parent / expand_path(value)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {KEY}: {error}") from error
+    extending = (*within, path.resolve())
+    if other.resolve() in extending:
+        raise ConfigError(f"{problem}, which extends this file itself, so neither says what it is built on")
+    try:
+        base = extend(read(other), other, read, extending)
+    except ConfigError as error:
+        raise ConfigError("\n".join(_via(line, place) for line in str(error).splitlines())) from error
+    for key in OWN:
+        base.data.pop(key, None)
+    places = {location: _via(each, place) for location, each in base.places.items()}
+    merged = Source(source.path, base.data, places, [_via(each, place) for each in base.problems], base.notes)
+    merged.problems += source.problems
+    merged.notes += source.notes
+    _put(merged, merged.data, source.data, source, ())
+    return merged
+
+
+def _via(told: str, place: str) -> str:
+    """A line or a place in another file, with the ``extends`` that led there, the nearest first."""
+    mark = " (extended in "
+    return f"{told[:-1]}, {place})" if mark in told and told.endswith(")") else f"{told}{mark}{place})"
+
+
+def _put(merged: Source, below: dict[str, Any], block: dict[str, Any], source: Source, at: Location) -> None:
+    """Put the keys of a block over those that are there, with their places."""
+    for key, value in block.items():
+        here, there = (*at, key), below.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            if not at and key in NAMED_BLOCKS and _names_another(key, there, value):
+                _drop(merged, key, value, source)
+            merged.places[here] = f"{source.place(here)} over {merged.place(here)}"
+            _put(merged, there, value, source, here)
+            continue
+        below[key] = value
+        merged.places = {
+            location: place for location, place in merged.places.items() if location[: len(here)] != here
+        }
+        merged.places |= {
+            location: place for location, place in source.places.items() if location[: len(here)] == here
+        }
+
+
+def _names_another(kind: str, there: dict[str, Any], block: dict[str, Any]) -> bool:
+    """Whether a block names another component than the one that the options below it are of."""
+    unsaid = None if kind in TABLES else ""  # an optimizer has a default
+    return there.get("name", unsaid) not in (None, block.get("name", there.get("name", unsaid)))
+
+
+def _drop(merged: Source, kind: str, block: dict[str, Any], source: Source) -> None:
+    """Take out the options that the component a block names does not have."""
+    there, name = merged.data[kind], block["name"]
+    dropped = [
+        (key, value)
+        for key, value in there.items()
+        if key != "name" and key not in block and not has(kind, str(name), key, value)
+    ]
+    for key, _ in dropped:
+        del there[key]
+    if dropped:
+        told = ", ".join(f"{show_item(f'{kind}.{k}', v)} ({merged.place((kind, k))})" for k, v in dropped)
+        merged.notes.append(f"{show_item(kind, name)} ({source.place((kind, 'name'))}) drops {told}")
