@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from fgbench.checks.quality import gradient_quality
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import options_model
@@ -87,17 +89,17 @@ def test_a_step_is_least_mean_squares_on_what_all_matrices_leave_unexplained(nam
 class Backwards(FeedbackForwardGradient):
     """Moves its matrices the other way."""
 
-    def _regress(self, result, changes):
+    def _learn(self, result, changes):
         before = [matrix.clone() for matrix in self.feedback]
-        super()._regress(result, changes)
+        super()._learn(result, changes)
         self.feedback = [2 * old - new for old, new in zip(before, self.feedback, strict=True)]
 
 
 class Unmasked(FeedbackForwardGradient):
     """Learns from units that let nothing through, too."""
 
-    def _regress(self, result, changes):
-        super()._regress(result, [call.perturbation for call in result.calls])
+    def _learn(self, result, changes):
+        super()._learn(result, [call.perturbation for call in result.calls])
 
 
 @pytest.mark.parametrize("wrong", [Backwards, Unmasked])
@@ -117,6 +119,39 @@ def test_matrices_learn_to_point_along_the_gradient(name, least):
         estimate = flat_gradient(trainer, model, inputs, labels, generator)
     assert torch.cosine_similarity(estimate[:body], truth[:body], dim=0) > least
     assert torch.allclose(estimate[body:], truth[body:])
+
+
+def test_what_matrices_leave_unexplained_is_nothing_of_jacobians_and_all_where_they_are_zero():
+    """Two linear layers in front of the output layer, so the Jacobian is the same for all samples."""
+    torch.manual_seed(0)
+    first, second, last = nn.Linear(64, 5), nn.Linear(5, 4), nn.Linear(4, CLASSES)
+    model = nn.Sequential(nn.Flatten(), first, second, last).double()
+    _, inputs, labels = shipped("fc")
+    jacobians = [last.weight @ second.weight, last.weight.clone()]
+    trainer = FeedbackForwardGradient()
+
+    def shares(*matrices):
+        trainer.load_state_dict({"feedback": [matrix.detach() for matrix in matrices]})
+        return trainer.unexplained(model, LOSS, inputs, labels, torch.Generator())
+
+    assert shares() == {"": 1.0, "1": 1.0, "2": 1.0}
+    assert shares(*jacobians) == pytest.approx({"": 0.0, "1": 0.0, "2": 0.0}, abs=1e-20)
+    found = shares(jacobians[0] / 2, -jacobians[1])
+    assert (found["1"], found["2"]) == pytest.approx((0.25, 4.0))
+    assert 0.25 < found[""] < 4.0
+
+
+def test_diagnostics_tell_what_is_unexplained_layer_by_layer_and_leave_the_trainer_alone():
+    model, inputs, labels = shipped("cnn")
+    trainer, generator = FeedbackForwardGradient(rate=0.5), torch.Generator().manual_seed(4)
+    flat_gradient(trainer, model, inputs, labels, generator)
+    before = [matrix.clone() for matrix in trainer.state_dict()["feedback"]]
+    found = gradient_quality(trainer, model, LOSS, inputs, labels, generator)
+    known = [layer for layer, each in found.items() if not math.isnan(each.unexplained)]
+    assert known == list(found)[:-1]  # all but the output layer, whose gradient is exact
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.state_dict()["feedback"], strict=True))
+    others = gradient_quality(Backprop(), model, LOSS, inputs, labels, generator)
+    assert all(math.isnan(each.unexplained) for each in others.values())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -23,11 +23,14 @@ class Quality:
         noise: R = E|g_hat - g|^2 / |g|^2, the relative noise (a bias counts too); NaN where g is 0.
         cosine: mean cosine of the angle between them, in -1..1; 0 where either is 0.
         norm: |g|.
+        unexplained: share of the outputs' squared change under a perturbation of the layer that the trainer's
+            feedback matrices leave unexplained; NaN without any (see :meth:`Trainer.unexplained`).
     """
 
     noise: float
     cosine: float
     norm: float
+    unexplained: float = float("nan")
 
 
 def gradient_quality(
@@ -65,11 +68,15 @@ def gradient_quality(
                 squares[layer] += (estimate[layer] - g).square().sum()
                 cosine = torch.cosine_similarity(estimate[layer], g, dim=0, eps=0)
                 cosines[layer] += cosine.nan_to_num(0.0).clamp(-1, 1)  # rounding may leave the range
+        states.restore()
+        copied, copied_trainer = copy.deepcopy((model, trainer))
+        unexplained = copied_trainer.unexplained(copied, loss_fn, inputs, labels, generator)
     return {
         layer: Quality(
             (squares[layer] / draws / g.square().sum()).item() if g.any() else float("nan"),
             (cosines[layer] / draws).item(),
             g.norm().item(),
+            unexplained.get(layer, float("nan")),
         )
         for layer, g in true.items()
     }

@@ -148,7 +148,13 @@ class EpochLoop:
         self.directory.write_layers(
             training.epochs_done + 1,
             [
-                {"layer": layer, "noise": each.noise, "cosine": each.cosine, "gradient_norm": each.norm}
+                {
+                    "layer": layer,
+                    "noise": each.noise,
+                    "cosine": each.cosine,
+                    "gradient_norm": each.norm,
+                    "unexplained": each.unexplained,
+                }
                 for layer, each in found.items()
             ],
         )

@@ -23,8 +23,10 @@ from fgbench.errors import ConfigError, FgbenchError
 from fgbench.storage.files import append_line, atomic_write, refuse
 from fgbench.storage.metrics import METRICS, TEXT_COLUMNS, Cell
 
-LAYER_COLUMNS = ("epoch", "layer", "noise", "cosine", "gradient_norm")
-"""Columns of layers.csv: R = E|g_hat - g|^2 / |g|^2, the cosine of g_hat and g, and |g|, of one layer."""
+LAYER_COLUMNS = ("epoch", "layer", "noise", "cosine", "gradient_norm", "unexplained")
+"""Columns of layers.csv, of one layer: R = E|g_hat - g|^2 / |g|^2, the cosine of g_hat and g, |g|, and the
+share of the outputs' squared change under a perturbation of the layer that feedback matrices do not explain
+(NaN for trainers without any)."""
 
 STATES = ("running", "finished", "diverged", "interrupted", "failed")
 

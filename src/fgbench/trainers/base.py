@@ -150,6 +150,29 @@ class Trainer:
         """
         return None
 
+    def unexplained(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, float]:
+        """What a trainer with a model of the network's Jacobian does not know of it, for diagnostics.
+
+        By layer, and under "" of all together: the share of the outputs' squared change under a perturbation
+        of the layer's output that the trainer does not foresee; 1 is what knowing nothing leaves. Empty for a
+        trainer without such a model. May move the model's buffers, may not change the trainer's state.
+
+        Args:
+            model: see ``compute_gradients``.
+            loss_fn: one loss per sample.
+            inputs: shape (B, ...).
+            labels: shape (B,).
+            generator: on the model's device.
+        """
+        return {}
+
     def exact_names(self, model: nn.Module) -> set[str]:
         """Those of ``trained_names`` that get their exact gradient; none by default.
 

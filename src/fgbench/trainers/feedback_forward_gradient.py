@@ -10,6 +10,7 @@ from fgbench.trainers.activity_forward_gradient import per_sample, require_indep
 from fgbench.trainers.activity_pass import PassResult, layer_parameters, perturbed_pass
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
+from fgbench.trainers.feedback_matrices import from_rows, regress, to_rows, unexplained_shares
 from fgbench.trainers.options import FeedbackForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.reference import differentiate_outputs, gradient_length
@@ -121,8 +122,7 @@ class FeedbackForwardGradient(Trainer):
             for matrix, call in zip(self.feedback, result.calls, strict=True)
         ]
         changes = [call.reached(call.perturbation) for call in result.calls]
-        learn = self._regress if self.options.learning == "regression" else self._average
-        learn(result, changes)
+        self._learn(result, changes)
         if self.options.correction:
             deltas = corrected(deltas, changes, result.derivatives / len(inputs), self.options.correction)
         derivatives = result.derivatives
@@ -203,25 +203,29 @@ class FeedbackForwardGradient(Trainer):
         if self.options.correction:
             require_independent_samples(model, self.options.name)
 
-    def _regress(self, result: PassResult, changes: list[Tensor]) -> None:
-        """Move every matrix by what all of them together leave unexplained of the outputs' change."""
-        samples = len(result.outputs)
-        left = result.output_tangents.clone()
-        rows = [to_rows(change).to(left.dtype) for change in changes]
-        for matrix, row in zip(self.feedback, rows, strict=True):
-            left.addmm_(row, matrix.T, alpha=-1)
-        active = sum((row.square().sum() for row in rows), start=left.new_zeros(())) / samples
-        step = left * (self.options.rate / (samples + active))  # mu / B
-        for matrix, row in zip(self.feedback, rows, strict=True):
-            matrix.addmm_(step.T, row)
-
-    def _average(self, result: PassResult, changes: list[Tensor]) -> None:
-        """Move every matrix towards this batch's estimate of the Jacobian, where its units are active."""
-        samples = len(result.outputs)
-        for matrix, call, change in zip(self.feedback, result.calls, changes, strict=True):
-            active = to_rows(call.reached(torch.ones_like(change))).to(matrix.dtype).mean(0)
-            estimate = result.output_tangents.T @ to_rows(change).to(matrix.dtype) / samples
+    def _learn(self, result: PassResult, changes: list[Tensor]) -> None:
+        """Move every matrix, by regression or towards this batch's estimate of the Jacobian."""
+        samples, tangents = len(result.outputs), result.output_tangents
+        rows = [to_rows(change).to(tangents.dtype) for change in changes]
+        if self.options.learning == "regression":
+            regress(self.feedback, rows, tangents, self.options.rate)
+            return
+        for matrix, call, row in zip(self.feedback, result.calls, rows, strict=True):
+            active = to_rows(call.reached(torch.ones_like(call.perturbation))).to(matrix.dtype).mean(0)
+            estimate = tangents.T @ row / samples
             matrix += (1 - self.options.feedback_momentum) * (estimate - matrix * active)
+
+    def unexplained(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, float]:
+        """|y - F_l u_l|^2 / |y|^2 over the batch, layer by layer; see :meth:`Trainer.unexplained`."""
+        layers, _ = layer_parameters(model, OutputLayer(model).names)
+        return unexplained_shares(self.feedback, model, loss_fn, inputs, labels, layers, generator)
 
     def state_dict(self) -> dict[str, Any]:
         """The feedback matrices, in the order their layers run."""
@@ -244,13 +248,3 @@ def corrected(deltas: list[Tensor], changes: list[Tensor], derivatives: Tensor, 
     pairs = list(zip(deltas, changes, strict=True))
     known = sum((each * u).flatten(1).sum(1) for each, u in pairs)
     return [each + per_sample(share * (derivatives - known), u) for each, u in pairs]
-
-
-def to_rows(values: Tensor) -> Tensor:
-    """Shape (B, C, ...) as (B, entries), channels last: a view of a channels_last tensor."""
-    return values.movedim(1, -1).flatten(1)
-
-
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``to_rows``, with the shape and dtype of ``like``."""
-    return rows.view(like.movedim(1, -1).shape).movedim(-1, 1).to(like.dtype)
