@@ -1,5 +1,5 @@
 # make demo: install and run the main job.  make test: install and run the tests; test-all: the long ones too.
-# make check: format, lint, types, imports.
+# make check: format, lint, types, imports.  make wheel: dist/*.whl, for `pip install` anywhere.
 PYTHON ?= python3
 # The pair the committed results were made with; any pair allowed by pyproject.toml works:
 #   make demo TORCH="torch torchvision"
@@ -8,11 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all check reproduce format install clean
+.PHONY: demo test test-all check reproduce format install wheel clean
 
 demo: $(VENV)/.installed
-	$(BIN)/fgbench run configs/demo_bp.yaml configs/demo_fg.yaml --results demo
-	$(BIN)/fgbench plot demo
+	$(BIN)/fgbench demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
@@ -34,6 +33,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 install: $(VENV)/.installed
+
+wheel: | $(VENV)/bin/python  # dist/fgbench-VERSION-py3-none-any.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	ls dist/*.whl
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fgbench needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -18,6 +18,7 @@ Exit codes: 0 done, 1 a run failed, 2 wrong usage or config, 3 some runs of a sw
 """
 
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "demo": (runs.demo, "Train two small networks, with and without backprop, and draw them."),
     "run": (runs.run, "Train as the configs say, one run per config and seed."),
     "plot": (results.plot, "Draw the runs of a folder as figures."),
     "report": (results.report, "Write one HTML page about the runs of a folder."),
