@@ -15,7 +15,7 @@ from fgbench.analysis.bench_steps import Step, load_steps
 from fgbench.analysis.claims.claims import audit, claims_report, load_claims
 from fgbench.analysis.claims.judging import kind_of
 from fgbench.analysis.claims.rules import RULES
-from fgbench.analysis.claims.verdicts import Kind, Outcome, conclude
+from fgbench.analysis.claims.verdicts import Outcome, Stance, conclude
 from fgbench.analysis.records import Results
 from fgbench.cli.app import app
 
@@ -384,21 +384,21 @@ def outcomes(*kinds):
     ("kinds", "some", "expected"),
     [
         ([], False, "not enough data"),
-        ([Kind.too_few, Kind.aside], False, "not enough data"),
-        ([Kind.unclear, Kind.too_few], False, "not enough data"),
-        ([Kind.for_, Kind.too_few], False, "supported"),
-        ([Kind.against, Kind.unclear], False, "mixed"),
-        ([Kind.against, Kind.too_few], False, "refuted"),
-        ([Kind.same, Kind.same], False, "no difference"),
-        ([Kind.against, Kind.same], False, "refuted"),
-        ([Kind.for_, Kind.same], False, "mixed"),
-        ([Kind.for_, Kind.unclear], False, "mixed"),
-        ([Kind.for_, Kind.against], False, "mixed"),
-        ([Kind.both], False, "mixed"),
-        ([Kind.for_, Kind.against], True, "supported"),
-        ([Kind.against, Kind.against], True, "not enough data"),
-        ([Kind.against, Kind.unclear], True, "not enough data"),
-        ([Kind.against, Kind.both], True, "not enough data"),
+        ([Stance.too_few, Stance.aside], False, "not enough data"),
+        ([Stance.unclear, Stance.too_few], False, "not enough data"),
+        ([Stance.for_, Stance.too_few], False, "supported"),
+        ([Stance.against, Stance.unclear], False, "mixed"),
+        ([Stance.against, Stance.too_few], False, "refuted"),
+        ([Stance.same, Stance.same], False, "no difference"),
+        ([Stance.against, Stance.same], False, "refuted"),
+        ([Stance.for_, Stance.same], False, "mixed"),
+        ([Stance.for_, Stance.unclear], False, "mixed"),
+        ([Stance.for_, Stance.against], False, "mixed"),
+        ([Stance.both], False, "mixed"),
+        ([Stance.for_, Stance.against], True, "supported"),
+        ([Stance.against, Stance.against], True, "not enough data"),
+        ([Stance.against, Stance.unclear], True, "not enough data"),
+        ([Stance.against, Stance.both], True, "not enough data"),
     ],
 )
 def test_verdicts_of_several_cases(kinds, some, expected):
@@ -561,12 +561,12 @@ def test_the_command_writes_every_claim_as_a_row(tmp_path):
 @pytest.mark.parametrize(
     ("low", "high", "kind"),
     [
-        (0.001, 0.002, Kind.same),  # there, but as good as nothing
-        (-0.002, 0.001, Kind.same),
-        (0.001, 0.03, Kind.for_),
-        (0.03, 0.04, Kind.for_),
-        (-0.01, 0.03, Kind.unclear),
-        (-0.04, -0.03, Kind.against),
+        (0.001, 0.002, Stance.same),  # there, but as good as nothing
+        (-0.002, 0.001, Stance.same),
+        (0.001, 0.03, Stance.for_),
+        (0.03, 0.04, Stance.for_),
+        (-0.01, 0.03, Stance.unclear),
+        (-0.04, -0.03, Stance.against),
     ],
 )
 def test_a_difference_that_is_as_good_as_none_is_none(low, high, kind):

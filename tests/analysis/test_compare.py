@@ -289,7 +289,7 @@ def test_what_both_reach_in_their_first_epoch_is_not_timed():
         make_record("backprop", val_accuracy=[0.11, 0.5], val_loss=[2.0, 1.0], epoch_time_s=4.0),
         make_record("forward-gradient", val_accuracy=[0.12, 0.10], val_loss=[2.1, 2.3], epoch_time_s=2.0),
     ]
-    assert time_to_accuracy(only_pair(records)).at_once
+    assert time_to_accuracy(only_pair(records)).in_first_epoch
     assert "both within an epoch" in compare_report(records, ["test_accuracy"])
 
 

@@ -13,7 +13,7 @@ from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, writ
 
 from fgbench.cli.app import app
 from fgbench.storage.run_directory import RunDirectory
-from fgbench.sweep.ray_node import take_over
+from fgbench.sweep.ray_node import claim_directory
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
@@ -230,14 +230,14 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(nodes, whole, held,
 
 
 def test_a_run_directory_is_taken_over_from_a_node_that_died_but_not_from_a_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("fgbench.sweep.ray_node.LET_GO_S", 0.3)
+    monkeypatch.setattr("fgbench.sweep.ray_node.RELEASE_S", 0.3)
     directory = RunDirectory(tmp_path / "run").create()
     directory.host = "gone"
     directory.write_status("running", epoch=1, epochs=2)
     with directory.lock(force=True):
-        take_over(RunDirectory(directory.path), lambda: False)
+        claim_directory(RunDirectory(directory.path), lambda: False)
         assert RunDirectory(directory.path).status()["state"] == "running"
-    take_over(RunDirectory(directory.path), lambda: False)
+    claim_directory(RunDirectory(directory.path), lambda: False)
     assert RunDirectory(directory.path).status()["reason"] == "its node died"
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from fgbench.analysis.pairing import TUNABLE, Pair, Task, make_tasks, nearest, plainest
 from fgbench.analysis.readings import (
     MEASURES,
-    Measure,
+    Column,
     at_chance,
     disturbed_epochs,
     epochs_within,
@@ -52,7 +52,7 @@ class Comparison:
     """
 
     pair: Pair
-    measure: Measure
+    measure: Column
     budget: Budget
     limit: float
     epochs: tuple[tuple[int, int], ...]
@@ -154,11 +154,11 @@ def compare(
 def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons of one measure on one task, with p values adjusted for their number."""
     adjusted = adjust_holm([p_value(each) for each in comparisons])
-    told = []
+    results = []
     for index, each in enumerate(comparisons):  # the one at equal memory follows two after equal epochs
         source = index - 2 if each.budget == "memory" else index
-        told.append(replace(each, p_adjusted=adjusted[source] if each.paired else None))
-    return told
+        results.append(replace(each, p_adjusted=adjusted[source] if each.paired else None))
+    return results
 
 
 def p_value(comparison: Comparison) -> float | None:
@@ -168,7 +168,7 @@ def p_value(comparison: Comparison) -> float | None:
     return comparison.paired.p_value
 
 
-def find_measure(column: str) -> Measure:
+def find_measure(column: str) -> Column:
     """The measure of a column.
 
     Raises:
@@ -200,7 +200,7 @@ def pair_all(tasks: Sequence[Task], baseline: str = "backprop") -> list[list[Pai
     return paired
 
 
-def compare_pair(pair: Pair, measure: Measure, budget: Budget = "epochs") -> Comparison:
+def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comparison:
     """One comparison, its p value not adjusted.
 
     At equal epochs, both runs of a seed are read at the last epoch all of them have; at equal time, at the
@@ -229,7 +229,7 @@ def compare_pair(pair: Pair, measure: Measure, budget: Budget = "epochs") -> Com
 
 
 def _obstacle(
-    pair: Pair, measure: Measure, epochs: Sequence[tuple[int, int]], values: Sequence[tuple[float, float]]
+    pair: Pair, measure: Column, epochs: Sequence[tuple[int, int]], values: Sequence[tuple[float, float]]
 ) -> str:
     """Why the differences have no mean. Those that diverged are never left out of one."""
     diverged = [
@@ -248,7 +248,7 @@ def common_epoch(pair: Pair) -> int:
     return min((run.last_epoch for run in _lasting(pair) or _all_runs(pair)), default=0)
 
 
-def find_caution(pair: Pair, measure: Measure, budget: Budget = "epochs") -> str:
+def find_caution(pair: Pair, measure: Column, budget: Budget = "epochs") -> str:
     """Why a difference that was seen says nothing, whatever its size; empty where it does."""
     timed = measure.timed or budget == "time"
     if (timed or not measure.learns) and (different := pair.environments):
@@ -260,7 +260,7 @@ def find_caution(pair: Pair, measure: Measure, budget: Budget = "epochs") -> str
     return ""
 
 
-def below_tuning_noise(pair: Pair, measure: Measure, mean: float) -> str:
+def below_tuning_noise(pair: Pair, measure: Column, mean: float) -> str:
     """That an accuracy differs by less than tuning can account for, where the two were tuned apart."""
     tuned_apart = any(each.startswith(TUNABLE) for each in pair.other_settings)
     accuracy = measure.learns and measure.name.endswith("accuracy")

@@ -9,7 +9,7 @@ from typing import Any
 from fgbench.analysis.compare import Comparison, common_epoch, compare, compare_pair, p_value
 from fgbench.analysis.formats import Format
 from fgbench.analysis.pairing import Pair
-from fgbench.analysis.readings import MEASURES, Measure, disturbed_epochs
+from fgbench.analysis.readings import MEASURES, Column, disturbed_epochs
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.rendering import Table, render
 from fgbench.analysis.statistics import BOOTSTRAP_FROM
@@ -118,7 +118,7 @@ def cost_table(pairs: Sequence[Pair], accuracy: float | None = None) -> Table:
             _ratio_text(pair, MEASURES["peak_memory_mib"]),
             _time_to_text(time_to_same_loss(pair)),
             _time_to_text(reached := time_to_accuracy(pair, accuracy))
-            + (f" to {reached.targets[0]:.2f}" if reached and not reached.at_once else ""),
+            + (f" to {reached.targets[0]:.2f}" if reached and not reached.in_first_epoch else ""),
         ]
         for pair in pairs
     ]
@@ -205,7 +205,7 @@ def conditions(pair: Pair) -> str:
     return "; ".join(told)
 
 
-def _ratio_text(pair: Pair, measure: Measure) -> str:
+def _ratio_text(pair: Pair, measure: Column) -> str:
     values = compare_pair(pair, measure).values
     ratio = geometric_mean([mine / other if other else math.nan for mine, other in values])
     return "-" if math.isnan(ratio) else f"{ratio:.2f}×"
@@ -214,7 +214,7 @@ def _ratio_text(pair: Pair, measure: Measure) -> str:
 def _time_to_text(reached: TimeTo | None) -> str:
     if reached is None:
         return "-"
-    if reached.at_once:
+    if reached.in_first_epoch:
         return "both within an epoch"
     arrived = [sum(map(math.isfinite, side)) for side in zip(*reached.seconds, strict=True)]
     n = len(reached.seconds)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.records import RunRecord
-from fgbench.analysis.series import Series, group_series, words_apart
+from fgbench.analysis.series import Series, distinguishing_words, group_series
 from fgbench.analysis.settings import default_options, is_off, not_default
 from fgbench.registry import TRAINERS
 
@@ -19,7 +19,7 @@ PLACES = ("device", "dataset.dir")
 """Settings that name places; what kind of device it was is asked of the environment."""
 
 ENVIRONMENT = ("torch", "cpu", "threads", "device", "gpu", "cuda", "allocations_kept", "deterministic")
-"""Keys of env.json of which a difference is told."""
+"""Keys of env.json of which a difference is reported."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Pair:
     def environments(self) -> list[str]:
         """What differs between the machines and libraries of the paired runs, such as ``torch 2.6 / 2.7``."""
         envs = [_environment(run) for both in self.runs for run in both]
-        told = []
+        differences = []
         for key in ENVIRONMENT:
             values = dict.fromkeys(str(env[key]) for env in envs if env.get(key) is not None)
             if len(values) > 1:
-                told.append(f"{key} {' / '.join(values)}")
-        return told
+                differences.append(f"{key} {' / '.join(values)}")
+        return differences
 
 
 def loaded_digest(run: RunRecord) -> str | None:
@@ -104,7 +104,7 @@ def make_tasks(records: Iterable[RunRecord]) -> list[Task]:
     by_task: dict[str, list[RunRecord]] = {}
     for record in all_records:
         by_task.setdefault(repr(_task_settings(record)), []).append(record)
-    words = words_apart(all_records, "dataset", "model")
+    words = distinguishing_words(all_records, "dataset", "model")
     tasks = []
     for group in by_task.values():
         first = group[0]

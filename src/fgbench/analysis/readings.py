@@ -5,8 +5,7 @@ import math
 import numpy as np
 
 from fgbench.analysis.records import RunRecord
-from fgbench.storage.metrics import COLUMNS, counted_epochs
-from fgbench.storage.metrics import Column as Measure
+from fgbench.storage.metrics import COLUMNS, Column, counted_epochs
 
 NAN = float("nan")
 
@@ -18,16 +17,16 @@ CHANCE_MARGIN = 0.02
 """An accuracy this little above that of guessing counts as chance: two standard errors on 1,000 images."""
 
 
-MEASURES: dict[str, Measure] = {name: column for name, column in COLUMNS.items() if column.better}
+MEASURES: dict[str, Column] = {name: column for name, column in COLUMNS.items() if column.better}
 """The columns that one trainer can be better at than another."""
 
 
-def negligible(measure: Measure) -> float:
+def negligible(measure: Column) -> float:
     """The largest difference, or logarithm of a ratio, that is as good as none."""
     return NEGLIGIBLE.get(measure.name.rpartition("_")[2], math.log(NEGLIGIBLE_RATIO))
 
 
-def read(run: RunRecord, column: Measure | str, epoch: int | None = None) -> float:
+def read(run: RunRecord, column: Column | str, epoch: int | None = None) -> float:
     """A run's value of a column: the one number that figures, tables, verdicts and reports all give.
 
     Args:
@@ -101,14 +100,14 @@ def epochs_within(run: RunRecord, seconds: float) -> int:
     return int(done.iloc[-1]) if len(done) else 0
 
 
-def time_to(run: RunRecord, measure: Measure, target: float) -> float:
+def time_to(run: RunRecord, measure: Column, target: float) -> float:
     """Seconds of training by the end of the first epoch that is as good as ``target``; infinite for none."""
     gains = run.metrics[measure.name].to_numpy(float) - target
     reached = gains >= 0 if measure.better == "higher" else gains <= 0
     return float(training_time(run)[reached.argmax()]) if reached.any() else math.inf
 
 
-def best(run: RunRecord, measure: Measure) -> float:
+def best(run: RunRecord, measure: Column) -> float:
     """The best value over all epochs; NaN where there is none."""
     values = run.metrics[measure.name].to_numpy(float)
     known = values[np.isfinite(values)]

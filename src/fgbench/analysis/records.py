@@ -80,8 +80,8 @@ class RunRecord:
         """How many classes its dataset has; None where that is not known."""
         known = {"mnist": 10, "fashion-mnist": 10, "fashion-mnist-mini": 10, "cifar10": 10}
         data = self.env.get("data")
-        told = data.get("classes") if isinstance(data, dict) else None
-        count = told or self.config["dataset"].get("classes") or known.get(self.component("dataset"))
+        recorded = data.get("classes") if isinstance(data, dict) else None
+        count = recorded or self.config["dataset"].get("classes") or known.get(self.component("dataset"))
         return count if isinstance(count, int) else None
 
     def component(self, kind: str) -> str:
@@ -194,9 +194,9 @@ def _load_run(folder: Path) -> RunRecord:
     identity = match[1] if match else _content_hash(config)
     status, epochs = directory.status(), config.get("epochs")
     if status["state"] == "finished" and isinstance(epochs, int) and len(metrics) < epochs:
-        told = f"metrics.csv is damaged after epoch {len(metrics)} of {epochs}"
-        logger.warning("%s: %s; the command that made the run mends it", folder, told)
-        status = status | {"state": "failed", "reason": told}
+        damage = f"metrics.csv is damaged after epoch {len(metrics)} of {epochs}"
+        logger.warning("%s: %s; the command that made the run mends it", folder, damage)
+        status = status | {"state": "failed", "reason": damage}
     return RunRecord(
         folder, identity, config, directory.read_env(), status, directory.read_summary(), metrics
     )

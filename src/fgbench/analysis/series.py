@@ -68,7 +68,7 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
     """
     groups: dict[tuple[str, str], dict[str, dict[int, RunRecord]]] = {}
     all_records = list(records)
-    words = words_apart(all_records, "dataset")
+    words = distinguishing_words(all_records, "dataset")
     for record in all_records:
         dataset = ", ".join([record.component("dataset"), *words[record.path]])
         by_hash = groups.setdefault((dataset, record.component("model")), {})
@@ -96,7 +96,7 @@ def _shared_words(runs: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def words_apart(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[str]]:
+def distinguishing_words(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[str]]:
     """For every run, the part of its dataset that is used and the options (also of its model) that tell.
 
     These are the ones not at their defaults and the ones that differ between runs: ``limit=2000``.
@@ -119,10 +119,10 @@ def words_apart(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[st
             }
             for run in runs
         ]
-        told = dict.fromkeys([*PARTS, *differing(options)])
+        shown = dict.fromkeys([*PARTS, *differing(options)])
         for run in runs:
             unusual = [key for kind in kinds for key in not_default(kind, run.settings)]
-            keys = [key for key in {**told, **dict.fromkeys(unusual)} if key not in _UNLABELLED]
+            keys = [key for key in {**shown, **dict.fromkeys(unusual)} if key not in _UNLABELLED]
             defaults = {
                 key: value
                 for kind in kinds
@@ -159,8 +159,8 @@ def _labelled(groups: list[tuple[RunRecord, ...]]) -> list[Series]:
             for each, name in zip(settings, trainers, strict=True)
             if name == trainer
         ]
-        told = dict.fromkeys([*differing(own), *not_default("trainer", runs[0].settings)])
-        options = [key for key in {**defaults, **setting} if key in told]
+        shown = dict.fromkeys([*differing(own), *not_default("trainer", runs[0].settings)])
+        options = [key for key in {**defaults, **setting} if key in shown]
         values = {**defaults, **setting}
         words = [
             word
@@ -190,8 +190,10 @@ def _order(trainer: str, values: list[Any]) -> tuple[Any, ...]:
 
 def _environment(run: RunRecord) -> str:
     """What tells apart two configurations whose configs read the same."""
-    told = [str(run.env[key]) for key in ("device_type", "device") if isinstance(run.env.get(key), str)][:1]
-    return ", ".join([*told, run.hash])
+    machine = [str(run.env[key]) for key in ("device_type", "device") if isinstance(run.env.get(key), str)][
+        :1
+    ]
+    return ", ".join([*machine, run.hash])
 
 
 def label_configs(configs: Sequence[Config]) -> list[str]:
@@ -210,8 +212,8 @@ def label_configs(configs: Sequence[Config]) -> list[str]:
     keys = {head: [key for key in differing(group) if key in parts] for head, group in groups.items()}
     labels = []
     for head, setting in zip(heads, settings, strict=True):
-        told = list(dict.fromkeys([*keys[head], *not_default("trainer", setting)]))
+        shown = list(dict.fromkeys([*keys[head], *not_default("trainer", setting)]))
         defaults = default_options("trainer", str(setting["trainer.name"]))
-        words = (setting_word(key, setting.get(key), told, defaults.get(key)) for key in told)
+        words = (setting_word(key, setting.get(key), shown, defaults.get(key)) for key in shown)
         labels.append(", ".join([head, *filter(None, words)]))
     return labels

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fgbench.analysis.pairing import Pair
-from fgbench.analysis.readings import MEASURES, Measure, best, time_to, training_time
+from fgbench.analysis.readings import MEASURES, Column, best, time_to, training_time
 from fgbench.analysis.records import RunRecord
 
 ACCURACY_STEP = 0.05
@@ -21,12 +21,12 @@ class TimeTo:
     """
 
     pair: Pair
-    measure: Measure
+    measure: Column
     targets: tuple[float, ...]
     seconds: tuple[tuple[float, float], ...]
 
     @property
-    def at_once(self) -> bool:
+    def in_first_epoch(self) -> bool:
         """Whether every run is there by the end of its first epoch: then the times tell no more than that."""
         first = [tuple(float(training_time(run)[0]) for run in both) for both in self.pair.runs]
         return list(self.seconds) == first
@@ -73,7 +73,7 @@ def time_to_accuracy(pair: Pair, accuracy: float | None = None) -> TimeTo | None
     return _time_to(pair, measure, [accuracy] * len(pair.runs))
 
 
-def _time_to(pair: Pair, measure: Measure, targets: Sequence[float]) -> TimeTo | None:
+def _time_to(pair: Pair, measure: Column, targets: Sequence[float]) -> TimeTo | None:
     if not targets or any(math.isnan(target) for target in targets):
         return None
 

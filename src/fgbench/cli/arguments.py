@@ -88,12 +88,12 @@ def load_all(
     """
     from fgbench.config.config import load_config
 
-    configs, mistakes, told = [], [], set[str]()
+    configs, mistakes, printed = [], [], set[str]()
 
     def say(note: str) -> None:
-        if note not in told:
+        if note not in printed:
             typer.echo(f"fgbench: {note}", err=True)
-        told.add(note)
+        printed.add(note)
 
     for path in paths:
         for variant in variants or [[]]:

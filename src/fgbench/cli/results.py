@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fgbench.analysis.records import RunRecord
 
-Results = Annotated[
+ResultsFolders = Annotated[
     Path,
     typer.Argument(
         help="A folder with run directories, such as results.", show_default=False, callback=expanded
@@ -48,7 +48,7 @@ class FigureStyle(StrEnum):
 
 
 def plot(
-    results: Results,
+    results: ResultsFolders,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -75,7 +75,7 @@ def plot(
 
 
 def report(
-    results: Results,
+    results: ResultsFolders,
     out: Annotated[Path, typer.Option(help="The page to write.", callback=expanded)] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page: the answer, figures, tables, claims, runs, how it was measured.
@@ -88,14 +88,14 @@ def report(
 
 
 def compare(
-    results: Results,
+    results: ResultsFolders,
     metric: Metrics = ["test_accuracy", "train_loss"],  # noqa: B006
     baseline: Annotated[
         str, typer.Option(help="What is compared with: a trainer, or the label of one series.")
     ] = "backprop",
     accuracy: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Validation accuracy the time to which is told.", show_default=False),
+        typer.Option(min=0, max=1, help="Report the time to this validation accuracy.", show_default=False),
     ] = None,
     form: Form = Format.text,
     out: Out = None,
@@ -115,7 +115,7 @@ def compare(
     _write(compare_report(found.runs, metric, baseline, form, accuracy, found.notes), out)
 
 
-def claims(results: Results, form: Form = Format.text, out: Out = None) -> None:
+def claims(results: ResultsFolders, form: Form = Format.text, out: Out = None) -> None:
     """Compare published claims with the runs and benchmarks in a folder.
 
     Every claim is supported, refuted, mixed, not testable, without a difference, or there is not enough data;
@@ -129,7 +129,7 @@ def claims(results: Results, form: Form = Format.text, out: Out = None) -> None:
     _write(claims_report(found, form), out)
 
 
-def status(results: Results, form: Form = Format.text, out: Out = None) -> None:
+def status(results: ResultsFolders, form: Form = Format.text, out: Out = None) -> None:
     """Show how far the runs in a folder have come, how fast they are and how long they will take.
 
     A run whose process has died, or that has not been heard of for ten minutes, is shown as interrupted.
@@ -164,8 +164,8 @@ def export(
 def _say_unknown_data(runs: "Sequence[RunRecord]") -> None:
     from fgbench.analysis.pairing import describe_unknown_data
 
-    if told := describe_unknown_data(runs):
-        typer.echo(f"fgbench: {told}", err=True)
+    if warning := describe_unknown_data(runs):
+        typer.echo(f"fgbench: {warning}", err=True)
 
 
 def _write(text: str, out: Path | None) -> None:

@@ -24,12 +24,12 @@ SOME_FAILED = 3
 DEMO = Path(__file__).parents[1] / "config" / "demo"
 """The folder of the demo's configs."""
 
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (YAML).", show_default=False)]
+SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (YAML).", show_default=False)]
 Seeds = Annotated[
     str | None,
     typer.Option(metavar="0-4", help="Seeds in place of the file's: 0-4, or 0,2,5.", show_default=False),
 ]
-Results = Annotated[
+ResultsOption = Annotated[
     Path | None,
     typer.Option(help="Folder of the run directories.", show_default=False, callback=expanded),
 ]
@@ -75,7 +75,7 @@ def run(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default=False)] = None,
     data_dir: DataDir = None,
     no_download: NoDownload = False,
-    results: Results = None,
+    results: ResultsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
     force: Force = False,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start unfinished runs anew.")] = False,
@@ -117,7 +117,7 @@ def run(
 
 
 def sweep(
-    file: SweepFile,
+    file: SweepPath,
     override: Overrides = [],  # noqa: B006
     seeds: Seeds = None,
     jobs: Annotated[
@@ -148,7 +148,7 @@ def sweep(
     ] = None,
     data_dir: DataDir = None,
     no_download: NoDownload = False,
-    results: Results = None,
+    results: ResultsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the runs, with an estimate of time and memory.")
     ] = False,
@@ -237,7 +237,7 @@ class _Pool:
 
 
 def tune(
-    file: SweepFile,
+    file: SweepPath,
     override: Overrides = [],  # noqa: B006
     seeds: Seeds = None,
     trials: Annotated[
@@ -253,7 +253,7 @@ def tune(
     ] = None,
     data_dir: DataDir = None,
     no_download: NoDownload = False,
-    results: Results = None,
+    results: ResultsOption = None,
 ) -> None:
     """Look for the best learning rate of every configuration in a sweep, on its validation images.
 

@@ -45,22 +45,22 @@ class Fingerprint:
         """
         if not isinstance(before, Mapping) or before.get("loaded") in (None, self.loaded):
             return ""
-        told = []
+        differences = []
         images, contents = (
             value if isinstance(value := before.get(key), Mapping) else {} for key in ("images", "content")
         )
         if dict(images) != dict(self.images):
-            told.append(f"{_count(images)} images then, {_count(self.images)} now")
+            differences.append(f"{_count(images)} images then, {_count(self.images)} now")
         if before.get("classes") != self.classes:
-            told.append(f"{before.get('classes')} classes then, {self.classes} now")
-        if not told:
+            differences.append(f"{before.get('classes')} classes then, {self.classes} now")
+        if not differences:
             other = [part for part in self.content if contents.get(part) != self.content[part]]
             if other:
-                told.append(f"other images or labels in {' and '.join(other)}")
+                differences.append(f"other images or labels in {' and '.join(other)}")
             else:
-                told.append("the same images in another order or shape")
+                differences.append("the same images in another order or shape")
         sources = dict.fromkeys((str(before.get("source")), self.source))
-        return f"{'; '.join(told)} ({' / '.join(sources)})"
+        return f"{'; '.join(differences)} ({' / '.join(sources)})"
 
 
 def take_fingerprint(

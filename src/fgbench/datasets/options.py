@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from fgbench.options import Options
 from fgbench.paths import expand_path
 
-Side = Annotated[int, Field(ge=1, le=4096)]
+SideLength = Annotated[int, Field(ge=1, le=4096)]
 MAX_SYNTHETIC_BYTES = 2**28
 
 
@@ -44,7 +44,7 @@ class ImageFolderOptions(DatasetOptions):
     name: str = "imagefolder"
     dir: Annotated[str, AfterValidator(_check_path)] = Field(min_length=1)
     """The folder that holds `train/<class>/*` and `test/<class>/*`, and perhaps `val/<class>/*`."""
-    size: Side = 32
+    size: SideLength = 32
     """Height and width every image is resized to."""
     grey: bool = False
     """One channel instead of three."""
@@ -54,7 +54,7 @@ class SyntheticOptions(DatasetOptions):
     """Options of ``synthetic``."""
 
     name: str = "synthetic"
-    shape: tuple[Side, Side, Side] = (1, 28, 28)
+    shape: tuple[SideLength, SideLength, SideLength] = (1, 28, 28)
     """Channels, height and width."""
     classes: int = Field(default=10, ge=2, le=100_000)
     """How many classes, each a random pattern under noise."""

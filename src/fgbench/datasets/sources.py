@@ -35,7 +35,7 @@ UNREAD = {
 
 
 @dataclass(frozen=True)
-class Source:
+class FileDataset:
     """A dataset kept as files.
 
     Attributes:
@@ -168,7 +168,7 @@ def _expected_idx(name: str) -> str:
 SOURCES = {
     source.name: source
     for source in (
-        Source(
+        FileDataset(
             "mnist",
             "MNIST",
             ("MNIST/raw", "MNIST", "mnist", "mnist_png", ""),
@@ -177,7 +177,7 @@ SOURCES = {
             "CC BY-SA 3.0",
             "ossci-datasets.s3.amazonaws.com/mnist, 11 MB",
         ),
-        Source(
+        FileDataset(
             "fashion-mnist",
             "FashionMNIST",
             ("FashionMNIST/raw", "FashionMNIST", "fashion-mnist", "fashion_mnist", ""),
@@ -187,7 +187,7 @@ SOURCES = {
             "fashion-mnist.s3-website.eu-central-1.amazonaws.com, 31 MB; also Debian's dataset-fashion-mnist",
             Path("/usr/share/datasets/fashion-mnist"),
         ),
-        Source(
+        FileDataset(
             "cifar10",
             "CIFAR10",
             ("", "cifar10", "CIFAR10", "cifar-10", "CIFAR-10-images"),

@@ -11,7 +11,7 @@ from fgbench.errors import ConfigError
 from fgbench.models.layers import Stages, TokenMean
 from fgbench.models.options import LocalMixerOptions
 
-Kind = Literal["token", "channel", "group"]
+Mixing = Literal["token", "channel", "group"]
 
 
 def build_local_mixer(
@@ -75,7 +75,7 @@ class MixerLayer(nn.Module):
         groups: of channels, for ``group``.
     """
 
-    def __init__(self, kind: Kind, inputs: int, outputs: int, groups: int = 1) -> None:
+    def __init__(self, kind: Mixing, inputs: int, outputs: int, groups: int = 1) -> None:
         super().__init__()
         self.kind, self.groups = kind, groups
         shape = (groups, outputs // groups, inputs // groups) if kind == "group" else (outputs, inputs)

@@ -34,7 +34,7 @@ SPREAD = "Lines, bars and points: mean over n seeds. Bands and whiskers: smalles
 
 
 @dataclass(frozen=True)
-class Kind:
+class FigureSpec:
     """One kind of figure.
 
     Attributes:
@@ -75,14 +75,16 @@ def _swept(block: str, key: str) -> Callable[[Sequence[Series]], list[Series]]:
 
 
 KINDS = {
-    "panels": Kind("Accuracy, memory, loss and time", FOUR_PANELS, _having(), "has finished an epoch yet"),
-    "time": Kind(
+    "panels": FigureSpec(
+        "Accuracy, memory, loss and time", FOUR_PANELS, _having(), "has finished an epoch yet"
+    ),
+    "time": FigureSpec(
         "Over time",
         (Panel(charts.draw_loss_over_time), Panel(charts.draw_accuracy_over_time)),
         _having("epoch_time_s"),
         "has timed an epoch yet",
     ),
-    "tradeoff": Kind(
+    "tradeoff": FigureSpec(
         "Accuracy against cost",
         (
             Panel(charts.draw_time_tradeoff, finish=charts.name_points),
@@ -92,26 +94,26 @@ KINDS = {
         "has measured its test accuracy yet",
         points=True,
     ),
-    "cosine": Kind(
+    "cosine": FigureSpec(
         "Quality of the gradient",
         (Panel(charts.draw_cosine), Panel(charts.draw_relative_error)),
         _having("gradient_cosine"),
         "compares its gradient with the true one (the key diagnostics.every asks for it)",
     ),
-    "noise": Kind(
+    "noise": FigureSpec(
         "Noise and alignment over training, by layer",
         (Panel(layers.draw_layer_noise), Panel(layers.draw_layer_cosine)),
         lambda series: [each for each in series if any(len(run.layers) for run in each.averaged)],
         "compares its gradient with the true one (the key diagnostics.every asks for it)",
     ),
-    "lr": Kind(
+    "lr": FigureSpec(
         "Sensitivity to the learning rate",
         (Panel(charts.draw_learning_rates),),
         _swept("optimizer", "lr"),
         "has a companion that differs in optimizer.lr alone",
         partial(charts.swept_heads, block="optimizer", key="lr"),
     ),
-    "depth": Kind(
+    "depth": FigureSpec(
         "Scaling with depth",
         (Panel(charts.draw_time_by_depth), Panel(charts.draw_memory_by_depth)),
         _swept("model", "layers"),
@@ -179,7 +181,9 @@ def four_panels(title: str, series: Sequence[Series]) -> Figure:
     return compose(KINDS["panels"], title, series)
 
 
-def compose(kind: Kind, title: str, series: Sequence[Series], sheet: Sheet = SHEETS["screen"]) -> Figure:
+def compose(
+    kind: FigureSpec, title: str, series: Sequence[Series], sheet: Sheet = SHEETS["screen"]
+) -> Figure:
     """The panels of a kind in one figure, with a legend."""
     lines = kind.lines(series) if kind.lines else series
     looks = series_looks(lines)

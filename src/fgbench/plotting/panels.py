@@ -159,11 +159,11 @@ def _draw_bars(
     longest = max((value for values in measured for value in values), default=0.0) or 1.0
     found: dict[str, None] = {}
     for place, (each, look, values) in enumerate(zip(series, looks, measured, strict=True)):
-        told = list(dict.fromkeys(note for run in each.averaged for note in run.notes(notes)))
-        found |= dict.fromkeys(told)
+        texts = list(dict.fromkeys(note for run in each.averaged for note in run.notes(notes)))
+        found |= dict.fromkeys(texts)
         mean, reach = (float(np.mean(values)), max(values)) if values else (0.0, 0.0)
         text = (f"{mean:#.3g}" if mean < 99.95 else f"{mean:,.0f}") if values else "not measured"
-        star = " *" if told and notes == "timing_note" else ""
+        star = " *" if texts and notes == "timing_note" else ""
         beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
         axes.barh(place + 0.16, mean, height=0.42, color=look["color"])
         if values and reach - min(values) > 0.005 * longest:
@@ -182,10 +182,10 @@ def count_runs(series: Series) -> str:
     """``n = 3``, and what became of those that did not finish."""
     left_out = sum(len(run.metrics) > 0 for run in series.runs) - len(series.averaged)
     diverged = sum(run.state == "diverged" for run in series.averaged)
-    told = [f"n = {len(series.averaged)}"]
-    told += [f"{diverged} diverged"] if diverged else []
-    told += [f"{left_out} more not finished"] if left_out else []
-    return ", ".join(told)
+    counts = [f"n = {len(series.averaged)}"]
+    counts += [f"{diverged} diverged"] if diverged else []
+    counts += [f"{left_out} more not finished"] if left_out else []
+    return ", ".join(counts)
 
 
 def _shorten(label: str, length: int = 58) -> str:

@@ -119,10 +119,10 @@ def summarise(answers: dict[str, list[Answer]]) -> str:
             if counted := [fact.value for fact in facts if fact.verdict == verdict]:
                 ends = dict.fromkeys([counted[0], counted[-1]])
                 parts.append(f"{word} in {len(counted)} of {n} ({' to '.join(ends)})")
-    told = f"{', '.join(parts)}" if parts else "nothing that the seeds at hand can show"
+    summary = f"{', '.join(parts)}" if parts else "nothing that the seeds at hand can show"
     uncounted = any(fact.verdict == "unclear" for each in headline for fact in each.facts)
     rest = " What is not counted, the runs at hand cannot show." if parts and uncounted else ""
-    sentence = f"{subject} against {baseline}, on {n} task{'s' if n > 1 else ''}: {told}.{rest}"
+    sentence = f"{subject} against {baseline}, on {n} task{'s' if n > 1 else ''}: {summary}.{rest}"
     return sentence[0].upper() + sentence[1:]
 
 
@@ -137,8 +137,8 @@ def _state(comparison: Comparison) -> Fact:
     title = COLUMNS[name].label.capitalize()
     paired, n = comparison.paired, len(comparison.values)
     if paired is None:
-        told = f"{title} cannot be compared: {comparison.obstacle}."
-        return Fact(title, "-", math.nan, "unclear", told)
+        sentence = f"{title} cannot be compared: {comparison.obstacle}."
+        return Fact(title, "-", math.nan, "unclear", sentence)
     mine, other = (fmean(side) for side in zip(*comparison.values, strict=True))
     ratio = geometric_mean([first / second if second else math.nan for first, second in comparison.values])
     amount = _amount(name, paired.mean)
@@ -149,14 +149,14 @@ def _state(comparison: Comparison) -> Fact:
     verdict = VERDICTS.get(conclusion, "unclear")
     compared = f"{title} is {_level(name, mine)} against {_level(name, other)}"
     if paired.mean == 0:
-        told = "no difference"
+        change = "no difference"
     else:
-        told = f"{amount} {'more' if paired.mean > 0 else 'less'}"
+        change = f"{amount} {'more' if paired.mean > 0 else 'less'}"
     seeds = f"{n} seed{'s' if n > 1 else ''}"
     if paired.interval and paired.interval[0] != paired.interval[1]:
         low, high = (_signed(name, end) for end in paired.interval)
         seeds = f"95 % interval {low} to {high}, {seeds}"
-    sentence = f"{compared}: {told} ({seeds})."
+    sentence = f"{compared}: {change} ({seeds})."
     if verdict == "unclear" and paired.mean and n > 1:
         sentence += f" {_caution(comparison)}"
     return Fact(title, value, size, verdict, sentence)

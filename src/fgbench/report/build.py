@@ -35,7 +35,7 @@ from fgbench.report.figures import MOST_SERIES, SPARK, Chart, draw_charts, spark
 from fgbench.storage.files import atomic_write
 
 ENVIRONMENT_OF_A_RUN = ("command", "git_commit", "git_dirty")
-"""Keys of env.json that are told with the run, not with its machine."""
+"""Keys of env.json that are shown with the run, not with its machine."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Row:
     @property
     def command(self) -> str:
         """What was typed to make it; empty where unknown."""
-        told = self.run.env.get("command")
-        return shlex.join(map(str, told)) if isinstance(told, list) else str(told or "")
+        command = self.run.env.get("command")
+        return shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")
 
     @property
     def state(self) -> str:
@@ -130,7 +130,7 @@ def build_report(results: str | Path, out: str | Path = "report.html") -> Path:
 
 
 def render(results: Results, command: str) -> str:
-    """The page about a results folder; ``command`` is told as what made it."""
+    """The page about a results folder; ``command`` is shown as what made it."""
     records = results.runs
     groups = group_series(records)
     comparisons = _compare(records)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from fgbench.analysis.readings import read
 from fgbench.analysis.series import Series
-from fgbench.plotting.figures import KINDS, Kind
+from fgbench.plotting.figures import KINDS, FigureSpec
 from fgbench.plotting.panels import Panel, count_runs
 from fgbench.plotting.style import STYLE, Look, series_looks, series_marker
 
@@ -53,7 +53,7 @@ class Line:
     """An entry of a legend: what a look stands for."""
 
     label: str
-    told: str
+    counts: str
     look: Look
     marker: str = ""
 
@@ -119,7 +119,7 @@ def _validation(series: Series) -> float:
     return fmean(value if isfinite(value) else 0.0 for value in values) if values else 0.0
 
 
-def _draw_chart(name: str, kind: Kind, series: Sequence[Series], left_out: int, prefix: str) -> Chart:
+def _draw_chart(name: str, kind: FigureSpec, series: Sequence[Series], left_out: int, prefix: str) -> Chart:
     lines = kind.lines(series) if kind.lines else series
     looks = series_looks(lines)
     legend = [

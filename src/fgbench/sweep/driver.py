@@ -97,10 +97,10 @@ def make_plans(
                 raise
             plans[path] = replace(plan, data=say_missing(error, plan.search))
             continue
-        fingerprint, told = loaded[key]
+        fingerprint, described = loaded[key]
         if fingerprint and not plan.ended:
             check_data(plan, fingerprint)
-        plans[path] = replace(plan, data=told)
+        plans[path] = replace(plan, data=described)
     return plans
 
 
@@ -154,20 +154,20 @@ class _Driver:
         self._look_due = 0.0
 
     def run(self, stop: StopRequest) -> None:
-        told = 0
+        sent = 0
         while self.waiting or self.running or self.elsewhere:
-            if stop.requested and told != stop.number:
-                told = stop.number
+            if stop.requested and sent != stop.number:
+                sent = stop.number
                 self.waiting, self.elsewhere = [], []
                 self.progress.say("stopping; the runs save where they are")
-                self.executor.stop(told)
+                self.executor.stop(sent)
             for job, code in self.executor.poll().items():
                 self.running.discard(job)
-                self._settle(job, code, stopping=bool(told))
-            if self.failures and self.fail_fast and not told:
-                told = signal.SIGTERM
+                self._settle(job, code, stopping=bool(sent))
+            if self.failures and self.fail_fast and not sent:
+                sent = signal.SIGTERM
                 self.waiting, self.elsewhere = [], []
-                self.executor.stop(told)
+                self.executor.stop(sent)
             self._look_elsewhere()
             while self.waiting and self.executor.has_room():
                 self._start(self.waiting.pop(0))

@@ -188,9 +188,9 @@ def _conclude(grid: _Grid, curve: _Curve, folder: Path, *, at_edge: bool) -> Tun
         )
     seeds = ", ".join(map(str, grid.seeds))
     metric, epochs = grid.options.metric, curve.config.epochs
-    told = f"{metric} after {epochs} epochs, grid of {len(curve.places)}, seeds {seeds}"
+    origin = f"{metric} after {epochs} epochs, grid of {len(curve.places)}, seeds {seeds}"
     values = {grid.key: grid.value(best)}
-    path = write_tuned(curve.config, curve.label, values, told, folder)
+    path = write_tuned(curve.config, curve.label, values, origin, folder)
     diverged = sum(run.state == "diverged" for run in curve.records.values())
     score, trials = grid.mean(curve, best, grid.seeds), len(curve.records)
     noise = _noise(grid, curve)

@@ -20,7 +20,7 @@ from fgbench.sweep.executor import Job
 from fgbench.sweep.local import LocalPool
 
 POLL_S = 0.1
-LET_GO_S = 120.0
+RELEASE_S = 120.0
 """How long a run is waited for that is saving because its node died; file servers keep locks for a while."""
 
 STOP_AGAIN_S = 5.0
@@ -28,7 +28,7 @@ STOP_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """How a run ended.
 
     Attributes:
@@ -63,7 +63,7 @@ class NodeRunner:
         """Whether a file of the driver's can be written here too."""
         return os.access(path, os.W_OK)
 
-    def make(self, job: Job, files: Mapping[str, bytes] | None, again: bool) -> Outcome:
+    def make(self, job: Job, files: Mapping[str, bytes] | None, again: bool) -> JobResult:
         """Make a run to its end.
 
         Args:
@@ -73,13 +73,13 @@ class NodeRunner:
         """
         if files is None:
             if again and job.directory.path.exists():
-                take_over(job.directory, lambda: bool(self.stopped))
-            return Outcome(self._run(job))
+                claim_directory(job.directory, lambda: bool(self.stopped))
+            return JobResult(self._run(job))
         job = _move_apart(job)
         try:
             unpack(job.directory, files)
             code = self._run(job)
-            return Outcome(code, job.log.read_bytes() if job.log.exists() else b"", pack(job.directory))
+            return JobResult(code, job.log.read_bytes() if job.log.exists() else b"", pack(job.directory))
         finally:
             shutil.rmtree(job.results_dir, ignore_errors=True)
 
@@ -109,9 +109,9 @@ class NodeRunner:
         self.stopped = number
 
 
-def take_over(directory: RunDirectory, give_up: Callable[[], bool]) -> None:
+def claim_directory(directory: RunDirectory, give_up: Callable[[], bool]) -> None:
     """Take a run directory from a node that died, once what is left of its run has let go of it."""
-    end = time.monotonic() + LET_GO_S
+    end = time.monotonic() + RELEASE_S
     while time.monotonic() < end and not give_up():
         try:
             with directory.lock(force=True):

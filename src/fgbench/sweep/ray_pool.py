@@ -19,7 +19,7 @@ from fgbench.storage.files import atomic_write
 from fgbench.storage.run_directory import ENDED, RunDirectory
 from fgbench.storage.state import state_files
 from fgbench.sweep.executor import Job
-from fgbench.sweep.ray_node import NodeRunner, Outcome, pack, unpack
+from fgbench.sweep.ray_node import JobResult, NodeRunner, pack, unpack
 
 # Read when Ray is imported: otherwise Ray takes this machine's outer address where it is told 127.0.0.1.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -149,7 +149,7 @@ class RayPool:
         return ended
 
     def _try_again(self, run: "_Run", error: RayError) -> int | None:
-        run.let_go()
+        run.release()
         if self._stopped:
             return 128 + self._stopped
         if run.tries == RETRIES:
@@ -179,7 +179,7 @@ class RayPool:
         """End what is still running, and leave the cluster."""
         for run in self._running.values():
             ray.kill(run.actor)
-            run.let_go()
+            run.release()
         self._running.clear()
         for token in self._tokens:
             token.unlink(missing_ok=True)
@@ -194,7 +194,7 @@ class _Run:
         actor: the :class:`NodeRunner`.
         placed: whether it shares the driver's results folder, once it is on a node.
         tries: how many nodes have died with it.
-        ended: its outcome; None before it has been told to begin.
+        ended: its result; None before it has been told to begin.
 
     A run directory that the run's node does not see is held by the driver: locked, and said to be running.
     """
@@ -226,11 +226,11 @@ class _Run:
             self._directory.beat()
         if not _is_ready(self.ended):
             return None
-        outcome: Outcome = ray.get(self.ended)
+        result: JobResult = ray.get(self.ended)
         if self._directory:
-            self._gather(self._directory, outcome)
-            self.let_go()
-        return outcome.code
+            self._gather(self._directory, result)
+            self.release()
+        return result.code
 
     def progress(self) -> str:
         """How far it is; asks without waiting for the answer."""
@@ -253,10 +253,10 @@ class _Run:
         self._directory = directory
         return {} if repeat else files
 
-    def _gather(self, directory: RunDirectory, outcome: Outcome) -> None:
+    def _gather(self, directory: RunDirectory, result: JobResult) -> None:
         """Keep what a node sent; until all of it is written, the run directory says that it is running."""
-        _append(self.job.log, outcome.log)
-        files = dict(outcome.files or {})
+        _append(self.job.log, result.log)
+        files = dict(result.files or {})
         if not files:
             return
         status, self._status = files.pop("status.json", self._status), b""
@@ -268,7 +268,7 @@ class _Run:
                 path.unlink()
         self._status = status
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Let go of the run directory where it is held: as it came back, or else as it was before."""
         if self._directory is None:
             return
@@ -282,7 +282,7 @@ class _Run:
     def fail(self, reason: str) -> int:
         """Log why the run cannot be made; returns its exit code."""
         _append(self.job.log, f"fgbench: {reason}\n".encode())
-        self.let_go()
+        self.release()
         return FgbenchError.exit_code
 
 

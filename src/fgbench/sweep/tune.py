@@ -140,8 +140,10 @@ def _write(study: Any, config: Config, label: str, options: TuneOptions, folder:
         key: float(f"{value:.4g}") if isinstance(value, float) else value
         for key, value in best.params.items()
     }
-    told = f"{options.metric} after {options.epochs or config.epochs} epochs, best of {options.trials} trials"
-    path = write_tuned(config, label, values, told, folder)
+    origin = (
+        f"{options.metric} after {options.epochs or config.epochs} epochs, best of {options.trials} trials"
+    )
+    path = write_tuned(config, label, values, origin, folder)
     diverged = sum("diverged" in trial.user_attrs for trial in trials)
     stopped = sum(trial.state == State.PRUNED for trial in trials) - diverged
     return Tuned(

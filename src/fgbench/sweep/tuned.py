@@ -71,21 +71,21 @@ def short_name(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" on ", "_"))[:100]
 
 
-def write_tuned(config: Config, label: str, values: dict[str, Any], told: str, folder: Path) -> Path:
-    """Write the tuned config; ``told`` says in it how its values were chosen."""
+def write_tuned(config: Config, label: str, values: dict[str, Any], origin: str, folder: Path) -> Path:
+    """Write the tuned config; ``origin`` says in it how its values were chosen."""
     name = short_name(label)
     path = folder / f"{name}.yaml"
     named = config.model_copy(update={"name": name})
-    atomic_write(path, to_yaml(with_values(named, {"name": name, **values}, told)))
+    atomic_write(path, to_yaml(with_values(named, {"name": name, **values}, origin)))
     return path
 
 
 def describe_tuned(tuned: Tuned) -> str:
     """One line about one configuration."""
-    told = f"{_values(tuned)}, score {tuned.score:.4f}, {tuned.trials} trials"
+    summary = f"{_values(tuned)}, score {tuned.score:.4f}, {tuned.trials} trials"
     if tuned.at_edge:
-        told += ", the best value is the last one tried: the best may lie beyond it"
-    return f"{told}; {tuned.path}"
+        summary += ", the best value is the last one tried: the best may lie beyond it"
+    return f"{summary}; {tuned.path}"
 
 
 def tuning_table(results: Sequence[Tuned]) -> str:

@@ -195,16 +195,16 @@ class _Estimate:
         """
         options, workers, tangents = self.options, self.workers, self.tangents
         total, chunk = options.tangents, min(options.chunk or options.tangents, options.tangents)
-        together = options.structure == "rank1" or options.combine == "projection"
-        at_once = total if together else chunk
+        joint = options.structure == "rank1" or options.combine == "projection"
+        per_pass = total if joint else chunk
         one_pass = OnePass(self.model, -(-total // chunk) + (self.stages is not None))
         generators = workers.generators(self.generator)
         if self.stages is not None:  # first: an SGD step moves the parameters with what is yielded
             with one_pass:
                 exact, _, _ = self.stages.gradients(self.loss_fn, *self.batch)
             self.exact = {name: workers.average(gradient) for name, gradient in exact.items()}
-        for first in range(0, total, at_once):
-            count = min(at_once, total - first)
+        for first in range(0, total, per_pass):
+            count = min(per_pass, total - first)
             drawn = tangents.sample(generators[workers.own], count)
             own = torch.cat([
                 self._pass(tangents.rows(drawn, start, start + chunk), min(chunk, count - start), one_pass)
@@ -216,7 +216,7 @@ class _Estimate:
                 drawn if index == workers.own else tangents.sample(each, count)
                 for index, each in enumerate(generators)
             ]
-            if together and workers.sets > 1:
+            if joint and workers.sets > 1:
                 sets, derivatives = [tangents.join(sets)], derivatives.flatten()[None]
             with torch.autocast(self.batch[0].device.type, enabled=False):
                 for each, numbers in zip(sets, derivatives, strict=True):

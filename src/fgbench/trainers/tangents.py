@@ -15,7 +15,7 @@ from fgbench.trainers.passes import gradient_norm, sample_losses
 from fgbench.trainers.sampling import sample_tangents
 
 
-class Pass(NamedTuple):
+class JvpResult(NamedTuple):
     """What one pass along several tangents gives.
 
     Attributes:
@@ -99,7 +99,7 @@ class Tangents(ABC):
         drawn: Any,
         count: int,
         output: OutputLayer | None = None,
-    ) -> Pass:
+    ) -> JvpResult:
         """One pass along all ``count`` tangents together; the values are computed once."""
         tangents: dict[Tensor, Tensor | Factors] = {
             self.params[name]: tangent for name, tangent in self.along(drawn).items()
@@ -108,7 +108,7 @@ class Tangents(ABC):
             outputs = model(inputs)
             loss = sample_losses(loss_fn, outputs, labels).mean()
             features = outputs.new_empty(0) if output is None else output.input
-            return Pass(loss, outputs, features, forward.tangent_of(loss))
+            return JvpResult(loss, outputs, features, forward.tangent_of(loss))
 
 
 class FullTangents(Tangents):

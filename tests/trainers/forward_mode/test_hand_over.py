@@ -39,14 +39,14 @@ def derive(network, count=2, before=lambda network: None):
 def taken(monkeypatch):
     """How many inputs were taken over."""
     counts = [0]
-    plain = Shadows.take_over
+    plain = Shadows.take_memory
 
     def count(shadows, value):
         result = plain(shadows, value)
         counts[0] += result
         return result
 
-    monkeypatch.setattr(Shadows, "take_over", count)
+    monkeypatch.setattr(Shadows, "take_memory", count)
     return counts
 
 

@@ -17,8 +17,8 @@ from fgbench.analysis.claims.judging import (
     Side,
     compared,
     diverged_text,
-    find_lack,
     gains,
+    insufficient_evidence,
     interval_text,
     judge,
     judge_no_worse,
@@ -28,10 +28,10 @@ from fgbench.analysis.claims.judging import (
     outcome_of,
     ratio_text,
 )
-from fgbench.analysis.claims.verdicts import Finding, Kind, Outcome, Verdict, conclude
+from fgbench.analysis.claims.verdicts import Finding, Outcome, Stance, Verdict, conclude
 from fgbench.analysis.compare import common_epoch, find_measure, peak_memory
 from fgbench.analysis.pairing import TUNABLE, Pair, setting_differences, settings
-from fgbench.analysis.readings import Measure, at_chance, has_diverged, negligible, read
+from fgbench.analysis.readings import Column, at_chance, has_diverged, negligible, read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.statistics import Paired, log_ratios, summarise_differences
 from fgbench.analysis.time_to import time_to_same_loss
@@ -59,10 +59,12 @@ def differs(
     """
     outcomes = []
     for pair in pairs:
-        told = [judge(pair, find_measure(column), side, at_most) for column in measures]
-        if any(each.kind is Kind.too_few for each in told):  # the claim is about all of the measures
-            told = [replace(each, kind=Kind.too_few) if each.kind is Kind.for_ else each for each in told]
-        outcomes += told
+        judged = [judge(pair, find_measure(column), side, at_most) for column in measures]
+        if any(each.kind is Stance.too_few for each in judged):  # the claim is about all of the measures
+            judged = [
+                replace(each, kind=Stance.too_few) if each.kind is Stance.for_ else each for each in judged
+            ]
+        outcomes += judged
     for step, backprop in steps:
         low, high = step.interval(backprop)
         faster = side == "better"
@@ -118,11 +120,11 @@ def gap_larger(
         for other in pairs
         if _setting(other, key) != value and _same_but(pair, other, key)
     ]
-    told = {place for place, outcome in cases if outcome.kind is not Kind.too_few}
+    seen = {place for place, outcome in cases if outcome.kind is not Stance.too_few}
     outcomes = [outcome for _, outcome in cases]
-    if lacking := [name for name in named if name not in told]:
-        outcomes = [replace(each, kind=Kind.aside) for each in outcomes]
-        outcomes.append(Outcome(Kind.aside, f"no case that tells of {', '.join(lacking)}, which it names"))
+    if lacking := [name for name in named if name not in seen]:
+        outcomes = [replace(each, kind=Stance.aside) for each in outcomes]
+        outcomes.append(Outcome(Stance.aside, f"no case that tells of {', '.join(lacking)}, which it names"))
     return conclude(outcomes)
 
 
@@ -168,7 +170,7 @@ def set_by_schedule(pairs: Sequence[Pair]) -> Finding:
     ]
     outcomes = [
         Outcome(
-            Kind.aside,
+            Stance.aside,
             f"{pair.task}: with one schedule, equal learning rates in {sum(map(_equal_rates, pair.runs))} of "
             f"{len(pair.runs)} pairs of runs",
         )
@@ -179,7 +181,7 @@ def set_by_schedule(pairs: Sequence[Pair]) -> Finding:
 
 def no_run_tells(pairs: Sequence[Pair], *, why: str) -> Finding:
     """No run can test this: it is nothing that a run measures."""
-    return Finding(Verdict.not_testable, [Outcome(Kind.aside, why)])
+    return Finding(Verdict.not_testable, [Outcome(Stance.aside, why)])
 
 
 RULES: dict[str, Rule] = {
@@ -204,18 +206,18 @@ WITH_STEPS = ("differs", "no_worse", "similar")
 """Rules that also take steps which ``fgbench bench`` measured, each with backprop's."""
 
 
-def _step_outcome(kind: Kind, step: Step, backprop: Step) -> Outcome:
+def _step_outcome(kind: Stance, step: Step, backprop: Step) -> Outcome:
     where = f"{step.model}, batch {step.batch_size}, {step.case} / {backprop.case}"
     if step.noise:
-        return Outcome(Kind.too_few, f"{where}: benchmarked while {step.noise}")
+        return Outcome(Stance.too_few, f"{where}: benchmarked while {step.noise}")
     low, high = (math.exp(bound) for bound in step.interval(backprop))
-    told = f"time of a step {step.time_to_backprop:.3f}× [{low:.3f}, {high:.3f}]"
-    return Outcome(kind, f"{where}: {told}; benchmark, {step.rounds} rounds in one process")
+    text = f"time of a step {step.time_to_backprop:.3f}× [{low:.3f}, {high:.3f}]"
+    return Outcome(kind, f"{where}: {text}; benchmark, {step.rounds} rounds in one process")
 
 
-def _judge_throughout(pair: Pair, measure: Measure, side: Side, share: float) -> Outcome:
+def _judge_throughout(pair: Pair, measure: Column, side: Side, share: float) -> Outcome:
     final = judge(pair, measure, side)
-    if final.kind is not Kind.for_:
+    if final.kind is not Stance.for_:
         return final
     sign = 1 if side == "better" else -1
     points = [
@@ -225,51 +227,53 @@ def _judge_throughout(pair: Pair, measure: Measure, side: Side, share: float) ->
         if not (has_diverged(run, epoch) or has_diverged(other, epoch))
     ]
     held = sum(points) / len(points) if points else 0.0
-    return Outcome(Kind.for_ if held >= share else Kind.both, f"{final.text}; so in {held:.0%} of epochs")
+    return Outcome(Stance.for_ if held >= share else Stance.both, f"{final.text}; so in {held:.0%} of epochs")
 
 
-def _judge_similar(pair: Pair, measure: Measure, margin: float) -> Outcome:
-    told = compared(pair, measure)
-    if isinstance(told, Outcome):
-        return told
-    assert isinstance(told, Paired), "a cost has no divergence"
-    kind = _kind_similar(told.interval or (math.nan, math.nan), margin)
-    return outcome_of(kind, pair, f"{number_text(measure, told)}, margin {math.expm1(margin):.0%}")
+def _judge_similar(pair: Pair, measure: Column, margin: float) -> Outcome:
+    result = compared(pair, measure)
+    if isinstance(result, Outcome):
+        return result
+    assert isinstance(result, Paired), "a cost has no divergence"
+    kind = _kind_similar(result.interval or (math.nan, math.nan), margin)
+    return outcome_of(kind, pair, f"{number_text(measure, result)}, margin {math.expm1(margin):.0%}")
 
 
-def _kind_similar(interval: tuple[float, float], margin: float) -> Kind:
+def _kind_similar(interval: tuple[float, float], margin: float) -> Stance:
     low, high = interval
     if -margin <= low and high <= margin:
-        return Kind.for_
-    return Kind.against if low > margin or high < -margin else Kind.unclear
+        return Stance.for_
+    return Stance.against if low > margin or high < -margin else Stance.unclear
 
 
 def _judge_sooner(pair: Pair) -> Outcome:
-    if lacking := find_lack(pair, find_measure("val_loss"), "time"):
+    if lacking := insufficient_evidence(pair, find_measure("val_loss"), "time"):
         return lacking
     reached = time_to_same_loss(pair)
-    if reached and reached.at_once:
-        return outcome_of(Kind.too_few, pair, "no more than one epoch to the validation loss that both reach")
+    if reached and reached.in_first_epoch:
+        return outcome_of(
+            Stance.too_few, pair, "no more than one epoch to the validation loss that both reach"
+        )
     paired = log_ratios(reached.seconds) if reached else None
     if paired is None:
-        return outcome_of(Kind.too_few, pair, "no validation loss that both reach")
+        return outcome_of(Stance.too_few, pair, "no validation loss that both reach")
     low, high = paired.interval or (math.nan, math.nan)
     kind = kind_of(-high, -low, negligible(find_measure("epoch_time_s")))
     return outcome_of(kind, pair, f"time to the same validation loss {ratio_text(paired)}")
 
 
-def _judge_gaps(pair: Pair, other: Pair, measure: Measure) -> Outcome:
+def _judge_gaps(pair: Pair, other: Pair, measure: Column) -> Outcome:
     epoch = min(common_epoch(pair), common_epoch(other))
     leads, references = _leads(pair, measure, epoch), _leads(other, measure, epoch)
     seeds = sorted(leads.keys() & references.keys())
     where = f"{pair.task} - {other.task} ({pair.series.label})"
     if len(seeds) < MIN_SEEDS:
-        return Outcome(Kind.too_few, f"{where}: {len(seeds)} seeds in common, {MIN_SEEDS} needed")
+        return Outcome(Stance.too_few, f"{where}: {len(seeds)} seeds in common, {MIN_SEEDS} needed")
     if all(at_chance(run, epoch) for each in (pair, other) for run, _ in each.runs):
-        return Outcome(Kind.too_few, f"{where}: at chance on both, so the leads tell of the baseline alone")
+        return Outcome(Stance.too_few, f"{where}: at chance on both, so the leads tell of the baseline alone")
     differences = [leads[seed] - references[seed] for seed in seeds]
     if not all(map(math.isfinite, differences)):
-        return Outcome(Kind.unclear, f"{where}: runs diverged or were not measured")
+        return Outcome(Stance.unclear, f"{where}: runs diverged or were not measured")
     paired = summarise_differences(differences)
     low, high = paired.interval or (math.nan, math.nan)
     kind = kind_of(low, high, negligible(measure))
@@ -277,7 +281,7 @@ def _judge_gaps(pair: Pair, other: Pair, measure: Measure) -> Outcome:
     return Outcome(kind, f"{where}: {text}; seeds {', '.join(map(str, seeds))}")
 
 
-def _leads(pair: Pair, measure: Measure, epoch: int) -> dict[int, float]:
+def _leads(pair: Pair, measure: Column, epoch: int) -> dict[int, float]:
     """How far the baseline is ahead, by seed; NaN where a run diverged."""
     return {
         run.seed: measure.gain(read(other, measure, epoch) - read(run, measure, epoch))
@@ -285,18 +289,18 @@ def _leads(pair: Pair, measure: Measure, epoch: int) -> dict[int, float]:
     }
 
 
-def _judge_equal_memory(pair: Pair, measure: Measure) -> Outcome:
-    if lacking := find_lack(pair, find_measure("peak_memory_mib")):
+def _judge_equal_memory(pair: Pair, measure: Column) -> Outcome:
+    if lacking := insufficient_evidence(pair, find_measure("peak_memory_mib")):
         return lacking
     outcome = judge(pair, measure, "worse")
-    if outcome.kind is Kind.too_few:
+    if outcome.kind is Stance.too_few:
         return outcome
     budget, needed = peak_memory(pair.series), peak_memory(pair.baseline)
     if math.isnan(budget) or math.isnan(needed):
-        return outcome_of(Kind.too_few, pair, "memory not measured")
+        return outcome_of(Stance.too_few, pair, "memory not measured")
     memory = f"{needed:.1f} MiB for {budget:.1f}"
     if needed > budget * COMPARABLE_MEMORY:
-        return outcome_of(Kind.too_few, pair, f"{pair.baseline.label} does not fit: {memory}")
+        return outcome_of(Stance.too_few, pair, f"{pair.baseline.label} does not fit: {memory}")
     return Outcome(outcome.kind, f"{outcome.text}; {memory}")
 
 
@@ -308,17 +312,17 @@ def _judge_generalisation(pair: Pair) -> Outcome:
     epoch = common_epoch(pair)
     gaps = [tuple(read(run, train, epoch) - read(run, test, epoch) for run in both) for both in pair.runs]
     if isinstance(fitted, tuple) or not all(math.isfinite(gap) for both in gaps for gap in both):
-        return outcome_of(Kind.too_few, pair, "runs diverged or were not measured")
+        return outcome_of(Stance.too_few, pair, "runs diverged or were not measured")
     paired = summarise_differences([mine - other for mine, other in gaps])
     low, high = paired.interval or (math.nan, math.nan)
     kind = kind_of(-high, -low, negligible(test))
     text = f"training minus test accuracy {interval_text(paired, test.form)}"
-    if kind is Kind.for_ and kind_within(*gains(fitted, train), negligible(train)) is not Kind.for_:
-        return outcome_of(Kind.too_few, pair, f"{text}, at a lower {number_text(train, fitted)}")
+    if kind is Stance.for_ and kind_within(*gains(fitted, train), negligible(train)) is not Stance.for_:
+        return outcome_of(Stance.too_few, pair, f"{text}, at a lower {number_text(train, fitted)}")
     return outcome_of(kind, pair, text)
 
 
-def _judge_level(pair: Pair, measure: Measure) -> Outcome:
+def _judge_level(pair: Pair, measure: Column) -> Outcome:
     if lack := _lacks_epochs(pair):
         return lack
     changes = []
@@ -327,16 +331,16 @@ def _judge_level(pair: Pair, measure: Measure) -> Outcome:
         tenth = max(1, len(values) // 10)
         changes.append(float(values[-tenth:].mean() - values[-2 * tenth : -tenth].mean()))
     if any(run.state == "diverged" for run, _ in pair.runs):
-        return outcome_of(Kind.against, pair, f"{measure.title} {diverged_text(pair)}")
+        return outcome_of(Stance.against, pair, f"{measure.title} {diverged_text(pair)}")
     if not all(map(math.isfinite, changes)):
-        return outcome_of(Kind.too_few, pair, f"{measure.title} not measured")
+        return outcome_of(Stance.too_few, pair, f"{measure.title} not measured")
     paired, margin = summarise_differences(changes), negligible(measure)
     kind = _kind_similar(paired.interval or (math.nan, math.nan), margin)
     text = f"{measure.title} changes by {interval_text(paired, measure.form)} over the last tenth of epochs"
     return outcome_of(kind, pair, text)
 
 
-def _judge_steadiness(pair: Pair, measure: Measure) -> Outcome:
+def _judge_steadiness(pair: Pair, measure: Column) -> Outcome:
     if lack := _lacks_epochs(pair):
         return lack
     epoch = common_epoch(pair)
@@ -347,17 +351,17 @@ def _judge_steadiness(pair: Pair, measure: Measure) -> Outcome:
 
     paired = log_ratios([(fluctuation(run), fluctuation(other)) for run, other in pair.runs])
     if paired is None:
-        return outcome_of(Kind.too_few, pair, f"{measure.title} diverged or not measured")
+        return outcome_of(Stance.too_few, pair, f"{measure.title} diverged or not measured")
     low, high = paired.interval or (math.nan, math.nan)
     kind = kind_of(-high, -low, negligible(find_measure("epoch_time_s")))
     return outcome_of(kind, pair, f"fluctuation of {measure.title} {ratio_text(paired)}")
 
 
 def _lacks_epochs(pair: Pair) -> Outcome | None:
-    if lacking := find_lack(pair, find_measure("train_loss")):
+    if lacking := insufficient_evidence(pair, find_measure("train_loss")):
         return lacking
     if common_epoch(pair) < FEWEST_EPOCHS:
-        return outcome_of(Kind.too_few, pair, f"{common_epoch(pair)} epochs, {FEWEST_EPOCHS} needed")
+        return outcome_of(Stance.too_few, pair, f"{common_epoch(pair)} epochs, {FEWEST_EPOCHS} needed")
     return None
 
 

@@ -17,7 +17,7 @@ class Verdict(StrEnum):
     not_enough_data = "not enough data"
 
 
-class Kind(StrEnum):
+class Stance(StrEnum):
     """What one case says about a claim."""
 
     for_ = "for"
@@ -29,7 +29,7 @@ class Kind(StrEnum):
     aside = "note"
 
 
-SILENT = (Kind.too_few, Kind.aside)
+SILENT = (Stance.too_few, Stance.aside)
 """Kinds that do not count towards a verdict."""
 
 
@@ -37,7 +37,7 @@ SILENT = (Kind.too_few, Kind.aside)
 class Outcome:
     """What one case says, with its numbers."""
 
-    kind: Kind
+    kind: Stance
     text: str
 
 
@@ -51,11 +51,11 @@ class Finding:
     @property
     def counts(self) -> str:
         """How many outcomes there are of each kind, such as ``2 for, 1 unclear``."""
-        counts: Counter[Kind] = Counter(
-            outcome.kind for outcome in self.outcomes if outcome.kind is not Kind.aside
+        counts: Counter[Stance] = Counter(
+            outcome.kind for outcome in self.outcomes if outcome.kind is not Stance.aside
         )
-        told = ", ".join(f"{counts[kind]} {kind}" for kind in Kind if counts[kind])
-        return told if counts[Kind.too_few] == 1 else told.replace("says nothing", "say nothing")
+        text = ", ".join(f"{counts[kind]} {kind}" for kind in Stance if counts[kind])
+        return text if counts[Stance.too_few] == 1 else text.replace("says nothing", "say nothing")
 
 
 def conclude(outcomes: Iterable[Outcome], some: bool = False) -> Finding:
@@ -65,18 +65,18 @@ def conclude(outcomes: Iterable[Outcome], some: bool = False) -> Finding:
     difference. None but unclear: not enough data. Anything else: mixed. With ``some``, one for is enough,
     and without one there is not enough data: no number of cases shows that there is none.
     """
-    told = tuple(outcomes)
-    kinds = {outcome.kind for outcome in told} - set(SILENT)
+    cases = tuple(outcomes)
+    kinds = {outcome.kind for outcome in cases} - set(SILENT)
     if some:
-        verdict = Verdict.supported if Kind.for_ in kinds else Verdict.not_enough_data
-    elif kinds <= {Kind.unclear}:
+        verdict = Verdict.supported if Stance.for_ in kinds else Verdict.not_enough_data
+    elif kinds <= {Stance.unclear}:
         verdict = Verdict.not_enough_data
-    elif kinds == {Kind.for_}:
+    elif kinds == {Stance.for_}:
         verdict = Verdict.supported
-    elif kinds == {Kind.same}:
+    elif kinds == {Stance.same}:
         verdict = Verdict.no_difference
-    elif kinds <= {Kind.against, Kind.same}:
+    elif kinds <= {Stance.against, Stance.same}:
         verdict = Verdict.refuted
     else:
         verdict = Verdict.mixed
-    return Finding(verdict, told)
+    return Finding(verdict, cases)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from fgbench.trainers.forward_mode.batch_norm import normalize
-from fgbench.trainers.forward_mode.shadows import RefusedError, Rule, Shadows
+from fgbench.trainers.forward_mode.shadows import RefusedError, Shadows, TangentRule
 
 aten = torch.ops.aten
-RULES: dict[Any, Rule] = {}
+RULES: dict[Any, TangentRule] = {}
 
 
-def rule(*operations: Any) -> Callable[[Rule], Rule]:
+def rule(*operations: Any) -> Callable[[TangentRule], TangentRule]:
     """Enter a function in ``RULES``."""
 
-    def enter(function: Rule) -> Rule:
+    def enter(function: TangentRule) -> TangentRule:
         RULES.update(dict.fromkeys(operations, function))
         return function
 
@@ -354,7 +354,7 @@ def batch_norm(
     t = m.get(x)
     if t is None:
         t = x.new_zeros(()).expand(m.count, *x.shape)
-    own = m.take_over(x)
+    own = m.take_memory(x)
     y, c = (x.view_as(x), t) if own else (torch.empty_like(x), t)
     if not own:
         c = m.blank(y, zeros=False)

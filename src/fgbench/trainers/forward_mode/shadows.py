@@ -31,7 +31,7 @@ _NEW_MEMORY = {
     aten.set_.source_Storage_storage_offset,
 }
 
-Rule = Callable[..., Any]
+TangentRule = Callable[..., Any]
 Observer = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 
 
@@ -97,7 +97,7 @@ class Shadows(TorchDispatchMode):
         handling: whether an operation is under way, below the model's own code.
     """
 
-    def __init__(self, count: int, rules: Mapping[Any, Rule]) -> None:
+    def __init__(self, count: int, rules: Mapping[Any, TangentRule]) -> None:
         super().__init__()
         self.count = count
         self.rules = rules
@@ -239,12 +239,12 @@ class Shadows(TorchDispatchMode):
 
     def release(self, value: Tensor) -> None:
         """Free a value and its tangents, if nobody but the running layer refers to it."""
-        if self.take_over(value):
+        if self.take_memory(value):
             storage = value.untyped_storage()
             self._shadows.pop(storage._cdata, None)
             storage.resize_(0)
 
-    def take_over(self, value: Tensor) -> bool:
+    def take_memory(self, value: Tensor) -> bool:
         """Whether a value's memory, and its tangents', may be written over."""
         if value.untyped_storage()._cdata != self._owned:
             return False
@@ -338,7 +338,7 @@ class Shadows(TorchDispatchMode):
             result, pairs, after = _forward_formula(func, values, one, structure, bool(targets))
             for target, shadow in zip(targets, shadows, strict=True):
                 index = next(i for i, leaf in enumerate(leaves) if leaf is target)
-                _take_over(shadow[k], after[index])
+                _store_tangent(shadow[k], after[index])
             if k == 0:
                 results: list[list[Tensor | None]] = [[] for _ in pairs]
             for kept, (_, tangent) in zip(results, pairs, strict=True):
@@ -410,7 +410,7 @@ def _apart(
     return leaves, tangents
 
 
-def _take_over(shadow: Tensor, dual: tuple[Tensor, Tensor | None]) -> None:
+def _store_tangent(shadow: Tensor, dual: tuple[Tensor, Tensor | None]) -> None:
     """Let a shadow hold the tangent that an operation in place left."""
     tangent = dual[1]
     if tangent is None:
