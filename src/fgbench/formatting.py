@@ -1,4 +1,4 @@
-"""Numbers as text for people. Imports no torch."""
+"""Numbers as text for people."""
 
 MAX_WIDTH = 10
 

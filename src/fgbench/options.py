@@ -1,4 +1,4 @@
-"""The base of every option block of a config. Imports no torch."""
+"""The base of every option block of a config."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""Paths as users write them, with ``~`` and variables of the environment. Imports no torch."""
+"""Paths as users write them, with ``~`` and variables of the environment."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What there is: every dataset, model and trainer by name. Imports no torch.
+"""What there is: every dataset, model and trainer by name.
 
 To add one: write its file, its options model beside it, and a row here. Command-line help, ``fgbench list``,
 error messages and the contract tests all read these tables. Users' own code needs no row: a name of the form

@@ -1,1 +1,1 @@
-"""Run directories read, grouped and compared. Imports no torch."""
+"""Run directories read, grouped and compared. Loads without torch."""

@@ -1,4 +1,4 @@
-"""Step times that ``fgbench bench`` measured, read from its folders. Imports no torch."""
+"""Step times that ``fgbench bench`` measured, read from its folders."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Every series against a baseline, paired by seed, at equal epochs, time and memory. Imports no torch."""
+"""Every series against a baseline, paired by seed, at equal epochs, time and memory."""
 
 import math
 from collections.abc import Iterable, Sequence

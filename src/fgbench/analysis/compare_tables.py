@@ -1,4 +1,4 @@
-"""Comparisons as tables. Imports no torch."""
+"""Comparisons as tables."""
 
 import math
 from collections.abc import Iterable, Sequence

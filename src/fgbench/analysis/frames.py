@@ -1,4 +1,4 @@
-"""Results as pandas DataFrames, for analyses of one's own. Imports no torch."""
+"""Results as pandas DataFrames, for analyses of one's own."""
 
 from collections.abc import Iterable
 from pathlib import Path

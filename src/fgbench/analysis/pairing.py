@@ -1,4 +1,4 @@
-"""Which series may be compared with which, and what else differs between them. Imports no torch."""
+"""Which series may be compared with which, and what else differs between them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

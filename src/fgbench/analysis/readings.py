@@ -1,4 +1,4 @@
-"""What can be compared, and how it is read from a run at an epoch or at a time. Imports no torch."""
+"""What can be compared, and how it is read from a run at an epoch or at a time."""
 
 import math
 

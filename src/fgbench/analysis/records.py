@@ -1,4 +1,4 @@
-"""Run directories, read. Imports no torch."""
+"""Run directories, read."""
 
 import hashlib
 import json

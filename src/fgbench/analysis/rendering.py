@@ -1,4 +1,4 @@
-"""Tables as plain text, Markdown, CSV, JSON and LaTeX. Imports no torch."""
+"""Tables as plain text, Markdown, CSV, JSON and LaTeX."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Runs grouped into series: one configuration, averaged over its seeds. Imports no torch."""
+"""Runs grouped into series: one configuration, averaged over its seeds."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

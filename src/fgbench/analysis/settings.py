@@ -1,4 +1,4 @@
-"""Settings of runs: which tell something, and how a label says them. Imports no torch."""
+"""Settings of runs: which tell something, and how a label says them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache

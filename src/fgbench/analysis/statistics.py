@@ -1,4 +1,4 @@
-"""Paired differences between two trainers' runs of the same seeds. Imports no torch."""
+"""Paired differences between two trainers' runs of the same seeds."""
 
 import math
 from collections.abc import Sequence

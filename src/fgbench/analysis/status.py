@@ -1,4 +1,4 @@
-"""What the runs of a folder are doing. Imports no torch."""
+"""What the runs of a folder are doing."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Plain text tables. Imports no torch."""
+"""Plain text tables."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

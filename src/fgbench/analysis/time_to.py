@@ -1,4 +1,4 @@
-"""How long two trainers take to get equally far. Imports no torch."""
+"""How long two trainers take to get equally far."""
 
 import math
 from collections.abc import Sequence

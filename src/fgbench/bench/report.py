@@ -1,4 +1,4 @@
-"""What ``fgbench bench`` writes: a table, a CSV, a JSON file, a figure. Imports no torch."""
+"""What ``fgbench bench`` writes: a table, a CSV, a JSON file, a figure."""
 
 import csv
 import io

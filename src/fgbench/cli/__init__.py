@@ -1,1 +1,1 @@
-"""Parse, call, print, exit code: one file per group of commands. Imports no torch by itself."""
+"""Parse, call, print, exit code: one file per group of commands. Importing it loads no torch."""

@@ -1,1 +1,1 @@
-"""From YAML to checked options. Imports no torch."""
+"""From YAML to checked options. Loads without torch."""

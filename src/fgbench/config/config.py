@@ -1,4 +1,4 @@
-"""Configs: YAML and overrides to a checked ``Config``. Imports no torch."""
+"""Configs: YAML and overrides to a checked ``Config``."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What ``fgbench list`` prints: the registry and the options models in words. Imports no torch."""
+"""What ``fgbench list`` prints: the registry and the options models in words."""
 
 import textwrap
 from collections.abc import Iterator

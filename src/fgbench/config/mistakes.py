@@ -1,4 +1,4 @@
-"""Every mistake of a config at once: where, what was got and what is allowed. Imports no torch."""
+"""Every mistake of a config at once: where, what was got and what is allowed."""
 
 import difflib
 import json

@@ -1,4 +1,4 @@
-"""Option blocks of the optimizers and schedules. Imports no torch."""
+"""Option blocks of the optimizers and schedules."""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""Values set on the command line, in a sweep or in code, in place of a config file's. Imports no torch."""
+"""Values set on the command line, in a sweep or in code, in place of a config file's."""
 
 import json
 import re

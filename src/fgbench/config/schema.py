@@ -1,4 +1,4 @@
-"""The config as JSON Schema, for editors and other programs. Imports no torch."""
+"""The config as JSON Schema, for editors and other programs."""
 
 from typing import Any
 

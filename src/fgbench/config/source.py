@@ -1,4 +1,4 @@
-"""YAML as configs use it: plain values with the place each came from. Imports no torch.
+"""YAML as configs use it: plain values with the place each came from.
 
 A strict subset: blocks, lists, text, numbers, true, false and null. Numbers are those of YAML 1.2, so
 ``1e-3`` is a number and ``on`` is text. Repeated keys, aliases and tags are errors, so no file can run code

@@ -1,4 +1,4 @@
-"""Sweep files: a base config, axes, exclusions and seeds to many checked configs. Imports no torch."""
+"""Sweep files: a base config, axes, exclusions and seeds to many checked configs."""
 
 import copy
 import itertools

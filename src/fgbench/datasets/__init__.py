@@ -1,1 +1,1 @@
-"""One file per source of images; ``base`` says what a dataset is and turns it into splits on the device."""
+"""One file per source of images; ``base`` turns each into splits on the device, ``options`` without torch."""

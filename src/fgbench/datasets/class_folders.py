@@ -1,4 +1,4 @@
-"""Images in a folder per class, below a folder per part: what such folders are called. Imports no torch."""
+"""Images in a folder per class, below a folder per part: what such folders are called."""
 
 import os
 from pathlib import Path

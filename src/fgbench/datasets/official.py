@@ -1,4 +1,4 @@
-"""What the official datasets contain, in whatever form and order they are kept. Imports no torch."""
+"""What the official datasets contain, in whatever form and order they are kept."""
 
 from dataclasses import dataclass
 

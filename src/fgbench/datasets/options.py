@@ -1,4 +1,4 @@
-"""Option blocks of the datasets. Imports no torch."""
+"""Option blocks of the datasets."""
 
 import math
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Where datasets are looked for. Imports no torch."""
+"""Where datasets are looked for."""
 
 import os
 from dataclasses import dataclass

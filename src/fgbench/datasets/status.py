@@ -1,4 +1,4 @@
-"""What ``fgbench data`` shows: which datasets are found where, and fetching the others. Imports no torch."""
+"""What ``fgbench data`` shows: which datasets are found where, and fetching the others."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""The networks: each an ``nn.Sequential`` of stages, written in a file of its own. Imports no torch."""
+"""The networks, each an ``nn.Sequential`` of stages in a file of its own; ``options`` loads without torch."""

@@ -1,4 +1,4 @@
-"""Option blocks of the models. Imports no torch."""
+"""Option blocks of the models."""
 
 from typing import Literal
 

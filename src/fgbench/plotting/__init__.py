@@ -1,1 +1,1 @@
-"""Pictures of runs. Imports no torch."""
+"""Pictures of runs. Loads without torch."""

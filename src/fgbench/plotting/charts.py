@@ -1,4 +1,4 @@
-"""Charts beyond the four panels: over time, trade-offs, gradient quality, swept keys. Imports no torch."""
+"""Charts beyond the four panels: over time, trade-offs, gradient quality, swept keys."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

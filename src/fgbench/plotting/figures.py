@@ -1,4 +1,4 @@
-"""Figures from run directories, one of each kind for every dataset and model. Imports no torch."""
+"""Figures from run directories, one of each kind for every dataset and model."""
 
 import re
 import textwrap

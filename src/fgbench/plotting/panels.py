@@ -1,4 +1,4 @@
-"""The study's four panels, and what other charts share with them: curves, bars, marks. Imports no torch."""
+"""The study's four panels, and what other charts share with them: curves, bars, marks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How every figure looks: one colour for a trainer everywhere, one way to save. Imports no torch."""
+"""How every figure looks: one colour for a trainer everywhere, one way to save."""
 
 import io
 from collections.abc import Sequence

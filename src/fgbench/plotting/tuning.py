@@ -1,4 +1,4 @@
-"""The curves of tuning on a grid: what every value of the tuned key gave. Imports no torch."""
+"""The curves of tuning on a grid: what every value of the tuned key gave."""
 
 from pathlib import Path
 

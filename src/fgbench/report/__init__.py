@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML page about a results folder. Imports no torch."""
+"""The report: one self-contained HTML page about a results folder. Loads without torch."""

@@ -1,4 +1,4 @@
-"""The answer in plain sentences: what each trainer loses and gains against backprop. Imports no torch."""
+"""The answer in plain sentences: what each trainer loses and gains against backprop."""
 
 import math
 from collections.abc import Iterable

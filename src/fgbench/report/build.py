@@ -1,4 +1,4 @@
-"""One self-contained page about a results folder. Imports no torch."""
+"""One self-contained page about a results folder."""
 
 import base64
 import hashlib

@@ -1,1 +1,1 @@
-"""What a run leaves behind, written so that a crash loses nothing. Imports no torch by itself."""
+"""What a run leaves behind, written so that a crash loses nothing. Importing it loads no torch."""

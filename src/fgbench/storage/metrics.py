@@ -1,4 +1,4 @@
-"""The columns of metrics.csv: what each is, and how one number is read from it. Imports no torch."""
+"""The columns of metrics.csv: what each is, and how one number is read from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The run directory: what a run writes, atomically, and how two processes keep out of each other's way.
 
 A run directory is the only interface between running and looking; ``fgbench.analysis.series`` reads whole
-folders of them. Imports no torch.
+folders of them.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""What a run amounts to, from its rows. Imports no torch."""
+"""What a run amounts to, from its rows."""
 
 from collections.abc import Sequence
 from statistics import median

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, side by side on this machine. Imports no torch."""
+"""Runs in processes of their own, side by side on this machine."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""One file per rule that gives gradients. Imports no torch by itself."""
+"""One file per rule that gives gradients. Importing it loads no torch."""
 
 import warnings
 

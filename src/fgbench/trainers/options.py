@@ -1,4 +1,4 @@
-"""Option blocks of the trainers. Imports no torch."""
+"""Option blocks of the trainers."""
 
 from typing import Literal
 

@@ -1,1 +1,1 @@
-"""Published statements, held against runs. Imports no torch."""
+"""Published statements, compared with runs."""

@@ -1,4 +1,4 @@
-"""Published claims, compared with one's own runs. Imports no torch.
+"""Published claims, compared with one's own runs.
 
 The claims are rows of claims.yaml, the rules that decide them functions of ``rules``.
 """

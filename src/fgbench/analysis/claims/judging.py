@@ -1,4 +1,4 @@
-"""What one pair of series says about a claim. Imports no torch."""
+"""What one pair of series says about a claim."""
 
 import math
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The rules that decide published claims. Imports no torch.
+"""The rules that decide published claims.
 
 A rule takes pairs of series (what the claim is about, what it is compared with) and the claim's options, and
 returns a ``Finding``; a rule in ``WITH_STEPS`` also takes benchmarked steps. Its docstring is what users read

@@ -1,4 +1,4 @@
-"""What runs say about a claim, and how several cases make one verdict. Imports no torch."""
+"""What runs say about a claim, and how several cases make one verdict."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
