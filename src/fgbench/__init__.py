@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
     from fgbench.trainers.backprop import Backprop
     from fgbench.trainers.base import StepStats, Trainer
+    from fgbench.trainers.feedback_alignment import FeedbackAlignment
     from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
     from fgbench.trainers.forward_gradient import ForwardGradient
     from fgbench.trainers.frozen import Frozen
@@ -31,6 +32,7 @@ _MODULES = {
     "Config": "config.config",
     "ConfigError": "errors",
     "DataError": "errors",
+    "FeedbackAlignment": "trainers.feedback_alignment",
     "FeedbackForwardGradient": "trainers.feedback_forward_gradient",
     "FgbenchError": "errors",
     "ForwardGradient": "trainers.forward_gradient",
@@ -57,6 +59,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "FeedbackAlignment",
     "FeedbackForwardGradient",
     "FgbenchError",
     "ForwardGradient",

@@ -26,6 +26,7 @@ class Backwards(StrEnum):
     """
 
     NOTHING = "nothing"
+    MATRICES = "fixed random matrices"
     WEIGHTS = "transposed weights or their signs"
     BLOCKS = "a block's own loss"
     STAGES = "the last n stages"

@@ -158,6 +158,16 @@ TRAINERS = {
         revision=3,
         backwards="nothing",
     ),
+    "feedback-alignment": Component(
+        "fgbench.trainers.feedback_alignment:FeedbackAlignment",
+        "fgbench.trainers.options:FeedbackAlignmentOptions",
+        "errors go back through fixed random matrices, or the weights' signs, in place of the weights",
+        "Lillicrap et al. (2016), arXiv 1411.0247; sign: Liao et al. (2016), arXiv 1510.05067; "
+        "direct: Noekland (2016), arXiv 1609.01596",
+        bias="biased: the angle between the matrices and the transposed weights",
+        cost="about 3; direct: about 2",
+        backwards="fixed random matrices; feedback sign: transposed weights or their signs",
+    ),
     "zeroth-order": Component(
         "fgbench.trainers.zeroth_order:ZerothOrder",
         "fgbench.trainers.options:ZerothOrderOptions",
@@ -202,6 +212,7 @@ OTHER_WORDS = {
     **dict.fromkeys(("bp", "backpropagation", "back-propagation", "reverse-mode"), "backprop"),
     **dict.fromkeys(("fg", "fgd", "forward-mode", "forward-ad", "fwdgrad", "forward"), "forward-gradient"),
     **dict.fromkeys(("mezo", "spsa", "zo", "es"), "zeroth-order"),
+    **dict.fromkeys(("fa", "dfa", "usf", "sign-symmetry", "direct-feedback-alignment"), "feedback-alignment"),
     **dict.fromkeys(("fmnist", "fashion"), "fashion-mnist"),
     **dict.fromkeys(("mlp", "fcn", "fully-connected", "dense"), "fc"),
     **dict.fromkeys(("convnet", "conv"), "cnn"),

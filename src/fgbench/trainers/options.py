@@ -158,6 +158,19 @@ class FeedbackForwardGradientOptions(ForwardOptions):
         return self
 
 
+class FeedbackAlignmentOptions(TrainerOptions):
+    """Options of ``feedback-alignment``."""
+
+    name: str = "feedback-alignment"
+    feedback: Literal["random", "sign", "direct"] = "random"
+    """What errors go back through: random matrices, the weights' signs, or a matrix from outputs to layer."""
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """See :class:`TrainerOptions`."""
+        return Backwards.WEIGHTS if self.feedback == "sign" else Backwards.MATRICES
+
+
 class LocalForwardGradientOptions(TrainerOptions):
     """Options of ``local-forward-gradient``."""
 
@@ -199,6 +212,7 @@ class ZerothOrderOptions(TangentOptions):
 __all__ = [
     "ActivityForwardGradientOptions",
     "BackpropOptions",
+    "FeedbackAlignmentOptions",
     "FeedbackForwardGradientOptions",
     "ForwardGradientOptions",
     "FrozenOptions",

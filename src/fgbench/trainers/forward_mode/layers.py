@@ -62,14 +62,9 @@ class LayerCall:
             if bias is not None:
                 yield bias, delta.sum(0)
             return
-        axes = weight.dim() - 2
-        stride, padding, dilation = (
-            _per_axis(self.arguments[name], axes) for name in ("stride", "padding", "dilation")
+        _, weight_gradient, bias_gradient = _convolution_backward(
+            self.arguments, delta, value, weight, [False, True, bias is not None]
         )
-        _, weight_gradient, bias_gradient = aten.convolution_backward(
-            delta, value, weight, [len(weight)], stride, padding, dilation, False, [0] * axes,
-            self.arguments["groups"], [False, True, bias is not None],
-        )  # fmt: skip
         yield weight, weight_gradient
         if bias is not None:
             yield bias, bias_gradient
@@ -121,12 +116,11 @@ class PerturbedLayers(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in LAYERS:
             return func(*args, **kwargs)
-        arguments = {"bias": None} | dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+        arguments = layer_arguments(func, args, kwargs)
         if not any(
             each is param for each in (arguments["weight"], arguments["bias"]) for param in self.layers
         ):
             return func(*args, **kwargs)
-        arguments = arguments if func is F.linear else _complete(arguments)
         self._inside = True
         try:
             output: Tensor = func(**arguments)
@@ -196,6 +190,40 @@ def _dense(value: Tensor) -> bool:
     )
 
 
+def layer_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """How one of ``LAYERS`` is called, by the names in ``ARGUMENTS``: of a convolution, all of them.
+
+    Raises:
+        ConfigError: a convolution whose padding is not the same on both sides.
+    """
+    arguments = {"bias": None} | dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+    return arguments if func is F.linear else _complete(arguments)
+
+
+def input_gradient(arguments: dict[str, Any], weight: Tensor, delta: Tensor) -> Tensor:
+    """The gradient at a layer's input, from the one at its output, if ``weight`` were the layer's."""
+    weight = weight.to(delta.dtype)
+    if "stride" not in arguments:
+        return delta @ weight
+    value = arguments["input"].to(delta.dtype)
+    return _convolution_backward(arguments, delta, value, weight, [True, False, False])[0]
+
+
+def _convolution_backward(
+    arguments: dict[str, Any], delta: Tensor, value: Tensor, weight: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input, the weight and the bias; those not ``wanted`` are undefined."""
+    axes = weight.dim() - 2
+    stride, padding, dilation = (
+        _per_axis(arguments[name], axes) for name in ("stride", "padding", "dilation")
+    )
+    gradients: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward(
+        delta, value, weight, [len(weight)], stride, padding, dilation, False, [0] * axes,
+        arguments["groups"], wanted,
+    )  # fmt: skip
+    return gradients
+
+
 def _per_axis(value: int | tuple[int, ...], axes: int) -> list[int]:
     return [value] * axes if isinstance(value, int) else list(value)
 
@@ -210,6 +238,8 @@ def _complete(arguments: dict[str, Any]) -> dict[str, Any]:
         dilation = _per_axis(arguments["dilation"], len(kernel))
         lost = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if any(each % 2 for each in lost):
-            raise ConfigError("a convolution with padding='same' and an even kernel cannot be perturbed")
+            raise ConfigError(
+                "a convolution with padding='same' and an even kernel pads unevenly: give it another padding"
+            )
         return arguments | {"padding": tuple(each // 2 for each in lost)}
     return arguments
