@@ -396,6 +396,8 @@ VALUES = [
     "[0.5, 0.6]",
     "[1, 8, 8]",
     "[3, 8, 8]",
+    "{patience: 3}",
+    "val_loss",
     "words",
 ]
 UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics", "verify"}
@@ -453,6 +455,29 @@ def test_the_hash_changes_with_just_those_keys_that_make_another_experiment(writ
         before, after = next(pairs_that_differ_in(key, path, []))
         same = config_hash(before, "cpu") == config_hash(after, "cpu")
         assert same == (key.partition(".")[0] in UNHASHED), key
+
+
+@pytest.mark.parametrize("key", ["patience=4", "metric=val_loss", "min_delta=0.1"])
+def test_the_hash_changes_with_every_option_of_early_stopping_once_it_is_set(write, key):
+    path = write(MINIMAL)
+    before = load_config(path, ["early_stopping.patience=3"])
+    after = load_config(path, ["early_stopping.patience=3", f"early_stopping.{key}"])
+    assert config_hash(before, "cpu") != config_hash(after, "cpu")
+
+
+@pytest.mark.parametrize("key", ["early_stopping.metric", "saving.best"])
+def test_nothing_is_chosen_by_the_test_images(write, key):
+    path = write(MINIMAL + "early_stopping:\n  patience: 3\n")
+    [line] = mistakes(path, f"{key}=test_accuracy")
+    assert line == (
+        f"-o {key}=test_accuracy: {key}: got 'test_accuracy', expected val_accuracy | val_loss: what is "
+        "chosen by the test images is not tested by them"
+    )
+
+
+def test_early_stopping_without_patience_asks_for_it(write):
+    [line] = mistakes(write(MINIMAL + "early_stopping: {metric: val_loss}\n"))
+    assert line == "a.yaml:4: early_stopping.patience: missing"
 
 
 def test_every_component_hashes_differently(write):

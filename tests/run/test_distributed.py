@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from fgbench import load_model
 from fgbench.storage.run_directory import RunDirectory
 
 IMAGES = {"name": "synthetic", "shape": [1, 16, 16], "classes": 3, "train": 60, "test": 12}
@@ -191,6 +192,16 @@ def test_a_signal_to_one_worker_stops_all_and_the_run_goes_on_bit_for_bit(
     assert start(workers.run_command, "run", *paths)[0] == (0, "")
     assert reproducible_rows(cut) == reproducible_rows(whole)
     assert only_run(cut).read_env()["workers"] == 2
+
+
+def test_all_workers_stop_early_together(tmp_path: Path) -> None:
+    stopping = {"metric": "val_loss", "patience": 1, "min_delta": 100.0}
+    config = write_config(tmp_path, trainer=RANK_ONE, early_stopping=stopping, saving={"best": "val_loss"})
+    done = start(workers.run_command, "run", config, "--epochs", "5")
+    assert done == [(0, ""), (0, "")]
+    assert [row["epoch"] for row in only_run(tmp_path).read_metrics()] == [1, 2]
+    assert only_run(tmp_path).status()["reason"].startswith("stopped early: in 1 epochs no better val_loss")
+    assert load_model(only_run(tmp_path).path, "best")
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,19 @@ def test_an_interrupted_search_goes_on_and_ends_where_it_would_have(tmp_path, mo
     before = count[0]
     assert tune_in(tmp_path / "b") != []
     assert count[0] == before
+
+
+def test_trials_stop_early_as_runs_do(tmp_path, monkeypatch):
+    evaluate, count = tune.evaluate, [0]
+
+    def counted(*arguments):
+        count[0] += 1
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(tune, "evaluate", counted)
+    path = tmp_path / "s.yaml"
+    path.write_text(TEXT.replace("trials: 8, epochs: 2", "trials: 2, epochs: 4"))
+    stopping = ["early_stopping={metric: val_loss, patience: 1, min_delta: 1000.0}"]
+    sweep = load_sweep(path, [f"results_dir={tmp_path}/results", *stopping])
+    tune.tune_sweep(sweep, DataSearch(None, None, False))
+    assert count[0] == 2 * 2 * 2, "two configurations, two trials, two epochs each"

@@ -1,7 +1,7 @@
 """Every series against a baseline, paired by seed, at equal epochs, time and memory."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -205,13 +205,14 @@ def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comp
 
     At equal epochs, both runs of a seed are read at the last epoch all of them have; at equal time, at the
     last epoch each has finished within the training time of the shortest; at equal memory, as at equal
-    epochs, if the series' peak memory fits the baseline's. A run that diverged does not shorten the budget.
+    epochs, if the series' peak memory fits the baseline's. A run that diverged or stopped early does not
+    shorten the budget; within a longer one, a run that stopped early counts as what it ended with.
     """
     epoch = float(common_epoch(pair))
     limit, epochs = epoch, tuple((int(epoch), int(epoch)) for _ in pair.runs)
     obstacle = "" if pair.runs else "no seed in common"
     if budget == "time" and pair.runs:
-        limit = min(float(training_time(run)[-1]) for run in _lasting(pair) or _all_runs(pair))
+        limit = _within_all(pair, lambda run: float(training_time(run)[-1]))
         epochs = tuple((epochs_within(run, limit), epochs_within(other, limit)) for run, other in pair.runs)
     if budget == "memory" and pair.runs:
         limit, needed = peak_memory(pair.baseline), peak_memory(pair.series)
@@ -244,8 +245,20 @@ def _obstacle(
 
 
 def common_epoch(pair: Pair) -> int:
-    """The last epoch that all paired runs have; one that diverged has no more to come and does not count."""
-    return min((run.last_epoch for run in _lasting(pair) or _all_runs(pair)), default=0)
+    """The last epoch that all paired runs have.
+
+    One that diverged or stopped early has no more to come and does not count; where all did, it is the last
+    epoch of any that stopped early, or else the first at which one had diverged.
+    """
+    return int(_within_all(pair, lambda run: float(run.last_epoch)))
+
+
+def _within_all(pair: Pair, end: Callable[[RunRecord], float]) -> float:
+    """The smallest end among the paired runs that would have more; see :func:`common_epoch`."""
+    lasting = [run for run in _lasting(pair) if not run.stopped_early]
+    if lasting or not _lasting(pair):
+        return min(map(end, lasting or _all_runs(pair)), default=0.0)
+    return max(map(end, _lasting(pair)))
 
 
 def find_caution(pair: Pair, measure: Column, budget: Budget = "epochs") -> str:
@@ -279,7 +292,9 @@ def was_disturbed(pair: Pair, *, summed: bool = False) -> bool:
     """
     epoch = common_epoch(pair)
     return bool(epoch) and any(
-        disturbed_epochs(run, epoch) > DISTURBED_SHARE * epoch if summed else not quiet_epochs(run, epoch)
+        disturbed_epochs(run, epoch) > DISTURBED_SHARE * min(epoch, run.last_epoch)
+        if summed
+        else not quiet_epochs(run, epoch)
         for run in _all_runs(pair)
     )
 

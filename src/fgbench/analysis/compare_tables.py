@@ -195,6 +195,8 @@ def conditions(pair: Pair) -> str:
     epoch = common_epoch(pair)
     told = [f"{pair.series.label} against {pair.baseline.label}"]
     told.append(f"epoch {epoch}" + (f" of {planned}" if planned > epoch else ""))
+    if stopped := [run.last_epoch for both in pair.runs for run in both if run.stopped_early]:
+        told.append(f"{len(stopped)} stopped early, in epoch {' '.join(map(str, sorted(set(stopped))))}")
     told.append(f"seeds {', '.join(map(str, pair.seeds)) or 'none'}")
     if other := pair.other_settings:
         told.append(f"also different: {', '.join(other)}")

@@ -32,7 +32,7 @@ def read(run: RunRecord, column: Column | str, epoch: int | None = None) -> floa
     Args:
         run: the run.
         column: it says itself how it is read.
-        epoch: up to which; by default the last.
+        epoch: up to which; by default the last. A run that stopped early keeps what it ended with.
 
     Returns:
         NaN where there is none, as for an accuracy once the run has diverged.
@@ -42,7 +42,7 @@ def read(run: RunRecord, column: Column | str, epoch: int | None = None) -> floa
     count = _count_epochs(run, epoch)
     values = run.metrics[measure.name].to_numpy(float)[:count]
     if measure.reading == "last":
-        ended = epoch > run.last_epoch or has_diverged(run, epoch)
+        ended = (epoch > run.last_epoch and not run.stopped_early) or has_diverged(run, epoch)
         return NAN if ended or not count else float(values[-1])
     if measure.reading == "median":
         values = values[counted(run, epoch)]

@@ -21,7 +21,7 @@ from fgbench.storage.run_directory import LAYER_COLUMNS, TRIALS, RunDirectory
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = ("name", "seed", "tuned", "saving", "diagnostics", "data_dir", "results_dir")
+IDENTITY = ("name", "seed", "tuned", "saving", "diagnostics", "verify", "data_dir", "results_dir")
 """Config keys that do not change what is measured."""
 
 _FOLDER = re.compile(r"s\d+-([0-9a-f]{8})$")
@@ -63,6 +63,11 @@ class RunRecord:
     def last_epoch(self) -> int:
         """Epochs done, 0 where there is none."""
         return int(self.metrics["epoch"].iloc[-1]) if len(self.metrics) else 0
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether it finished before its last epoch, because ``early_stopping`` said so."""
+        return self.state == "finished" and bool(self.summary.get("stopped_early"))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -193,6 +198,8 @@ def _load_run(folder: Path) -> RunRecord:
     match = _FOLDER.search(folder.resolve().name)
     identity = match[1] if match else _content_hash(config)
     status, epochs = directory.status(), config.get("epochs")
+    if config.get("early_stopping"):
+        epochs = status.get("epoch", epochs)
     if status["state"] == "finished" and isinstance(epochs, int) and len(metrics) < epochs:
         damage = f"metrics.csv is damaged after epoch {len(metrics)} of {epochs}"
         logger.warning("%s: %s; the command that made the run mends it", folder, damage)

@@ -31,8 +31,12 @@ def summary_table(records: Iterable[RunRecord]) -> str:
 
 
 def describe_runs(series: Series) -> str:
-    """How many runs there are, and what became of those that did not finish: ``3 (1 diverged)``."""
-    unfinished = Counter(run.state for run in series.runs if run.state != "finished")
+    """How many runs there are, and of how many there is more to tell: ``3 (1 diverged)``."""
+    unfinished = Counter(
+        "stopped early" if run.stopped_early else run.state
+        for run in series.runs
+        if run.state != "finished" or run.stopped_early
+    )
     told = ", ".join(
         state if len(series.runs) == 1 else f"{count} {state}" for state, count in unfinished.items()
     )

@@ -148,6 +148,9 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The file to write.", callback=expanded)] = Path("model.pt"),
+    best: Annotated[
+        bool, typer.Option("--best", help="Those of its best epoch, which saving.best kept.")
+    ] = False,
 ) -> None:
     """Write the weights a run was left with as a plain state_dict.
 
@@ -158,7 +161,8 @@ def export(
     """
     from fgbench.run.weights import export_weights
 
-    typer.echo(f"{out}: the weights of {export_weights(run, out)}")
+    which = "the best weights" if best else "the weights"
+    typer.echo(f"{out}: {which} of {export_weights(run, out, 'best' if best else 'last')}")
 
 
 def _say_unknown_data(runs: "Sequence[RunRecord]") -> None:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from fgbench.config.epochs import DiagnosticsOptions, EarlyStoppingOptions, SavingOptions
 from fgbench.config.extends import extend
 from fgbench.config.mistakes import NAME_PATTERN, validate_source
 from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
@@ -41,30 +42,6 @@ UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "savin
 
 SWEEP_KEYS = {"base", "axes"}
 """What tells a sweep file from a config."""
-
-
-class SavingOptions(BaseModel):
-    """When state files to resume from are written."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    every: PositiveInt = 1
-    """Epochs between two savings."""
-    keep: PositiveInt = 2
-    """How many state files stay."""
-    every_steps: PositiveInt | None = None
-    """Steps between two savings within an epoch, for long epochs."""
-
-
-class DiagnosticsOptions(BaseModel):
-    """What is measured beside training, outside the timed part."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    every: PositiveInt | None = None
-    """Epochs between two comparisons of the trainer's gradient with the true one; never when null."""
-    draws: PositiveInt = 1
-    """Gradients of the trainer, on one batch, that a comparison takes."""
 
 
 def _choose(kind: str) -> Callable[[Any, ValidationInfo], Any]:
@@ -156,8 +133,10 @@ class Config(BaseModel):
     """How the learning rate changes from step to step."""
     clip_gradient_norm: PositiveFloat | None = None
     """Largest norm of the gradient; longer ones are shortened to it."""
+    early_stopping: EarlyStoppingOptions | None = None
+    """When a run stops before its last epoch; never when null."""
     saving: SavingOptions = SavingOptions()
-    """When state files to resume from are written."""
+    """When state files to resume from are written, and which weights they keep."""
     diagnostics: DiagnosticsOptions = DiagnosticsOptions()
     """What is measured beside training."""
     verify: bool = True

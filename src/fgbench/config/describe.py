@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -54,9 +54,10 @@ def _describe(name: str, component: Component) -> Iterator[str]:
 def _describe_fields(model: type[BaseModel], fields: dict[str, Any], indent: str) -> Iterator[str]:
     properties = model.model_json_schema()["properties"]
     for key, field in fields.items():
-        if isinstance(field.default, BaseModel):
-            inner = type(field.default)
-            yield f"{indent}{key}:"
+        blocks = [each for each in (type(field.default), *get_args(field.annotation)) if _is_block(each)]
+        if blocks:
+            inner = blocks[0]
+            yield f"{indent}{key}:{' null, or a block of keys (default null)' * (field.default is None)}"
             yield from _wrap(field.description or "", indent + "    ")
             yield from _describe_fields(inner, inner.model_fields, indent + "    ")
             continue
@@ -67,6 +68,10 @@ def _describe_fields(model: type[BaseModel], fields: dict[str, Any], indent: str
             default = "required" if field.is_required() else f"default {_show_default(properties[key])}"
         yield f"{indent}{key}: {allowed} ({default})"
         yield from _wrap(field.description or "", indent + "    ")
+
+
+def _is_block(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _allowed(schema: dict[str, Any]) -> str:

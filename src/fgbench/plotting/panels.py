@@ -179,11 +179,13 @@ def _draw_bars(
 
 
 def count_runs(series: Series) -> str:
-    """``n = 3``, and what became of those that did not finish."""
+    """``n = 3``, and of how many of them there is more to tell."""
     left_out = sum(len(run.metrics) > 0 for run in series.runs) - len(series.averaged)
     diverged = sum(run.state == "diverged" for run in series.averaged)
+    stopped = sum(run.stopped_early for run in series.averaged)
     counts = [f"n = {len(series.averaged)}"]
     counts += [f"{diverged} diverged"] if diverged else []
+    counts += [f"{stopped} stopped early"] if stopped else []
     counts += [f"{left_out} more not finished"] if left_out else []
     return ", ".join(counts)
 

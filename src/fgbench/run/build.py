@@ -11,6 +11,7 @@ from fgbench.registry import load
 from fgbench.run.loop import TrainingState, count_batches
 from fgbench.run.optimizers import build_optimizer, build_schedule
 from fgbench.run.parallel import distribute
+from fgbench.run.validation import check_validation
 from fgbench.run.world import World
 from fgbench.seeds import derive_generator
 from fgbench.trainers.base import Trainer
@@ -30,6 +31,7 @@ def build_training(
     Raises:
         ConfigError: the parts do not go together.
     """
+    check_validation(config, splits)
     model = build_model(config.model, splits.image_shape, splits.num_classes, config.seed, device)
     trainer = load("trainer", config.trainer.name)(config.trainer)
     batch_size = min(config.batch_size, len(splits.train))

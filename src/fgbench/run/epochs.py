@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from fgbench.run.build import build_training
 from fgbench.run.loop import TrainingState, evaluate, start_next_epoch, train_epoch
 from fgbench.run.progress import EpochProgress
 from fgbench.run.signals import Interrupted, StopRequest
+from fgbench.run.validation import keep_best, why_stop
 from fgbench.run.world import World
 from fgbench.seeds import derive_generator
 from fgbench.storage.metrics import LOSSES, METRICS, Cell
@@ -28,6 +30,7 @@ class EpochLoop:
     Attributes:
         rows: of metrics.csv, one per epoch done. A state file holds them too, so that going on from it
             restores them whatever has become of metrics.csv.
+        best: the weights of the best epoch so far, where they are kept; see :func:`keep_best`.
     """
 
     def __init__(
@@ -39,10 +42,11 @@ class EpochLoop:
         rows: list[dict[str, Cell]],
         stop: StopRequest,
         world: World | None = None,
+        best: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.run, self.directory = config, run, directory
         self.training, self.rows, self.stop = training, rows, stop
-        self.world = world or World()
+        self.world, self.best = world or World(), best
         self.cpu_memory_mib: float | None = None
 
     @property
@@ -54,7 +58,14 @@ class EpochLoop:
     @property
     def ended(self) -> bool:
         """Whether there is no epoch left to train."""
-        return self.diverged or self.training.epochs_done == self.config.epochs
+        return self.diverged or self.training.epochs_done == self.config.epochs or bool(self.stopped_early)
+
+    @property
+    def stopped_early(self) -> str:
+        """Why there is no epoch left although the config has more, in words; empty where there are all."""
+        if self.diverged or self.training.epochs_done == self.config.epochs:
+            return ""
+        return why_stop(self.rows, self.config.early_stopping)
 
     def train(self) -> str:
         """Train to the end; returns ``finished`` or ``diverged``.
@@ -69,6 +80,7 @@ class EpochLoop:
             row = dict.fromkeys(METRICS) | self.train_epoch()
             self.directory.append_metrics(row)
             self.rows.append(row)
+            self.best = keep_best(self.config.saving.best, self.rows, training.model, self.best)
             start_next_epoch(training)
             if self.ended or self.stop.requested or training.epochs_done % self.config.saving.every == 0:
                 self.save()
@@ -169,6 +181,7 @@ class EpochLoop:
             "images": {"shape": list(splits.image_shape), "classes": splits.num_classes},
             "training": self.training.state_dict(),
             "rows": self.rows,
+            "best": self.best,
         }
         if self.world.is_main:
             save_state(self.directory.path, state, self.config.saving.keep)

@@ -21,6 +21,7 @@ from fgbench.run.failures import explain_failure, is_expected
 from fgbench.run.loop import TrainingState
 from fgbench.run.plan import Plan, find_ended
 from fgbench.run.signals import Interrupted, StopRequest
+from fgbench.run.validation import describe_best
 from fgbench.run.verify import verify_next_step
 from fgbench.run.world import SharedStopRequest, World
 from fgbench.storage.metrics import Cell
@@ -154,8 +155,9 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
         )
         training = build_training(config, plan.device, plan.load_splits(), world)
     rows: list[dict[str, Cell]] = []
+    best = None
     if resume:
-        rows = _go_on(plan, directory, training)
+        rows, best = _go_on(plan, directory, training)
     elif world.is_main:
         for path in state_files(directory.path):
             path.unlink()
@@ -169,7 +171,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
         directory.write_status("running", epoch=training.epochs_done, epochs=config.epochs)
     world.share_parameters(training.model)
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
-        loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world)
+        loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world, best)
         verified = verify_next_step(training, world) if config.verify and not loop.ended else None
         passes = count_forward_passes(config, plan.device, training.splits) if world.size == 1 else None
         state = loop.train()
@@ -177,19 +179,26 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
             "uses_backwards": declared_backwards(config.trainer),
             "forward_passes_per_step": passes,
             "verification": verified,
+            "stopped_early": loop.stopped_early or None,
+            "best_saved": describe_best(config.saving.best, rows),
         }
         directory.write_summary(summarise(rows) | extra)
-        directory.write_status(state, epoch=training.epochs_done, epochs=config.epochs)
+        told = {"reason": loop.stopped_early} if loop.stopped_early else {}
+        directory.write_status(state, epoch=training.epochs_done, epochs=config.epochs, **told)
+        for line in told.values():
+            print(line)
     return state, stop
 
 
-def _go_on(plan: Plan, directory: RunDirectory, training: TrainingState) -> list[dict[str, Cell]]:
-    """Put ``training`` where the newest usable state file left it; returns the rows up to there."""
+def _go_on(
+    plan: Plan, directory: RunDirectory, training: TrainingState
+) -> tuple[list[dict[str, Cell]], dict[str, Any] | None]:
+    """Put ``training`` where the newest usable state file left it; returns the rows and best weights."""
     saved, warnings = plan.world.on_main(lambda: load_state(directory.path, plan.identity))
     for warning in warnings if plan.world.is_main else ():
         print(f"fgbench: {warning}", file=sys.stderr)
     if saved is None:
-        return []
+        return [], None
     changed = check_state(saved, training.splits)
     if changed:
         raise StateError(
@@ -210,7 +219,7 @@ def _go_on(plan: Plan, directory: RunDirectory, training: TrainingState) -> list
             "version of fgbench wrote it; --no-resume starts this run anew"
         ) from error
     print(f"goes on after epoch {training.epochs_done}, batch {training.batches_done} of the next")
-    return rows
+    return rows, saved.get("best")
 
 
 def _describe_environments(

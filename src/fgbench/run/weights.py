@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 from fgbench.config.config import load_config
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.models.build import build_model
+from fgbench.run.validation import find_best
 from fgbench.storage.files import atomic_write
 from fgbench.storage.state import load_state, state_files
 
+Which = Literal["last", "best"]
 
-def load_model(run_directory: str | Path) -> nn.Module:
+
+def load_model(run_directory: str | Path, which: Which = "last") -> nn.Module:
     """The model of a run with the weights it was left with, on the CPU and in evaluation mode.
 
     Only tensors and plain values are read (``weights_only``), so a run directory from elsewhere runs no code;
@@ -21,12 +25,15 @@ def load_model(run_directory: str | Path) -> nn.Module:
 
     Args:
         run_directory: such as ``results/NAME/s0-0123abcd``, or a folder with one run in it.
+        which: ``last``: of its last saved state; ``best``: of the epoch that was best on the validation
+            images so far, if its config says ``saving.best``.
 
     Raises:
-        FgbenchError: there is no run, it has saved no state, or its state fits no such model.
+        FgbenchError: there is no run, it has saved no such state, or its state fits no such model.
     """
     folder = find_run(run_directory)
     state = _read(folder)
+    weights = _choose(state, which, folder)
     config = load_config(folder / "config.yaml")
     images = state.get("images")
     if images is None:
@@ -36,28 +43,29 @@ def load_model(run_directory: str | Path) -> nn.Module:
         )
     model = build_model(config.model, tuple(images["shape"]), images["classes"], config.seed, "cpu")
     try:
-        model.load_state_dict(state["training"]["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         text = str(error).splitlines()[-1].strip()
         raise FgbenchError(f"{folder}: its weights do not fit model {config.model.name}: {text}") from error
     return model.eval()
 
 
-def export_weights(run_directory: str | Path, out: Path) -> Path:
+def export_weights(run_directory: str | Path, out: Path, which: Which = "last") -> Path:
     """Write the weights of a run as a plain ``state_dict``, for ``torch.load(out, weights_only=True)``.
 
     Args:
         run_directory: as of :func:`load_model`.
         out: the file.
+        which: as of :func:`load_model`.
 
     Returns:
         The run directory they are from.
 
     Raises:
-        FgbenchError: there is no run, it has saved no state, or the file cannot be written.
+        FgbenchError: there is no run, it has saved no such state, or the file cannot be written.
     """
     folder = find_run(run_directory)
-    weights: dict[str, Tensor] = dict(_read(folder)["training"]["model"])
+    weights = _choose(_read(folder), which, folder)
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in weights.items()}, buffer)
     atomic_write(out, buffer.getvalue())
@@ -86,6 +94,21 @@ def find_run(path: str | Path) -> Path:
         )
     more = ", ..." if len(found) > 3 else ""
     raise ConfigError(f"{folder}: {len(found)} runs, expected one: {', '.join(map(str, found[:3]))}{more}")
+
+
+def _choose(state: dict[str, Any], which: Which, folder: Path) -> dict[str, Tensor]:
+    """The weights in a state, by name."""
+    if which == "last":
+        return dict(state["training"]["model"])
+    if which != "best":
+        raise ConfigError(f"which: got {which!r}, expected last or best")
+    best = find_best(state, load_config(folder / "config.yaml").saving.best)
+    if best is None:
+        raise FgbenchError(
+            f"{folder}: the weights of its best epoch were not kept; from its first epoch on, saving.best: "
+            "val_accuracy (or val_loss) keeps them"
+        )
+    return dict(best)
 
 
 def _read(folder: Path) -> dict:

@@ -1,10 +1,11 @@
 """What a run amounts to, from its rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from statistics import median
 from typing import Any
 
-from fgbench.storage.metrics import Cell, counted_epochs, select
+from fgbench.storage.metrics import COLUMNS, Cell, counted_epochs, select
 
 FINAL = select("learnt")
 MEDIANS = select("time", reading="median")
@@ -22,8 +23,7 @@ def summarise(rows: Sequence[dict[str, Cell]]) -> dict[str, Any]:
     """
     last, notes = rows[-1], [str(row["timing_note"] or "") for row in rows]
     counted = [row for row, counts in zip(rows, counted_epochs(notes), strict=True) if counts]
-    judged = [row for row in rows if isinstance(row["val_accuracy"], float)]
-    best = max(judged, key=lambda row: float(row["val_accuracy"] or 0.0), default=None)
+    best = best_row(rows, "val_accuracy")
     return {
         "epochs": last["epoch"],
         "final": {column: last[column] for column in FINAL},
@@ -34,6 +34,20 @@ def summarise(rows: Sequence[dict[str, Cell]]) -> dict[str, Any]:
         "total_time_s": last["elapsed_s"],
         "timing_notes": list(dict.fromkeys(row["timing_note"] for row in rows if row["timing_note"])),
     }
+
+
+def best_row(
+    rows: Sequence[Mapping[str, Cell]], metric: str, min_delta: float = 0.0
+) -> Mapping[str, Cell] | None:
+    """The first row that no later one betters by more than ``min_delta``; None where no value is finite."""
+    best: Mapping[str, Cell] | None = None
+    for row in rows:
+        value = row[metric]
+        if not isinstance(value, float) or not isfinite(value):
+            continue
+        if best is None or COLUMNS[metric].gain(value - float(best[metric] or 0.0)) > min_delta:
+            best = row
+    return best
 
 
 def _over(statistic: Any, rows: Sequence[dict[str, Cell]], column: str) -> float | None:

@@ -17,6 +17,8 @@ from fgbench.errors import ConfigError
 from fgbench.run.build import build_training
 from fgbench.run.loop import evaluate, start_next_epoch, train_epoch
 from fgbench.run.signals import Interrupted, StopRequest
+from fgbench.run.validation import why_stop
+from fgbench.storage.metrics import Cell
 from fgbench.storage.run_directory import RunDirectory
 from fgbench.sweep.tuned import Tuned, describe_tuned, distinct_configs, with_values, write_tuned
 
@@ -98,6 +100,7 @@ def _tune(
         chosen = {key: _suggest(trial, key, span) for key, span in ranges.items()}
         training = build_training(with_values(config, chosen), device, splits)
         score = math.nan
+        rows: list[dict[str, Cell]] = []
         for epoch in range(epochs):
             train_epoch(training, lambda: stop.requested)
             if stop.requested:
@@ -112,6 +115,9 @@ def _tune(
                 score = math.nan
                 break
             trial.report(score, epoch)
+            rows.append({"epoch": epoch + 1, "val_loss": loss, "val_accuracy": accuracy})
+            if why_stop(rows, config.early_stopping):
+                break
             if epoch + 1 < epochs and trial.should_prune():
                 score = math.nan
                 break
