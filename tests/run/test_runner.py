@@ -106,6 +106,28 @@ def test_a_run_directory_tells_everything(tmp_path: Path) -> None:
     assert (run.path / "config.yaml").exists()
 
 
+def test_the_end_tells_every_class_apart(tmp_path: Path) -> None:
+    assert run_configs([make_config(tmp_path)]).code == 0
+    run = only_run(tmp_path)
+    names, counts = run.read_confusions()
+    assert names == ["0", "1", "2"]
+    assert sum(map(sum, counts)) == 12
+    right = [row[place] for place, row in enumerate(counts)]
+    summary = run.read_summary()
+    assert sum(right) / 12 == summary["final"]["test_accuracy"]
+    accuracies = {name: hits / sum(row) for name, hits, row in zip(names, right, counts, strict=True)}
+    assert summary["test_class_accuracy"] == accuracies
+
+
+def test_a_run_that_diverged_keeps_nothing_of_its_classes(tmp_path: Path) -> None:
+    config = make_config(tmp_path, optimizer={"name": "sgd", "lr": 1e30}, schedule={"name": "constant"})
+    run_configs([config])
+    only_run(tmp_path).write_confusions(["a", "b"], [[1, 2], [3, 4]])  # of an earlier run in its place
+    assert run_configs([config], force=True).code == 4
+    assert only_run(tmp_path).read_confusions() == ([], [])
+    assert only_run(tmp_path).read_summary()["test_class_accuracy"] is None
+
+
 def test_a_finished_run_is_skipped_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_configs([make_config(tmp_path)])
     before = (only_run(tmp_path).path / "metrics.csv").read_bytes()

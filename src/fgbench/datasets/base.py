@@ -68,6 +68,8 @@ class ImageData:
                 f"{source}: only one class ({', '.join(self.class_names)}), expected at least two: every "
                 "model would be right; are the folders of the classes one level deeper?"
             )
+        if len(set(self.class_names)) < len(self.class_names):
+            raise DataError(f"{source}: two classes of one name ({', '.join(self.class_names)})")
         for part, (images, labels) in self.parts.items():
             if len(images) == 0:
                 raise DataError(f"{source}: no {part} images")

@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,9 @@ LAYER_COLUMNS = ("epoch", "layer", "noise", "cosine", "gradient_norm", "unexplai
 """Columns of layers.csv, of one layer: R = E|g_hat - g|^2 / |g|^2, the cosine of g_hat and g, |g|, and the
 share of the outputs' squared change under a perturbation of the layer that feedback matrices do not explain
 (NaN for trainers without any)."""
+
+CONFUSIONS = "confusion.csv"
+"""How many test images of each class (rows) the trained model took for each (columns)."""
 
 STATES = ("running", "finished", "diverged", "interrupted", "failed")
 
@@ -251,6 +254,31 @@ class RunDirectory:
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["epoch"]]
         return [row for row in rows if last is None or int(row["epoch"]) <= last]
+
+    def write_confusions(self, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """Write confusion.csv, or take it away where there are no counts.
+
+        Args:
+            names: of the classes.
+            counts: of test images, a row for every true class; a column for every class it was taken for,
+                and one for every other output of the model.
+        """
+        if not counts:
+            if self.writes:
+                (self.path / CONFUSIONS).unlink(missing_ok=True)
+            return
+        others = [f"output {index}" for index in range(len(names), len(counts[0]))]
+        rows = [[name, *map(str, row)] for name, row in zip(names, counts, strict=True)]
+        self._write(CONFUSIONS, "".join(map(_csv_line, [["class", *names, *others], *rows])))
+
+    def read_confusions(self) -> tuple[list[str], list[list[int]]]:
+        """What ``write_confusions`` wrote: the names of the columns and the counts; empty without it."""
+        try:
+            with (self.path / CONFUSIONS).open(newline="", encoding="utf-8") as file:
+                head, *rows = csv.reader(file)
+            return head[1:], [[int(cell) for cell in row[1:]] for row in rows]
+        except (OSError, ValueError, csv.Error):
+            return [], []
 
     def _intact_rows(self) -> list[dict[str, str]]:
         try:
