@@ -347,6 +347,41 @@ def test_a_guess_of_length_zero_gives_a_zero_estimate():
     assert all((grad != 0).any() for grad in gradients(last))
 
 
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (nn.Conv3d(1, 2, 2), r"block 1 of the model gives shape \(5, 2, 2, 2, 2\) for 5 samples"),
+        (nn.LSTM(3, 3, batch_first=True), "gives a tuple"),
+    ],
+)
+def test_set_up_refuses_blocks_whose_outputs_no_auxiliary_network_takes(stage, words):
+    model = nn.Sequential(stage, nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)))
+    inputs = torch.randn(SAMPLES, 1, 3, 3, 3) if isinstance(stage, nn.Conv3d) else torch.randn(SAMPLES, 2, 3)
+    with pytest.raises(ConfigError, match=words):
+        GuidedForwardGradient().set_up(model, inputs, CLASSES, torch.Generator())
+
+
+def test_blocks_that_write_into_their_inputs_are_differentiated_at_what_they_got():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(7, 7)
+
+        def forward(self, x):
+            return self.linear(x.mul_(2).add_(1))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 7), Writing(), Writing(), nn.Linear(7, CLASSES))
+    model, trainer, inputs, labels = example(model)
+    true, kept = copy.deepcopy(model), inputs.clone()
+    step(true, Backprop(), inputs, labels)
+    step(model, trainer, inputs, labels)
+    assert torch.equal(inputs, kept)
+    *hidden, last = zip(cut_model(model), cut_model(true), strict=True)
+    for own, exact in hidden:
+        assert_close(gradients(own), project(gradients(exact), gradients(own))[0])
+    assert_close(gradients(last[0]), gradients(last[1]))
+
+
 def test_set_up_leaves_the_model_as_it_was():
     torch.manual_seed(0)
     model = residual("batch")
@@ -360,6 +395,19 @@ def test_set_up_leaves_the_model_as_it_was():
 def test_per_sample_derivatives_refuse_batch_norm():
     with pytest.raises(ConfigError, match=r"model\.normalization: group"):
         example("resnet, batch", space="activations")
+
+
+def test_per_sample_derivatives_refuse_samples_that_interact_in_any_way():
+    class Mixing(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(36, 7), nn.Sequential(nn.Linear(7, 7), Mixing()), nn.Linear(7, CLASSES)
+    )
+    with pytest.raises(ConfigError, match="samples interact: a change of the first 2 changes the losses"):
+        step(*example(model, space="activations"))
+    step(*example(model))  # one derivative for the batch
 
 
 def test_a_trainer_that_was_not_set_up_says_so():
@@ -384,12 +432,24 @@ def test_stages_without_parameters_join_a_neighbour():
     assert [len(block) for block in cut_model(model)] == [3, 2]
 
 
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked(model):
+    model.register_forward_hook(lambda module, args, outputs: 2 * outputs)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "count", "words"),
     [
         (nn.Linear(2, 2), None, "nn.Sequential"),
         (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), 3, "at most 2"),
         (nn.Sequential(*[nn.Linear(2, 2)] * 2), None, "shared"),
+        (Doubled(nn.Linear(2, 2), nn.Linear(2, 2)), None, "got Doubled with a forward of its own"),
+        (hooked(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))), None, "hooks around it"),
     ],
 )
 def test_models_that_cannot_be_cut_are_refused(model, count, words):

@@ -212,13 +212,7 @@ def doubles():
     torch.set_default_dtype(torch.float32)
 
 
-OPEN = {"guided"}
-"""Cases whose trainers are neither right nor refused on every row."""
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.xfail(case in OPEN, reason="open")) for case in CASES]
-)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("row", ZOO, ids=lambda row: row.name)
 def test_right_or_refused(row, case):
     assert len(verdict(case, row).splitlines()) == 1

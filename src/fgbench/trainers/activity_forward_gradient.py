@@ -1,24 +1,24 @@
 """Forward gradients in the space of activations: each layer's output is perturbed, sample by sample."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgbench.errors import ConfigError
-from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass, refuse_interacting_samples
+from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.independence import (
+    is_known_independent,
+    refuse_interacting_samples,
+    require_independent_samples,
+)
 from fgbench.trainers.options import ActivityForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.reference import differentiate_outputs
 from fgbench.trainers.replay import OnePass
 from fgbench.trainers.sampling import sample_tangents
-
-_INDEPENDENT: WeakSet[nn.Module] = WeakSet()
-"""Models whose samples were seen not to interact; looked at once each, since it takes a pass."""
 
 
 class ActivityForwardGradient(Trainer):
@@ -86,12 +86,18 @@ class ActivityForwardGradient(Trainer):
         layers, others = layer_parameters(model, output_layer.names if output_layer else ())
         gradients = {id(p): torch.zeros_like(p) for p in model.parameters() if p.requires_grad}
         params = dict(model.named_parameters())
-        unseen = model not in _INDEPENDENT
+        unseen = not is_known_independent(model)
         one_pass = OnePass(model, options.tangents + unseen)
         if unseen:
+
+            def derive(perturb: Callable[[Tensor], Tensor]) -> Tensor:
+                def each(index: int, output: Tensor) -> Tensor:
+                    return perturb(output)
+
+                return perturbed_pass(model, loss_fn, inputs, labels, layers, each, {}).derivatives
+
             with one_pass:
-                refuse_interacting_samples(model, loss_fn, inputs, labels, layers, options.name)
-            _INDEPENDENT.add(model)
+                refuse_interacting_samples(model, len(inputs), options.name, derive)
         deltas: dict[int, Tensor] = {}
         derivatives = []
 
@@ -161,17 +167,3 @@ class ActivityForwardGradient(Trainer):
 def per_sample(numbers: Tensor, values: Tensor) -> Tensor:
     """Every sample's values, shape (B, ...), times its own number, shape (B,)."""
     return numbers.to(values.dtype).view(-1, *[1] * (values.dim() - 1)) * values
-
-
-def require_independent_samples(model: nn.Module, trainer: str) -> None:
-    """Refuse a model whose samples interact, for a trainer that uses per-sample directional derivatives.
-
-    Raises:
-        ConfigError: a BatchNorm layer uses the statistics of the batch.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise ConfigError(
-                f"trainer {trainer} takes one derivative per sample, which would be biased by BatchNorm "
-                f"({name!r}) in training mode, since samples interact in it: set model.normalization: group"
-            )

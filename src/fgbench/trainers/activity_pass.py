@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
 
 from fgbench.errors import ConfigError
@@ -75,38 +74,6 @@ def perturbed_pass(
         losses = sample_losses(loss_fn, outputs, labels)
         derivatives, output_tangents = (forward.tangent_of(each)[0] for each in (losses, outputs))
     return PassResult(losses, derivatives, outputs, output_tangents, watched.calls)
-
-
-def refuse_interacting_samples(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    inputs: Tensor,
-    labels: Tensor,
-    layers: Mapping[Tensor, str],
-    trainer: str,
-) -> None:
-    """Refuse a model in which a change of some samples' activations changes other samples' losses.
-
-    Perturbs the first half of the batch and looks whether any loss of the second half moves.
-
-    Raises:
-        ConfigError: one does, so that a derivative per sample would be biased.
-    """
-    half = len(inputs) // 2
-
-    def perturb(index: int, output: Tensor) -> Tensor:
-        change = torch.zeros_like(output)
-        change[:half] = 1
-        return change
-
-    moved = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, {}).derivatives[half:]
-    if isinstance(moved, FakeTensor):  # of a simulated device: it has no values
-        return
-    if half and bool(moved.any()):
-        raise ConfigError(
-            f"trainer {trainer} takes one derivative per sample, but in this model samples interact: a "
-            f"change of the first {half} changes the losses of others; train it with another trainer"
-        )
 
 
 def layer_parameters(

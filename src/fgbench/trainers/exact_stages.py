@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction
-from fgbench.trainers.passes import sample_losses
+from fgbench.trainers.local.blocks import require_stages
+from fgbench.trainers.passes import differentiate, sample_losses
 
 
 class LastStages:
@@ -23,11 +24,7 @@ class LastStages:
     """
 
     def __init__(self, model: nn.Module, count: int) -> None:
-        if not isinstance(model, nn.Sequential):
-            raise ConfigError(
-                f"exact_stages: {count} needs an nn.Sequential of stages, got {type(model).__name__}; "
-                "exact_output: true takes any model that ends in an nn.Linear"
-            )
+        model = require_stages(model, f"exact_stages: {count}")
         self.model, self.first = model, max(0, len(model) - count)
         last = {id(param) for stage in list(model)[self.first :] for param in stage.parameters()}
         front = {id(param) for stage in list(model)[: self.first] for param in stage.parameters()}
@@ -52,5 +49,5 @@ class LastStages:
             for stage in list(self.model)[self.first :]:
                 value = stage(value)
             loss = sample_losses(loss_fn, value, labels).mean()
-            found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+            found = differentiate([loss], list(params.values()))
         return dict(zip(params, found, strict=True)), loss.detach(), value.detach()

@@ -1,16 +1,23 @@
 """Forward gradients along guesses that auxiliary losses make, block by block."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.forward_mode import ForwardPass
+from fgbench.trainers.forward_mode.refusals import constant_parameters, refuse_hidden, refuse_lazy
+from fgbench.trainers.independence import (
+    is_known_independent,
+    refuse_interacting_samples,
+    require_independent_samples,
+)
 from fgbench.trainers.local.auxiliary import (
     Losses,
     auxiliary_gradient,
@@ -19,7 +26,14 @@ from fgbench.trainers.local.auxiliary import (
     last_gradient,
     local_gradient,
 )
-from fgbench.trainers.local.blocks import Block, Value, cut_model, last_names, output_shapes, stack_tangents
+from fgbench.trainers.local.blocks import (
+    Block,
+    Value,
+    cut_model,
+    example_outputs,
+    last_names,
+    stack_tangents,
+)
 from fgbench.trainers.options import GuidedForwardGradientOptions
 from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
 from fgbench.trainers.sampling import sample_tangents
@@ -99,19 +113,22 @@ class GuidedForwardGradient(Trainer):
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Build the auxiliary networks; see :meth:`Trainer.set_up`."""
-        self._check(model)
+        refuse_lazy(model)
+        if self._takes_samples_apart:
+            require_independent_samples(model, self.options.name)
         hidden = cut_model(model, self.options.blocks)[:-1]
         if not self._has_auxiliaries:
             return
         batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
         kind, units = self.options.auxiliary, self.options.hidden
+        examples = example_outputs(model, hidden, inputs)
         self.auxiliaries = nn.ModuleList(
-            build_auxiliary(kind, shape, units, num_classes, batch_norm=batch_norm)
-            for shape in output_shapes(hidden, inputs)
+            build_auxiliary(kind, each.shape[1:], units, num_classes, batch_norm=batch_norm)
+            for each in examples
         )
         draw_weights(self.auxiliaries, generator)
-        example = next(model.parameters())
-        self.auxiliaries.to(example.device, example.dtype).to(memory_format=torch.channels_last)
+        for auxiliary, example in zip(self.auxiliaries, examples, strict=True):
+            auxiliary.to(example.device, example.dtype).to(memory_format=torch.channels_last)
         self.auxiliaries.requires_grad_(self._trains_auxiliaries)
 
     def exact_names(self, model: nn.Module) -> set[str]:
@@ -142,17 +159,22 @@ class GuidedForwardGradient(Trainer):
     ) -> StepStats:
         """Fill ``param.grad``, the auxiliary networks' too; see :meth:`Trainer.compute_gradients`."""
         begin_step(model, labels, accumulate=accumulate)
-        self._check(model)
         parts = cut_model(model, self.options.blocks)
         if self._has_auxiliaries and len(self.auxiliaries) != len(parts) - 1:
             raise ConfigError("guided-forward-gradient: call set_up with this model before the first step")
         if self.options.guess == "ntk":
             draw_weights(self.auxiliaries, generator)
-        blocks = [Block(part, inputs.device, self.options.chunk) for part in parts]
+        refuse_hidden(model, model.parameters())
+        blocks = [Block(model, part, self.options.chunk) for part in parts]
 
         def losses(outputs: Tensor) -> Tensor:
             return sample_losses(loss_fn, outputs, labels)
 
+        if self._takes_samples_apart:
+            require_independent_samples(model, self.options.name)
+            if not is_known_independent(model):
+                derive = partial(_move_outputs, blocks, inputs, losses)
+                refuse_interacting_samples(model, len(inputs), self.options.name, derive)
         if self._local_learning:
             step = self._learn_locally
         else:
@@ -188,7 +210,8 @@ class GuidedForwardGradient(Trainer):
             directions += [(block, unit) for unit in units]
             if self.options.target == "local":
                 head = self._auxiliary_loss(index, losses)
-                derivatives += [block.push_weights(value, unit, head) for unit in units]
+                with constant_parameters(self.auxiliaries):
+                    derivatives += [block.push_weights(value, unit, head) for unit in units]
             else:
                 earlier = [] if stack is None else [block.push(value, stack)[1]]
                 stack = stack_tangents(earlier + [block.push_weights(value, unit) for unit in units])
@@ -213,15 +236,13 @@ class GuidedForwardGradient(Trainer):
         for index, block in enumerate(hidden):
             values.append(value)
             if stack is None:
-                with torch.no_grad():
-                    value = block(value)
+                value = block(value)
             else:
                 value, stack = block.push(value, stack)
             unit = _unit_per_sample(self._guess_outputs(index, value, losses, generator))
             units.append(unit)
             if self.options.target == "local":
-                with torch.no_grad():
-                    derivatives.append(jvp(self._auxiliary_losses(index, losses), (value,), (unit,))[1])
+                derivatives.append(self._along(index, value, unit, losses))
             else:
                 own = tree_map(lambda each: each.unsqueeze(0), unit)
                 stack = own if stack is None else stack_tangents([stack, own])
@@ -234,8 +255,13 @@ class GuidedForwardGradient(Trainer):
         d = torch.stack(derivatives) if hidden else loss.new_empty(0)
         return loss, outputs, d
 
-    def _auxiliary_losses(self, index: int, losses: Losses) -> Callable[[Value], Tensor]:
-        return lambda value: losses(self.auxiliaries[index](value))
+    def _along(self, index: int, value: Value, unit: Value, losses: Losses) -> Tensor:
+        """The derivatives of the samples' auxiliary losses along a direction of a block's outputs."""
+        value = tree_map(torch.clone, value)
+        units = [each[None] for each in tree_leaves(unit)]
+        given = dict(zip(tree_leaves(value), units, strict=True))
+        with torch.no_grad(), ForwardPass(self.auxiliaries[index], given) as forward:
+            return forward.tangent_of(losses(self.auxiliaries[index](value)))[0]
 
     def _auxiliary_loss(self, index: int, losses: Losses) -> Callable[[Value], Tensor]:
         return lambda value: losses(self.auxiliaries[index](value)).mean()
@@ -246,12 +272,10 @@ class GuidedForwardGradient(Trainer):
         """The block's outputs, and a guess of its weights' gradients."""
         if not self._random:
             return local_gradient(block, self.auxiliaries[index], value, losses)
-        with torch.no_grad():
-            outputs = block(value)
+        outputs = block(value)
         if self._trains_auxiliaries:
             auxiliary_gradient(self.auxiliaries[index], outputs, losses)
-        params = {name: param.detach() for name, param in block.params.items()}
-        return outputs, sample_tangents(params, self.options.guess, generator)
+        return outputs, sample_tangents(block.params, self.options.guess, generator)
 
     def _guess_outputs(self, index: int, outputs: Value, losses: Losses, generator: torch.Generator) -> Value:
         """A guess of the gradient with respect to a block's outputs."""
@@ -263,14 +287,22 @@ class GuidedForwardGradient(Trainer):
         named = {str(number): leaf for number, leaf in enumerate(leaves)}
         return tree_unflatten(list(sample_tangents(named, self.options.guess, generator).values()), structure)
 
-    def _check(self, model: nn.Module) -> None:
-        if self.options.space == "weights" or self._local_learning:
-            return
-        if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
-            raise ConfigError(
-                "guided-forward-gradient with space: activations takes one derivative per sample, and "
-                "BatchNorm in training mode makes samples interact: use model.normalization: group (or none)"
-            )
+    @property
+    def _takes_samples_apart(self) -> bool:
+        return self.options.space == "activations" and not self._local_learning
+
+
+def _move_outputs(
+    blocks: list[Block], value: Value, losses: Losses, perturb: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The derivatives of the samples' losses, shape (B,), when every block's outputs are perturbed."""
+    *hidden, last = blocks
+    stack: Value = None
+    for block in hidden:
+        value, moved = (block(value), None) if stack is None else block.push(value, stack)
+        own = tree_map(lambda each: perturb(each)[None], value)
+        stack = own if moved is None else tree_map(torch.add, moved, own)
+    return last.push(value, stack, losses)[1][0] if hidden else value.new_zeros(len(value))
 
 
 def _unit(direction: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from fgbench.errors import ConfigError
 from fgbench.models.layers import TokenMean
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.forward_mode.refusals import refuse_hidden, refuse_lazy
 from fgbench.trainers.local.auxiliary import draw_weights, last_gradient, local_gradient
-from fgbench.trainers.local.blocks import Block, cut_model, last_names, output_shapes
+from fgbench.trainers.local.blocks import Block, cut_model, example_outputs, last_names
 from fgbench.trainers.options import LocalLossOptions
 from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
 
@@ -60,11 +61,13 @@ class LocalLoss(Trainer):
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Build the heads; see :meth:`Trainer.set_up`."""
         hidden = cut_model(model, self.options.blocks)[:-1]
-        shapes = output_shapes(hidden, inputs)
-        self.heads = nn.ModuleList(build_head(self.options.head, shape, num_classes) for shape in shapes)
+        refuse_lazy(model)
+        examples = example_outputs(model, hidden, inputs)
+        kind = self.options.head
+        self.heads = nn.ModuleList(build_head(kind, each.shape[1:], num_classes) for each in examples)
         draw_weights(self.heads, generator)
-        example = next(model.parameters())
-        self.heads.to(example.device, example.dtype)
+        for head, example in zip(self.heads, examples, strict=True):
+            head.to(example.device, example.dtype)
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The last block's; see :meth:`Trainer.exact_names`."""
@@ -98,7 +101,8 @@ class LocalLoss(Trainer):
             ConfigError: the model cannot be cut into blocks, or ``set_up`` has not seen it.
         """
         begin_step(model, labels, accumulate=accumulate)
-        *hidden, last = (Block(part, inputs.device) for part in cut_model(model, self.options.blocks))
+        refuse_hidden(model, model.parameters())
+        *hidden, last = (Block(model, part) for part in cut_model(model, self.options.blocks))
         if len(self.heads) != len(hidden):
             raise ConfigError(f"{self.options.name}: call set_up with this model before the first step")
 

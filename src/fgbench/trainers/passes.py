@@ -96,6 +96,30 @@ def mean_loss(
     return function
 
 
+def differentiate(
+    outputs: Sequence[Tensor], params: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """The gradient of one loss (or of ``outputs``, weighed by ``cotangents``), zeros where there is none.
+
+    Raises:
+        ConfigError: the model checkpoints a part in the way that only ``loss.backward()`` goes through.
+    """
+    weights = [None] * len(outputs) if cotangents is None else list(cotangents)
+    pairs = [(each, its) for each, its in zip(outputs, weights, strict=True) if each.requires_grad]
+    if not pairs or not params:
+        return [torch.zeros_like(param) for param in params]
+    ends, starts = zip(*pairs, strict=True)
+    try:
+        return list(torch.autograd.grad(ends, params, starts, materialize_grads=True))
+    except RuntimeError as error:
+        if "use_reentrant=True" not in str(error):
+            raise
+        raise ConfigError(
+            "the model checkpoints a part with use_reentrant=True, through which no single gradient can be "
+            "taken: set use_reentrant=False there"
+        ) from error
+
+
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """Euclidean norm over all tensors together, shape ()."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))

@@ -2,6 +2,8 @@
 
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -56,11 +58,23 @@ class ModelState:
             attributes[name] = value
 
 
+@contextmanager
+def leaving_no_trace(model: nn.Module) -> Iterator[None]:
+    """Afterwards random states, buffers, counters and flags are as they were before."""
+    states = RandomStates(), ModelState(model)
+    try:
+        yield
+    finally:
+        for each in states:
+            each.restore()
+
+
 class OnePass:
     """``with one_pass:`` around every pass of a step: all begin alike, and only the first leaves its traces.
 
-    Every pass begins with the random states, buffers, counters and flags of the first. After each, they are
-    as the first left them; so all passes together draw, and move running statistics, as one pass does.
+    Every later pass begins with the random states, buffers, counters and flags that the first began with, and
+    puts back what it found; so all passes together draw, and move running statistics, as one pass does. A
+    graph has to be used up within its pass, since buffers are written to at the end of it.
 
     Args:
         model: whose buffers.
@@ -80,25 +94,20 @@ class OnePass:
     def __init__(self, model: nn.Module, passes: int = 2) -> None:
         self._model = model
         self._keep = passes > 1
-        self._before: tuple[RandomStates, ModelState] | None = None
-        self._after: tuple[RandomStates, ModelState] | None = None
+        self._first: tuple[RandomStates, ModelState] | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> None:
         if not self._keep:
             return
-        if self._before is None:
-            self._before = RandomStates(), ModelState(self._model)
-        else:
-            for each in self._before:
-                each.restore()
+        if self._first is None:
+            self._first = RandomStates(), ModelState(self._model)
+            return
+        self._stack.enter_context(leaving_no_trace(self._model))
+        for each in self._first:
+            each.restore()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._keep:
-            return
-        if self._after is None:
-            self._after = RandomStates(), ModelState(self._model)
-        else:
-            for each in self._after:
-                each.restore()
+        self._stack.close()

@@ -28,6 +28,7 @@ def derive(network, count=2, before=lambda network: None):
     tangents = {
         param: torch.randn(count, *param.shape, generator=generator).double()
         for param in network.parameters()
+        if param.requires_grad
     }
     with ForwardPass(network, tangents, count) as forward:
         derivatives = forward.tangent_of(network(inputs).square().sum())
@@ -57,6 +58,15 @@ def test_freeing_changes_no_number(taken, monkeypatch, count):
     monkeypatch.setattr(layers, "_KEEP_NOTHING", set())
     torch.testing.assert_close(derive(model(), count), found, rtol=1e-12, atol=0)
     assert taken == [4]
+
+
+def test_a_normalisation_that_takes_over_what_has_no_tangent_has_its_own(monkeypatch):
+    def freeze(network):
+        network[0][0].requires_grad_(False)
+
+    found = derive(model(), before=freeze)
+    monkeypatch.setattr(layers, "_KEEP_NOTHING", set())
+    torch.testing.assert_close(derive(model(), before=freeze), found, rtol=1e-12, atol=0)
 
 
 def test_what_a_hook_keeps_is_not_freed():

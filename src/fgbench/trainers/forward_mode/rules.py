@@ -351,13 +351,13 @@ def batch_norm(
     if not training:
         return NotImplemented
     mu, var = torch.batch_norm_update_stats(x, mean, variance, momentum)
-    t = m.get(x)
-    if t is None:
-        t = x.new_zeros(()).expand(m.count, *x.shape)
-    own = m.take_memory(x)
-    y, c = (x.view_as(x), t) if own else (torch.empty_like(x), t)
-    if not own:
-        c = m.blank(y, zeros=False)
+    if m.take_memory(x):
+        y = x.view_as(x)
+        t = c = m.blank(x)
+    else:
+        y = torch.empty_like(x)
+        c, given = m.blank(y, zeros=False), m.get(x)
+        t = x.new_zeros(()).expand(m.count, *x.shape) if given is None else given
     normalize(x, t, y, c, mu, var + eps, w, b, m.get(w), m.get(b))
     rest = (mu, (var + eps).rsqrt())
     return (y, *rest) if func is aten.native_batch_norm.default else (y, *rest, x.new_empty(0))

@@ -1,6 +1,6 @@
 """Auxiliary networks: small classifiers that give a block of a model a loss of its own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fgbench.models.layers import TokenMean
 from fgbench.trainers.local.blocks import Block, Value
+from fgbench.trainers.passes import differentiate
 
 Losses = Callable[[Tensor], Tensor]
 """Outputs, shape (B, classes), to one loss per sample, shape (B,)."""
@@ -95,37 +96,36 @@ def _average_pool(size: tuple[int, int], pooled: tuple[int, int]) -> nn.AvgPool2
 
 def last_gradient(last: Block, value: Value, losses: Losses) -> tuple[Tensor, Tensor]:
     """Give the last block its true gradient; returns the mean loss and the model's outputs."""
-    with torch.enable_grad():
-        outputs = last(value)
-        loss = losses(outputs).mean()
-        gradient = torch.autograd.grad(loss, list(last.params.values()), materialize_grads=True)
-    last.fill(dict(zip(last.params, gradient, strict=True)))
-    return loss.detach(), outputs.detach()
+    outputs, loss, gradient, _ = last.gradient(value, lambda outputs: losses(outputs).mean())
+    last.fill(gradient)
+    return loss, outputs
 
 
 def local_gradient(
     block: Block, auxiliary: nn.Module, value: Value, losses: Losses
 ) -> tuple[Value, dict[str, Tensor]]:
     """The block's outputs, and the gradient of its auxiliary loss; fills the network's ``.grad``."""
-    with torch.enable_grad():
-        outputs = block(value)
-        gradient = _differentiate(losses(auxiliary(outputs)).mean(), block.params.values(), auxiliary)
-    return tree_map(Tensor.detach, outputs), dict(zip(block.params, gradient, strict=True))
+    own = _trained(auxiliary)
+    outputs, _, gradient, others = block.gradient(value, lambda y: losses(auxiliary(y)).mean(), own)
+    _fill(own, others)
+    return outputs, gradient
 
 
 def auxiliary_gradient(auxiliary: nn.Module, outputs: Value, losses: Losses) -> Value:
     """The gradient of the auxiliary loss with respect to a block's outputs; fills the network's ``.grad``."""
+    own = _trained(auxiliary)
     with torch.enable_grad():
         outputs = tree_map(lambda each: each.detach().requires_grad_(), outputs)
         leaves, structure = tree_flatten(outputs)
-        return tree_unflatten(_differentiate(losses(auxiliary(outputs)).mean(), leaves, auxiliary), structure)
+        gradients = differentiate([losses(auxiliary(outputs)).mean()], leaves + own)
+    _fill(own, gradients[len(leaves) :])
+    return tree_unflatten(gradients[: len(leaves)], structure)
 
 
-def _differentiate(loss: Tensor, wanted: Iterable[Tensor], auxiliary: nn.Module) -> list[Tensor]:
-    """The gradient of ``loss``; the auxiliary network's own part goes to its parameters' ``.grad``."""
-    wanted = list(wanted)
-    own: list[Tensor] = [param for param in auxiliary.parameters() if param.requires_grad]
-    gradients = list(torch.autograd.grad(loss, wanted + own, materialize_grads=True))
-    for param, gradient in zip(own, gradients[len(wanted) :], strict=True):
+def _trained(auxiliary: nn.Module) -> list[nn.Parameter]:
+    return [param for param in auxiliary.parameters() if param.requires_grad]
+
+
+def _fill(params: list[nn.Parameter], gradients: list[Tensor]) -> None:
+    for param, gradient in zip(params, gradients, strict=True):
         param.grad = gradient
-    return gradients[: len(wanted)]

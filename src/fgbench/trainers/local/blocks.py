@@ -1,17 +1,18 @@
 """Cutting a model into blocks, and differentiating one block at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from fgbench.errors import ConfigError
 from fgbench.models.layers import Stages
-from fgbench.trainers.passes import DropoutReplay, forward_mode_statistics, trainable_parameters
+from fgbench.trainers.forward_mode import ForwardPass
+from fgbench.trainers.passes import differentiate, trainable_parameters
+from fgbench.trainers.replay import OnePass, leaving_no_trace
 
 Value = Any
 """What passes between blocks: a tensor of shape (B, ...), or a tuple of them (inside a basic block)."""
@@ -32,8 +33,7 @@ def cut_model(model: nn.Module, count: int | None = None) -> list[Stages]:
         ConfigError: the model is not sequential, cannot be cut so finely, or has blocks that share a
         parameter.
     """
-    if not isinstance(model, nn.Sequential):
-        raise ConfigError(f"a model to cut into blocks must be an nn.Sequential, got {type(model).__name__}")
+    model = require_stages(model, "a trainer of blocks")
     groups = _group_stages(model)
     if count is not None and count > len(groups):
         groups = _group_stages(split_stages(model))
@@ -54,6 +54,29 @@ def cut_model(model: nn.Module, count: int | None = None) -> list[Stages]:
             f"{shared} parameters are shared between blocks, which cannot be trained one by one"
         )
     return blocks
+
+
+def require_stages(model: nn.Module, what: str) -> nn.Sequential:
+    """The model, refused where it is not its stages one after the other and nothing else.
+
+    Args:
+        model: any.
+        what: needs that; begins the message.
+
+    Raises:
+        ConfigError: it is no ``nn.Sequential``, has a forward pass of its own, or hooks around it.
+    """
+    kind = type(model).__name__
+    if not isinstance(model, nn.Sequential):
+        raise ConfigError(f"{what} needs an nn.Sequential of stages, got {kind}")
+    forward = None if "forward" in vars(model) else type(model).forward
+    if forward not in (nn.Sequential.forward, Stages.forward):
+        raise ConfigError(
+            f"{what} needs stages that run one after the other, got {kind} with a forward of its own"
+        )
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise ConfigError(f"{what} needs a model without forward hooks around it: put them on its stages")
+    return model
 
 
 def split_stages(model: nn.Sequential) -> nn.Sequential:
@@ -88,28 +111,31 @@ def _group_stages(model: nn.Sequential) -> list[list[nn.Module]]:
 
 
 class Block:
-    """One block of a model during one step: all its passes see the same batch, weights and dropout masks.
+    """One block of a model during one step: all its passes see the same batch, weights and chance.
 
-    Running statistics move in the first pass and stay in the others.
+    Every pass has a copy of the block's inputs, which the block may write into. Buffers, counters and random
+    states are afterwards as the first pass left them.
 
     Args:
+        model: the whole model.
         module: a block of :func:`cut_model`.
-        device: where it is.
-        chunk: how many tangents one vectorised pass takes at most; None: all.
+        chunk: how many tangents one pass takes at most; None: all.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, chunk: int | None = None) -> None:
+    def __init__(self, model: nn.Module, module: nn.Module, chunk: int | None = None) -> None:
         self.module = module
-        self.params = {name: param for name, param in module.named_parameters() if param.requires_grad}
+        self.params: dict[str, nn.Parameter] = {
+            name: param for name, param in module.named_parameters() if param.requires_grad
+        }
         self.chunk = chunk
-        self._device = device
-        self._replay = DropoutReplay(module, device)
-        self._passes = 0
+        self._model = model
+        self._one_pass = OnePass(module)
 
+    @torch.no_grad()
     def __call__(self, value: Value) -> Value:
-        """The block's outputs; with a graph of this block where gradients are enabled."""
-        with self._one_pass():
-            return self.module(value)
+        """The block's outputs, without a graph."""
+        with self._inputs(value) as inputs:
+            return require_rows(self.module(inputs))
 
     def push(
         self, value: Value, tangents: Value, head: Callable[[Value], Tensor] | None = None
@@ -122,26 +148,17 @@ class Block:
             head: applied to the block's outputs.
 
         Returns:
-            The outputs, and their tangents with a first dimension of n. The outputs are computed once per
-            vectorised pass, not once per tangent.
+            The (head's) outputs, and their tangents with a first dimension of n. The outputs are computed
+            once per ``chunk``, not once per tangent.
         """
-
-        def function(inputs: Value) -> Value:
-            outputs = self.module(inputs)
-            return outputs if head is None else head(outputs)
-
-        def along(tangent: Value) -> Any:
-            return jvp(function, (value,), (tangent,))
-
-        out_dims: Any = (None, 0)
-        vectorised = vmap(along, out_dims=out_dims, randomness="same")
-        count = len(tree_leaves(tangents)[0])
-        pushed = []
+        stacks = tree_leaves(tangents)
+        count, pushed = len(stacks[0]), []
         for start in range(0, count, self.chunk or count):
-            part = tree_map(lambda each, start=start: each[start : start + (self.chunk or count)], tangents)
-            with torch.no_grad(), self._one_pass():
-                outputs, part_pushed = vectorised(part)
-            pushed.append(part_pushed)
+            parts = [stack[start : start + (self.chunk or count)] for stack in stacks]
+            with self._inputs(value) as inputs:
+                given = dict(zip(tree_leaves(inputs), parts, strict=True))
+                outputs, carried = self._forward(inputs, given, len(parts[0]), head)
+            pushed.append(carried)
         return outputs, stack_tangents(pushed)
 
     def push_weights(
@@ -157,62 +174,97 @@ class Block:
         Returns:
             A stack of one: shape (1, B, ...).
         """
+        given: dict[Tensor, Tensor] = {self.params[name]: part[None] for name, part in direction.items()}
+        with self._inputs(value) as inputs:
+            return self._forward(inputs, given, 1, head)[1]
 
-        def function(params: dict[str, Tensor]) -> Value:
-            outputs = functional_call(self.module, params, (value,))
-            return outputs if head is None else head(outputs)
+    def gradient(
+        self, value: Value, head: Callable[[Value], Tensor], others: Sequence[Tensor] = ()
+    ) -> tuple[Value, Tensor, dict[str, Tensor], list[Tensor]]:
+        """The block's outputs, a loss made of them by ``head``, and its gradient, by reverse mode.
 
-        params = {name: param.detach() for name, param in self.params.items()}
-        tangents = {  # zeros, not left out: in-place layers need all that meets to be tracked alike
-            name: direction[name] if name in direction else torch.zeros_like(param)
-            for name, param in params.items()
-        }
-        with torch.no_grad(), self._one_pass():
-            tangent = jvp(function, (params,), (tangents,))[1]
-        return tree_map(lambda each: each.unsqueeze(0), tangent)
+        Returns:
+            Outputs and loss, detached; the gradient by name in ``params``, and that of ``others``.
+        """
+        with self._inputs(value) as inputs, torch.enable_grad():
+            outputs = require_rows(self.module(inputs))
+            loss = head(outputs)
+            gradients = differentiate([loss], [*self.params.values(), *others])
+        own = dict(zip(self.params, gradients, strict=False))
+        return tree_map(Tensor.detach, outputs), loss.detach(), own, gradients[len(own) :]
 
     def weight_gradient(self, value: Value, cotangent: Value) -> dict[str, Tensor]:
         """The weights' gradient, given the gradient with respect to the block's outputs, by reverse mode."""
-        with torch.enable_grad():
-            outputs = tree_leaves(self(value))
-        pairs = [
-            (each, its)
-            for each, its in zip(outputs, tree_leaves(cotangent), strict=True)
-            if each.requires_grad
-        ]
-        gradient = torch.autograd.grad(
-            [each for each, _ in pairs],
-            list(self.params.values()),
-            [its for _, its in pairs],
-            materialize_grads=True,
-        )
-        return dict(zip(self.params, gradient, strict=True))
+        with self._inputs(value) as inputs, torch.enable_grad():
+            outputs = tree_leaves(self.module(inputs))
+            gradients = differentiate(outputs, list(self.params.values()), tree_leaves(cotangent))
+        return dict(zip(self.params, gradients, strict=True))
 
     def fill(self, gradient: Mapping[str, Tensor]) -> None:
         """Set ``.grad``, by name in ``params``."""
         for name, entries in gradient.items():
             self.params[name].grad = entries.to(self.params[name].dtype)
 
+    def _forward(
+        self,
+        inputs: Value,
+        given: dict[Tensor, Tensor],
+        count: int,
+        head: Callable[[Value], Tensor] | None,
+    ) -> tuple[Value, Value]:
+        with torch.no_grad(), ForwardPass(self._model, given, count) as forward:
+            outputs = require_rows(self.module(inputs))
+            outputs = outputs if head is None else head(outputs)
+            return outputs, tree_map(forward.tangent_of, outputs)
+
     @contextmanager
-    def _one_pass(self) -> Iterator[None]:
-        self._passes += 1
-        if torch.is_autocast_enabled(self._device.type):
+    def _inputs(self, value: Value) -> Iterator[Value]:
+        """Around a pass of this block: a copy of its inputs."""
+        device = tree_leaves(value)[0].device.type
+        if torch.is_autocast_enabled(device):
             torch.clear_autocast_cache()  # a weight cast without a graph must not serve a pass that needs one
-        with forward_mode_statistics(self.module, update=self._passes == 1), self._replay:
-            yield
+        with self._one_pass:
+            yield tree_map(torch.clone, value)
+
+
+def require_rows(value: Value) -> Value:
+    """Refuse what cannot pass between blocks.
+
+    Raises:
+        ConfigError: it is anything else than a floating-point tensor, or a tuple of them.
+    """
+    parts = value if isinstance(value, tuple) and value else (value,)
+    for part in parts:
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            found = f"{part.dtype} tensor" if isinstance(part, Tensor) else type(part).__name__
+            raise ConfigError(
+                f"a block of the model gives a {found}; expected a floating-point tensor, or a tuple of them"
+            )
+    return value
 
 
 @torch.no_grad()
-def output_shapes(modules: list[Stages], inputs: Tensor) -> list[torch.Size]:
-    """The shape of what each of consecutive blocks gives for one sample; changes nothing in them."""
-    shapes, value = [], inputs[:2]  # of one sample alone, GroupNorm refuses some shapes
-    for module in modules:
-        training = {each: each.training for each in module.modules()}
-        value = module.eval()(value)
-        for each, mode in training.items():
-            each.training = mode
-        shapes.append(tree_leaves(value)[0].shape[1:])
-    return shapes
+def example_outputs(model: nn.Module, modules: list[Stages], inputs: Tensor) -> list[Tensor]:
+    """What each of consecutive blocks gives in evaluation mode; changes nothing in them.
+
+    Of outputs in several parts it is the first.
+
+    Raises:
+        ConfigError: a block gives what no auxiliary network takes.
+    """
+    examples, value = [], inputs
+    with leaving_no_trace(model):  # of the modes too
+        for number, module in enumerate(modules, 1):
+            value = require_rows(module.eval()(tree_map(torch.clone, value)))
+            example = tree_leaves(value)[0]
+            if not 2 <= example.dim() <= 4 or len(example) != len(inputs):
+                raise ConfigError(
+                    f"block {number} of the model gives shape {tuple(example.shape)} for {len(inputs)} "
+                    f"samples; expected (samples, features), (samples, tokens, features) or (samples, "
+                    f"channels, height, width)"
+                )
+            examples.append(example)
+    return examples
 
 
 def stack_tangents(parts: list[Value]) -> Value:

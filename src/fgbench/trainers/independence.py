@@ -1,0 +1,68 @@
+"""The rule that samples must not interact, for trainers that take one derivative per sample."""
+
+from collections.abc import Callable
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fgbench.errors import ConfigError
+
+_INDEPENDENT: WeakSet[nn.Module] = WeakSet()
+"""Models whose samples were seen not to interact; looked at once each, since it takes a pass."""
+
+
+def require_independent_samples(model: nn.Module, trainer: str) -> None:
+    """Refuse a model whose samples interact, by its layers alone.
+
+    Raises:
+        ConfigError: a BatchNorm layer uses the statistics of the batch.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ConfigError(
+                f"trainer {trainer} takes one derivative per sample, which would be biased by BatchNorm "
+                f"({name!r}) in training mode, since samples interact in it: set model.normalization: group"
+            )
+
+
+def is_known_independent(model: nn.Module) -> bool:
+    """Whether ``refuse_interacting_samples`` has passed this model."""
+    return model in _INDEPENDENT
+
+
+def refuse_interacting_samples(
+    model: nn.Module, samples: int, trainer: str, derive: Callable[[Callable[[Tensor], Tensor]], Tensor]
+) -> None:
+    """Refuse a model in which a change of some samples' activations changes other samples' losses.
+
+    Moves the first half of the batch and looks whether any loss of the second half moves.
+
+    Args:
+        model: passed once, it is not looked at again.
+        samples: B.
+        trainer: its name.
+        derive: ``derive(perturb)`` takes a pass in which activations move by ``perturb(values)``, and returns
+            the derivatives of the samples' losses, shape (B,).
+
+    Raises:
+        ConfigError: one does, so that a derivative per sample would be biased.
+    """
+    half = samples // 2
+
+    def perturb(values: Tensor) -> Tensor:
+        change = torch.zeros_like(values)
+        change[:half] = 1
+        return change
+
+    moved = derive(perturb)[half:]
+    if isinstance(moved, FakeTensor):  # of a simulated device: it has no values
+        return
+    if half and bool(moved.any()):
+        raise ConfigError(
+            f"trainer {trainer} takes one derivative per sample, but in this model samples interact: a "
+            f"change of the first {half} changes the losses of others; train it with another trainer"
+        )
+    _INDEPENDENT.add(model)
