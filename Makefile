@@ -4,6 +4,8 @@ PYTHON ?= python3
 # The pair the committed results were made with; any pair allowed by pyproject.toml works:
 #   make demo TORCH="torch torchvision"
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+# One worker on each core; a file's tests share what its fixtures set up.
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -14,10 +16,10 @@ demo: $(VENV)/.installed
 	$(BIN)/fgbench demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(WORKERS) -m ""
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -37,6 +37,7 @@ class Trainer(Backprop):
 """
 """Of a user's own: once there is a state file, it waits for a file called hold to go, or to be stopped."""
 LOOPBACK = {"node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
+PROC = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 DETECTION = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
 
 
@@ -90,13 +91,6 @@ def nodes(all_nodes: Nodes) -> Iterator[Nodes]:
         driver.kill()
 
 
-@pytest.fixture(params=["shared", "unshared"])
-def shared(request: pytest.FixtureRequest) -> bool:
-    if request.param == "unshared" and not Path("/proc/self/fd").exists():
-        pytest.skip("needs /proc")
-    return request.param == "shared"
-
-
 @pytest.fixture(scope="module")
 def twelve(tmp_path_factory) -> dict[str, list[dict]]:
     """Twelve runs made on this machine, two by two."""
@@ -143,6 +137,7 @@ def logs(folder: Path) -> dict[str, str]:
     return {path.stem: path.read_text() for path in folder.glob("results/logs/*/*.log")}
 
 
+@pytest.mark.nightly
 def test_twelve_runs_give_what_they_give_here_and_are_skipped_the_next_time(nodes, twelve, tmp_path):
     write(tmp_path, TWELVE)
     code, out, err = finish(nodes.start(tmp_path))
@@ -158,6 +153,13 @@ def test_twelve_runs_give_what_they_give_here_and_are_skipped_the_next_time(node
     assert after == before
 
 
+@pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param(True, id="shared", marks=pytest.mark.nightly),
+        pytest.param(False, id="unshared", marks=PROC),
+    ],
+)
 def test_the_runs_of_a_node_that_dies_are_made_by_another(nodes, whole, held, shared):
     with (held / "out").open("w") as out:
         process = nodes.start(held, shared=shared, stdout=out)
@@ -172,9 +174,11 @@ def test_the_runs_of_a_node_that_dies_are_made_by_another(nodes, whole, held, sh
         lost = f"{NAME}/{run}: lost its node" in (held / "out").read_text()
         assert ("goes on after epoch" in text) == (shared and lost)
         assert all(text.count(f"epoch {epoch}/12  loss") == 1 for epoch in range(1, 13)), text
+    assert {path.name for path in (held / "results").iterdir()} == {"logs", NAME}
     assert states(held, shared=False) == []  # what the killed node left is gone
 
 
+@pytest.mark.nightly
 def test_a_killed_driver_takes_its_runs_along_and_its_repetition_makes_none_twice(nodes, twelve, tmp_path):
     write(tmp_path, TWELVE)
     results = tmp_path / "results"
@@ -200,6 +204,10 @@ def test_a_killed_driver_takes_its_runs_along_and_its_repetition_makes_none_twic
             assert text.count("$ fgbench run") == 1
 
 
+@pytest.mark.parametrize(
+    "shared",
+    [pytest.param(True, id="shared"), pytest.param(False, id="unshared", marks=[PROC, pytest.mark.nightly])],
+)
 def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(nodes, whole, held, shared):
     process = nodes.start(held, "--seeds", "0-2", "--gpus-per-run", "0.5", "--jobs", "3", shared=shared)
     wait_for(lambda: len(states(held, shared)) == 2)  # two share the GPU, the third waits for it
@@ -241,6 +249,7 @@ def test_a_run_directory_is_taken_over_from_a_node_that_died_but_not_from_a_proc
     assert RunDirectory(directory.path).status()["reason"] == "its node died"
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(torch.cuda.is_available(), reason="wants a GPU that is not there")
 def test_the_device_is_the_clusters_and_what_fails_there_is_told(nodes, tmp_path):
     write(tmp_path, BASE)
@@ -251,6 +260,7 @@ def test_the_device_is_the_clusters_and_what_fails_there_is_told(nodes, tmp_path
     assert "device: cuda is not available" in log.read_text()
 
 
+@pytest.mark.nightly
 def test_a_run_too_large_for_every_node_is_refused(nodes, tmp_path):
     write(tmp_path, BASE)
     code, _, err = finish(nodes.start(tmp_path, "--cpus-per-run", "64"))

@@ -99,6 +99,7 @@ class RayPool:
         self._tokens: set[Path] = set()
         self._free: list[Any] = []
         self._running: dict[Job, _Run] = {}
+        self._cancelled: dict[Job, int] = {}
         self._stopped = 0
 
     @property
@@ -130,7 +131,7 @@ class RayPool:
 
     def poll(self) -> dict[Job, int]:
         """The runs that have ended, with their exit codes; negative: ended by a signal."""
-        ended = {}
+        ended, self._cancelled = self._cancelled, {}
         self._free.clear()  # whatever no run has been started on since; Ray ends them
         for job, run in list(self._running.items()):
             try:
@@ -167,13 +168,13 @@ class RayPool:
         return {job: run.progress() for job, run in self._running.items()}
 
     def stop(self, number: int) -> None:
-        """Send all runs a signal; those that wait for room end at once."""
+        """Send all runs a signal; those that wait for room are cancelled first, or they would get it."""
         self._stopped = number
+        for job in [job for job, run in self._running.items() if run.ended is None]:
+            ray.kill(self._running.pop(job).actor)
+            self._cancelled[job] = 128 + number
         for run in self._running.values():
-            if run.ended is None:
-                ray.kill(run.actor)
-            else:
-                run.actor.stop.remote(number)
+            run.actor.stop.remote(number)
 
     def close(self) -> None:
         """End what is still running, and leave the cluster."""

@@ -1,0 +1,8 @@
+"""Every test has one thread, as the processes that it starts, so that workers side by side do not slow each other.
+
+Set here since torch reads it when it is imported.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
