@@ -1,4 +1,4 @@
-"""Every test has one thread, as the processes that it starts, so that workers side by side do not slow each other.
+"""Tests and the processes that they start have one thread each: workers side by side do not slow each other.
 
 Set here since torch reads it when it is imported.
 """

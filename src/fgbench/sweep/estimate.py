@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fgbench import measure
 from fgbench.analysis.rendering import align
@@ -16,6 +17,8 @@ from fgbench.storage.state import first_line
 
 STEPS = 3
 """Timed steps of each configuration, after one that warms up."""
+FREE: dict[str, Any] = {"name": True, "results_dir": True, "seed": True, "epochs": True, "optimizer": {"lr"}}
+"""Keys that an epoch costs the same whatever they say."""
 EVALUATED = 500
 """Images whose evaluation is timed."""
 
@@ -51,7 +54,7 @@ def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int) -> str:
         if plan.ended:
             rows.append([*cells, "-", "-"])
             continue
-        kind = plan.identity.partition("-")[2]
+        kind = f"{plan.device} {plan.config.model_dump_json(exclude=FREE)}"
         if kind not in estimates:
             estimates[kind] = measure_plan(plan, threads)
         estimate = estimates[kind]
