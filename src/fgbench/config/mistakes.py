@@ -11,10 +11,7 @@ from pydantic_core import ErrorDetails
 
 from fgbench.config.source import Location, Source, show
 from fgbench.errors import ConfigError
-from fgbench.registry import TABLES, nearest_name, options_model
-
-ROUNDS = 4
-"""A mistake can hide others behind it; this many layers are uncovered."""
+from fgbench.registry import TABLES, options_model
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names of runs, which are names of folders."""
@@ -41,28 +38,18 @@ Model = TypeVar("Model", bound=BaseModel)
 def validate_source(source: Source, model: type[Model]) -> Model:
     """The values of a source as an instance of ``model``.
 
-    Pydantic checks combinations of options only where each is right by itself. So after every round the
-    mistakes found are mended as well as can be, and the rest is checked again.
+    Pydantic names every wrong value at once; what only a combination of right ones makes wrong comes once
+    they are right.
 
     Raises:
         ConfigError: all mistakes, one a line.
     """
-    data = json.loads(json.dumps(source.data))
-    taken_out: set[str] = set()
-    for _ in range(ROUNDS):
-        before = json.dumps(data)
-        try:
-            valid = model.model_validate_json(before, strict=True)
-            break
-        except ValidationError as error:
-            mistakes = [_read(each, data, model) for each in error.errors(include_url=False)]
-        for mistake in mistakes:
-            if not _is_about(mistake, taken_out):
-                source.add_problem(mistake.location, mistake.text + _whole_block_hint(mistake, source))
-        for mistake in mistakes:
-            taken_out |= _mend(mistake, data)
-        if json.dumps(data) == before:
-            break
+    data = source.data
+    try:
+        valid = model.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        for mistake in (_read(each, data, model) for each in error.errors(include_url=False)):
+            source.add_problem(mistake.location, mistake.text + _whole_block_hint(mistake, source))
     source.raise_problems()
     return valid
 
@@ -79,8 +66,6 @@ class _Mistake(NamedTuple):
     location: Location
     kind: str
     text: str
-    near: str | None = None
-    """What was probably meant."""
 
 
 def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> _Mistake:
@@ -94,19 +79,17 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
         expected = f", expected one of {', '.join(table)}, or package.module:Class" if table else ""
         return _Mistake(location, kind, f"missing{expected}")
     if kind == "component":
-        return _Mistake(location, kind, context["text"], nearest_name(str(location[0]), value))
+        return _Mistake(location, kind, context["text"])
     location = _said(location, data)
     if kind == "extra_forbidden":
         allowed = list(_allowed_keys(data, location[:-1], model))
         near = _nearest(location[-1], allowed)
         hint = _hint(near or _inner_key(str(location[-1]), location[:-1], data, model))
-        return _Mistake(location, kind, f"unknown key{hint}; allowed: {', '.join(allowed)}", near)
+        return _Mistake(location, kind, f"unknown key{hint}; allowed: {', '.join(allowed)}")
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         near = _nearest(value, allowed)
-        return _Mistake(
-            location, kind, f"got {show(value)}, expected {' | '.join(allowed)}{_hint(near)}", near
-        )
+        return _Mistake(location, kind, f"got {show(value)}, expected {' | '.join(allowed)}{_hint(near)}")
     if kind in ("value_error", "combination"):
         return _Mistake(location, kind, str(context.get("error") or context.get("text")))
     expected = _EXPECTED.get(kind, error["msg"].removeprefix("Input should be ")).format(**context)
@@ -121,43 +104,6 @@ def _whole_block_hint(mistake: _Mistake, source: Source) -> str:
     if mistake.kind != "extra_forbidden" or head not in TABLES or not override.startswith(f"-o {head}.name="):
         return ""
     return f"; -o {head}={source.data[head]['name']} drops what it does not have"
-
-
-def _is_about(mistake: _Mistake, taken_out: set[str]) -> bool:
-    """Whether a mistake of a later round may only be there because of what was taken out."""
-    return any(re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", mistake.text) for key in taken_out) or bool(
-        taken_out.intersection(map(str, mistake.location))
-    )
-
-
-def _mend(mistake: _Mistake, data: dict[str, Any]) -> set[str]:
-    """Replace what is wrong by what was probably meant, or else by its default; returns the keys given up."""
-    location, near = mistake.location, mistake.near
-    if not location or mistake.kind == "combination":
-        return set()
-    head = str(location[0])
-    if head in TABLES and (len(location) == 1 or mistake.kind == "component"):
-        if near is not None:
-            data[head]["name"] = near
-            return set()
-        name = data[head]["name"] if mistake.kind == "value_error" else next(iter(TABLES[head]))
-        data[head] = {"name": name}
-        return {head}
-    block: Any = data
-    for part in location[:-1]:
-        block = block[part]
-    if not isinstance(block, dict) or location[-1] not in block:
-        return set()
-    key = str(location[-1])
-    value = block.pop(key)
-    if mistake.kind == "extra_forbidden":
-        if near is not None:
-            block.setdefault(near, value)
-        return set()
-    if near is not None:
-        block[key] = near
-        return set()
-    return {key}
 
 
 def _allowed_keys(data: dict[str, Any], location: Location, model: type[BaseModel]) -> Iterable[str]:
