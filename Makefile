@@ -1,5 +1,6 @@
 # make demo: install and run the main job.  make test: install and run the tests; test-all: the long ones too.
-# make check: format, lint, types, imports.  make wheel: dist/*.whl, for `pip install` anywhere.
+# make check: format, lint, types, imports.  make docs: the documentation as a site, in site/.
+# make wheel: dist/*.whl, for `pip install` anywhere.
 PYTHON ?= python3
 # The pair the committed results were made with; any pair allowed by pyproject.toml works:
 #   make demo TORCH="torch torchvision"
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all check reproduce format install wheel clean
+.PHONY: demo test test-all check docs reproduce format install wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fgbench demo
@@ -26,6 +27,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_rooms.py
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 reproduce:  # all of results/, many hours; scripts/reproduce.sh --quick: a small part of each
 	scripts/reproduce.sh
@@ -53,5 +57,9 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo build dist site .pytest_cache .ruff_cache .mypy_cache

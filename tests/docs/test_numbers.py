@@ -1,4 +1,4 @@
-"""Every result the README states is what the files in results/ say."""
+"""Every result that README and docs state is what the files in results/ say."""
 
 import itertools
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pages import PAGES, README, ROOT, plain
 
 from bench_table import BENCH, make_table
 from fgbench.analysis.claims.claims import audit
@@ -17,8 +18,8 @@ from fgbench.analysis.readings import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results, read_results
 from fgbench.analysis.time_to import geometric_mean
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = PAGES["docs/results.md"]
+COSTS = PAGES["docs/costs.md"]
 RESULTS = ROOT / "results"
 
 
@@ -38,9 +39,9 @@ def select(folder: Path, wanted: dict[str, object]) -> list[RunRecord]:
     return found
 
 
-def row(start: str) -> str:
-    """The line of the README's first table of results that begins so."""
-    (table,) = re.findall(r"\| as the study sets it .*?\n\n", README, re.DOTALL)
+def row(page: str, start: str) -> str:
+    """The line of a page's first table of results that begins so."""
+    (table,) = re.findall(r"\| (?:as the study sets it|Fashion-MNIST, Adam).*?\n\n", page, re.DOTALL)
     (line,) = [line for line in table.splitlines() if line.startswith(f"| {start} |")]
     return line
 
@@ -52,9 +53,10 @@ STUDY = {
 }
 
 
+@pytest.mark.parametrize("page", [README, PAGE], ids=["README", "results"])
 @pytest.mark.parametrize("name", STUDY)
-def test_accuracies_of_the_study_are_those_of_the_runs(name):
-    cells = [cell.strip() for cell in row(name).split("|")[1:-1]]
+def test_accuracies_of_the_study_are_those_of_the_runs(name, page):
+    cells = [cell.strip() for cell in row(page, name).split("|")[1:-1]]
     assert cells[2] == accuracy(select(RESULTS / "cnn", STUDY[name]))
     if name != "forward-gradient, rank-one":
         assert cells[1] == accuracy(select(RESULTS / "fc", STUDY[name]))
@@ -64,7 +66,7 @@ def test_the_training_loss_rises_as_stated():
     runs = select(RESULTS / "fc", STUDY["forward-gradient (the study's)"])
     mean = sum(run.metrics.set_index("epoch")["train_loss"] for run in runs) / len(runs)
     lowest = f"falls to {mean.min():.2f} in epoch {mean.idxmin()}"
-    assert f"training loss {lowest} and rises to {mean[100]:.2f} in epoch 100" in " ".join(README.split())
+    assert f"training loss {lowest} and rises to {mean[100]:.2f} in epoch 100" in plain(PAGE)
 
 
 TRAINERS = {
@@ -91,7 +93,7 @@ def test_the_table_of_tuned_trainers_is_that_of_the_runs():
         memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], 20) for run in runs)
         line = f"| {name} | {runs[0].settings['optimizer.lr']:.2g} | {accuracy(runs)} | {memory:.1f} |"
         lines.append((statistics.mean(read(run, "test_accuracy") for run in runs), line))
-    assert "\n".join(line for _, line in sorted(lines, reverse=True)) in README
+    assert "\n".join(line for _, line in sorted(lines, reverse=True)) in PAGE
 
 
 DEEP = {
@@ -109,24 +111,26 @@ def test_the_table_of_deep_networks_is_that_of_the_runs(name):
         runs = select(RESULTS / "deep", DEEP[name] | {"model.name": model})
         memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], run.last_epoch) for run in runs)
         cells += [accuracy(runs), f"{memory:.0f}"]
-    assert f"| {name} | {' | '.join(cells)} |" in README
+    assert f"| {name} | {' | '.join(cells)} |" in PAGE
 
 
 def test_the_verdicts_counted_are_those_of_the_audit():
     results = read_results(RESULTS)
     counts = Counter(audited.finding.verdict for audited in audit(results.runs, results.steps))
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
-    assert f"{sum(counts.values())} published claims: {told}" in " ".join(README.split())
+    text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    for page in (README, PAGE):
+        assert text in plain(page)
+        assert f"{sum(counts.values())} published claims" in plain(page)
 
 
 def test_the_table_of_step_times_is_the_benchmarks():
-    assert make_table(sorted(BENCH.glob("**/bench.csv"))) in README
+    assert make_table(sorted(BENCH.glob("**/bench.csv"))) in COSTS
 
 
 def test_the_other_numbers_about_steps_are_the_benchmarks():
     rows = pd.concat(pd.read_csv(path) for path in BENCH.glob("**/bench.csv"))
     forwards = rows[rows["case"] == "backprop"]["time_to_forward"]
-    text = " ".join(README.split())
+    text = plain(COSTS)
     assert f"backprop takes {forwards.min():.1f} to {forwards.max():.1f} forward passes" in text
     depths = pd.read_csv(RESULTS / "baydin" / "depth.csv")
     assert f"the drawing of {depths['parameters'].min():,} normal numbers" in text
@@ -144,7 +148,7 @@ def test_the_epochs_beside_the_usual_loop_are_those_measured():
         own, usual = (rows[f"{loop}_train_s"] + rows[f"{loop}_test_s"] for loop in ("fgbench", "dataloader"))
         cells = [f"{own.min():.2f}", f"{own.median():.2f}", f"{usual.min():.2f}", f"{usual.median():.2f}"]
         cells += [f"{usual.min() / own.min():.1f}", f"{usual.median() / own.median():.1f}"]
-        assert f"| {optimizer} | {' | '.join(cells)} |" in README
+        assert f"| {optimizer} | {' | '.join(cells)} |" in COSTS
 
 
 def test_the_costs_with_adam_are_those_of_the_timed_runs():
@@ -165,7 +169,7 @@ def test_the_costs_with_adam_are_those_of_the_timed_runs():
         [ratio(model, name, measure) for model in ("fc", "cnn") for measure in (0, 1)]
         for name in ("forward-gradient, rank-one", "forward-gradient (the study's)")
     )
-    text = " ".join(README.split())
+    text = plain(PAGE)
     assert (
         "rank-one takes {} of backprop's time and {} of its memory on the FC, {} and {} on the CNN".format(
             *rank_one
