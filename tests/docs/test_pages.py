@@ -39,7 +39,7 @@ def commands(text: str) -> list[str]:
 
 def call(line: str) -> None:
     arguments = shlex.split(line, comments=True)[1:]
-    arguments = [each for word in arguments for each in (sorted(glob(word)) or [word])]
+    arguments = [each for word in arguments for each in (sorted(glob(word)) or [word])]  # noqa: PTH207
     with pytest.raises(SystemExit) as exit_:
         app([*arguments, *SHORTER.get(arguments[0], [])])
     assert exit_.value.code == 0, line
