@@ -399,8 +399,12 @@ VALUES = [
     "{patience: 3}",
     "val_loss",
     "words",
+    "[words]",
 ]
-UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics", "verify"}
+UNHASHED = {
+    *("name", "seed", "tuned", "tags", "note", "device", "data_dir", "results_dir"),
+    *("saving", "diagnostics", "verify"),
+}
 COMPONENTS = [(kind, name) for kind, table in TABLES.items() for name in table]
 
 
@@ -455,6 +459,20 @@ def test_the_hash_changes_with_just_those_keys_that_make_another_experiment(writ
         before, after = next(pairs_that_differ_in(key, path, []))
         same = config_hash(before, "cpu") == config_hash(after, "cpu")
         assert same == (key.partition(".")[0] in UNHASHED), key
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ("paper", "tags: got 'paper', expected a list"),
+        ("[a b]", "tags.0: got 'a b', expected at most 100 letters, digits, dots, - and _, a letter"),
+        ("[ok, 3]", "tags.1: got 3, expected text (put it in quotes)"),
+    ],
+)
+def test_tags_are_a_list_of_words(write, tags, told):
+    [line] = mistakes(write(MINIMAL + f"tags: {tags}\n"))
+    assert line.startswith(f"a.yaml:4: {told}")
+    assert load_config(write(MINIMAL + "tags: [a, b, a]\n")).tags == ("a", "b")
 
 
 @pytest.mark.parametrize("key", ["patience=4", "metric=val_loss", "min_delta=0.1"])

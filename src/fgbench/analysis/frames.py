@@ -45,7 +45,8 @@ def read_summaries(path: str | Path) -> pd.DataFrame:
         path: a results folder, or any folder in it.
 
     Returns:
-        A row per run: what tells the run and its settings, as in ``read_runs``; ``epochs`` done; and every
+        A row per run: what tells the run and its settings, as in ``read_runs``; ``tags``, a tuple of words;
+        ``epochs`` done; and every
         column that can be compared: of what was learnt the value at the last epoch (NaN for a run that
         diverged), of times the median over warm epochs that nothing disturbed, of memory the peak.
 
@@ -56,12 +57,12 @@ def read_summaries(path: str | Path) -> pd.DataFrame:
     labels = _labels(records)
     rows = [
         _identity(run, labels)
-        | {"epochs": run.last_epoch}
+        | {"tags": run.tags, "epochs": run.last_epoch}
         | {name: read(run, measure, run.last_epoch) for name, measure in MEASURES.items()}
         for run in records
     ]
     columns = list(dict.fromkeys(key for run in records for key in _identity(run, labels)))
-    return pd.DataFrame(rows, columns=[*columns, "epochs", *MEASURES])
+    return pd.DataFrame(rows, columns=[*columns, "tags", "epochs", *MEASURES])
 
 
 def _labels(records: Iterable[RunRecord]) -> dict[Path, str]:
@@ -82,5 +83,5 @@ def _identity(run: RunRecord, labels: dict[Path, str]) -> dict[str, Any]:
         "state": run.state,
         "uses_backwards": run.uses_backwards,
     }
-    settings = {key: value for key, value in run.settings.items() if key not in ("epochs", "tags", "note")}
+    settings = {key: value for key, value in run.settings.items() if key != "epochs"}
     return told | {"planned_epochs": run.config.get("epochs")} | settings

@@ -21,7 +21,10 @@ from fgbench.storage.run_directory import LAYER_COLUMNS, TRIALS, RunDirectory
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = ("name", "seed", "tuned", "saving", "diagnostics", "verify", "data_dir", "results_dir")
+IDENTITY = (
+    *("name", "seed", "tuned", "tags", "note", "data_dir", "results_dir"),
+    *("saving", "diagnostics", "verify"),
+)
 """Config keys that do not change what is measured."""
 
 _FOLDER = re.compile(r"s\d+-([0-9a-f]{8})$")
@@ -63,6 +66,11 @@ class RunRecord:
     def last_epoch(self) -> int:
         """Epochs done, 0 where there is none."""
         return int(self.metrics["epoch"].iloc[-1]) if len(self.metrics) else 0
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The words its config tags it with."""
+        return tuple(map(str, self.config.get("tags") or ()))
 
     @property
     def stopped_early(self) -> bool:
@@ -128,31 +136,37 @@ class Results:
         runs: every run that can be read, in order of path.
         unread: the run directories that cannot, and why.
         steps: what ``fgbench bench`` measured there.
+        chosen: which of the runs there these are; empty for all.
     """
 
     runs: list[RunRecord]
     unread: dict[Path, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    chosen: str = ""
 
     @property
     def notes(self) -> list[str]:
-        """A line for each run that is left out or has not finished; what is said rests on the others."""
+        """What the results rest on: which runs were chosen, which cannot be read, which have not finished."""
         left_out = [f"Left out: {path}: {reason}" for path, reason in self.unread.items()]
         unfinished = [
             f"Not finished: {run.path}: {run.state}, epoch {run.last_epoch} of {run.config.get('epochs')}"
             for run in self.runs
             if run.state not in ("finished", "diverged")
         ]
-        return left_out + unfinished
+        return [*([self.chosen] if self.chosen else []), *left_out, *unfinished]
 
 
-def read_results(path: str | Path) -> Results:
+def read_results(path: str | Path, tag: str | None = None) -> Results:
     """Every run directory and benchmark at or below ``path``; a warning names what cannot be read.
 
     The runs that tuning chose among are left out, unless ``path`` is within their folder.
 
+    Args:
+        path: a results folder, or any folder in it.
+        tag: leave out the runs that do not have it.
+
     Raises:
-        ConfigError: no such folder, or no run in it.
+        ConfigError: no such folder, or no run in it, or none with the tag.
     """
     root = Path(path)
     if not root.is_dir():
@@ -171,12 +185,24 @@ def read_results(path: str | Path) -> Results:
             logger.warning("%s: %s; this run is left out", folder, unread[folder])
     if not runs:
         raise ConfigError(f"no runs in {root}: `fgbench run CONFIG --results {root}` makes one")
-    return Results(runs, unread, load_steps(root))
+    steps = load_steps(root)
+    return Results(runs, unread, steps) if tag is None else _choose(runs, unread, steps, tag, root)
 
 
-def load_results(path: str | Path) -> list[RunRecord]:
+def _choose(
+    runs: list[RunRecord], unread: dict[Path, str], steps: list[Step], tag: str, root: Path
+) -> Results:
+    chosen = [run for run in runs if tag in run.tags]
+    if not chosen:
+        tags = sorted({each for run in runs for each in run.tags})
+        there = f"the tags there are {', '.join(tags)}" if tags else "no run there has any (the key tags)"
+        raise ConfigError(f"--tag {tag[:60]}: no run in {root} has it; {there}")
+    return Results(chosen, unread, steps, f"Of the {len(runs)} runs, the {len(chosen)} tagged {tag}.")
+
+
+def load_results(path: str | Path, tag: str | None = None) -> list[RunRecord]:
     """The runs of ``read_results``."""
-    return read_results(path).runs
+    return read_results(path, tag).runs
 
 
 def _load_run(folder: Path) -> RunRecord:

@@ -25,6 +25,7 @@ class Progress:
         left_s: seconds a running run will take; None for others, or if unknown.
         heard_s: seconds since its last sign of life; None if unknown.
         reason: why it stopped, if it told or one can tell.
+        tags: the words its config tags it with.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Progress:
     left_s: float | None
     heard_s: float | None
     reason: str
+    tags: tuple[str, ...] = ()
 
 
 def progress(run: RunRecord, now: datetime | None = None) -> Progress:
@@ -58,6 +60,7 @@ def progress(run: RunRecord, now: datetime | None = None) -> Progress:
         left_s=(epochs - run.last_epoch) * epoch_s if running and epoch_s is not None else None,
         heard_s=_seconds_since(run.status.get("heartbeat"), now or datetime.now(UTC)),
         reason=" ".join(str(run.status.get("reason") or "").split()),
+        tags=run.tags,
     )
 
 
@@ -69,8 +72,8 @@ def status_report(
     rows = sorted(
         (progress(run, now) for run in results.runs), key=lambda each: order.get(each.state, len(order))
     )
-    head = ["run", "state", "epoch", "s/epoch", "time left", "last heard", "reason"]
-    unread = [[_name(path, root), "unreadable", *"----", why] for path, why in results.unread.items()]
+    head = ["run", "state", "epoch", "s/epoch", "time left", "last heard", "tags", "reason"]
+    unread = [[_name(path, root), "unreadable", *"-----", why] for path, why in results.unread.items()]
     table = Table("", head, [*unread, *(_cells(each, root) for each in rows)])
     if Format(form).is_data:
         return render([table], form)
@@ -83,7 +86,8 @@ def status_report(
         line += f" The last of those running is done in about {duration(max(left))}."
     if counts["interrupted"]:
         line += " The command that began an interrupted run also goes on with it."
-    return f"{render([table], form)}\n\n{line}"
+    chosen = f"{results.chosen} " if results.chosen else ""
+    return f"{render([table], form)}\n\n{chosen}{line}"
 
 
 def _cells(run: Progress, root: Path) -> list[str]:
@@ -94,6 +98,7 @@ def _cells(run: Progress, root: Path) -> list[str]:
         "-" if run.epoch_s is None else f"{run.epoch_s:.1f}",
         "-" if run.left_s is None else duration(run.left_s),
         "-" if run.heard_s is None else f"{duration(run.heard_s)} ago",
+        " ".join(run.tags) or "-",
         run.reason,
     ]
 

@@ -26,6 +26,10 @@ Out = Annotated[
     Path | None, typer.Option(help="File to write to instead.", show_default=False, callback=expanded)
 ]
 
+Tag = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Only the runs with this tag.", show_default=False)
+]
+
 
 class FigureKind(StrEnum):
     """What ``fgbench plot`` can draw."""
@@ -61,6 +65,7 @@ def plot(
     style: Annotated[
         FigureStyle, typer.Option(help="paper: one column wide, untitled, PDF and SVG.")
     ] = FigureStyle.screen,
+    tag: Tag = None,
 ) -> None:
     """Draw accuracy, memory, training loss and time per epoch of the runs in a folder.
 
@@ -70,13 +75,14 @@ def plot(
     from fgbench.plotting.figures import plot_results
 
     kinds = None if kind is FigureKind.all else [kind]
-    for path in plot_results(results, out, kinds, style):
+    for path in plot_results(results, out, kinds, style, tag):
         typer.echo(path)
 
 
 def report(
     results: ResultsFolders,
     out: Annotated[Path, typer.Option(help="The page to write.", callback=expanded)] = Path("report.html"),
+    tag: Tag = None,
 ) -> None:
     """Write one self-contained HTML page: the answer, figures, tables, claims, runs, how it was measured.
 
@@ -84,7 +90,7 @@ def report(
     """
     from fgbench.report.build import build_report
 
-    typer.echo(build_report(results, out))
+    typer.echo(build_report(results, out, tag))
 
 
 def compare(
@@ -99,6 +105,7 @@ def compare(
     ] = None,
     form: Form = Format.text,
     out: Out = None,
+    tag: Tag = None,
 ) -> None:
     """Compare the trainers in a folder with a baseline, paired by seed, with intervals.
 
@@ -110,7 +117,7 @@ def compare(
     from fgbench.analysis.compare_tables import compare_report
     from fgbench.analysis.records import read_results
 
-    found = read_results(results)
+    found = read_results(results, tag)
     _say_unknown_data(found.runs)
     _write(compare_report(found.runs, metric, baseline, form, accuracy, found.notes), out)
 
@@ -129,7 +136,7 @@ def claims(results: ResultsFolders, form: Form = Format.text, out: Out = None) -
     _write(claims_report(found, form), out)
 
 
-def status(results: ResultsFolders, form: Form = Format.text, out: Out = None) -> None:
+def status(results: ResultsFolders, form: Form = Format.text, out: Out = None, tag: Tag = None) -> None:
     """Show how far the runs in a folder have come, how fast they are and how long they will take.
 
     A run whose process has died, or that has not been heard of for ten minutes, is shown as interrupted.
@@ -137,7 +144,7 @@ def status(results: ResultsFolders, form: Form = Format.text, out: Out = None) -
     from fgbench.analysis.records import read_results
     from fgbench.analysis.status import status_report
 
-    _write(status_report(read_results(results), results, form), out)
+    _write(status_report(read_results(results, tag), results, form), out)
 
 
 def export(

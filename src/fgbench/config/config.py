@@ -36,7 +36,10 @@ from fgbench.registry import TABLES, find, options_model
 
 logger = logging.getLogger(__name__)
 
-UNHASHED = {"name", "seed", "tuned", "device", "data_dir", "results_dir", "saving", "diagnostics", "verify"}
+UNHASHED = {
+    *("name", "seed", "tuned", "tags", "note", "device", "data_dir", "results_dir"),
+    *("saving", "diagnostics", "verify"),
+}
 """Keys that do not make another experiment; the device's type is hashed in place of ``device``."""
 
 
@@ -74,6 +77,13 @@ def _error_at(location: Location, value: Any, kind: LiteralString, text: str) ->
     )
 
 
+Tag = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def _distinct(tags: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tags))
+
+
 Folder = Annotated[Path, AfterValidator(expand_path)]
 
 DEVICES = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
@@ -109,7 +119,7 @@ class Config(BaseModel):
     extends: Annotated[None, BeforeValidator(_refuse_extends)] = Field(
         None, exclude=True, json_schema_extra={"type": "string"}
     )
-    """Another config file, seen from this one's folder: its keys (but for name and tuned) hold where this one
+    """Another config file, seen from this one's folder: its keys (not name, tuned, note) hold where this one
     says nothing, block by block."""
     name: str = Field("run", pattern=NAME_PATTERN)
     """The folder of the results; the file's stem when not given."""
@@ -117,6 +127,10 @@ class Config(BaseModel):
     """Every random stream is derived from it."""
     tuned: str | None = None
     """How its learning rate and the like were chosen; `fgbench tune` writes it, tables show it."""
+    tags: Annotated[tuple[Tag, ...], AfterValidator(_distinct)] = ()
+    """Words that the run directory keeps; `--tag` of `status`, `plot`, `compare`, `report` chooses by one."""
+    note: str | None = Field(None, max_length=1000)
+    """What the run is for, in words that the run directory keeps."""
     epochs: PositiveInt = 100
     """How often the training images are gone through."""
     batch_size: PositiveInt = 64

@@ -12,8 +12,8 @@ from fgbench.registry import TABLES
 
 KEY = "extends"
 
-OWN = ("name", "tuned")
-"""Keys that a config does not pass on: what another is called, or how its values were chosen."""
+OWN = ("name", "tuned", "note")
+"""Keys that a config does not pass on: what another is called or for, and how its values were chosen."""
 
 
 def extend(

@@ -83,8 +83,8 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
     location = _said(location, data)
     if kind == "extra_forbidden":
         allowed = list(_allowed_keys(data, location[:-1], model))
-        near = _nearest(location[-1], allowed)
-        hint = _hint(near or _inner_key(str(location[-1]), location[:-1], data, model))
+        inner = _inner_key(str(location[-1]), location[:-1], data, model)
+        hint = _hint(inner or _nearest(location[-1], allowed))
         return _Mistake(location, kind, f"unknown key{hint}; allowed: {', '.join(allowed)}")
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]

@@ -129,6 +129,7 @@ def plot_results(
     out: str | Path | None = None,
     kinds: Iterable[str] | None = ("panels",),
     style: str = "screen",
+    tag: str | None = None,
 ) -> list[Path]:
     """Draw figures of every dataset and model found.
 
@@ -139,6 +140,7 @@ def plot_results(
             ``MODEL_DATASET.png`` ... in it; by default ``path``.
         kinds: names in ``KINDS``; all that have something to show when None.
         style: a name in ``SHEETS``.
+        tag: draw only the runs that have it; a figure named by its model and dataset is named by it too.
 
     Returns:
         The files written.
@@ -152,7 +154,7 @@ def plot_results(
     ending = "" if in_folder else figure_format(target)
     sheet = SHEETS[style]
     endings = [ending] if ending else sheet.endings
-    groups = group_series(load_results(path))
+    groups = group_series(load_results(path, tag))
     figures = [
         (group, kind, chosen)
         for kind in (KINDS if kinds is None else kinds)
@@ -168,6 +170,7 @@ def plot_results(
         name = re.sub(r"[^\w.-]+", "-", f"{model}_{dataset}")
         base = target / name if in_folder else target.with_suffix("") if ending else target
         parts = [base.name, *([name] if several and not in_folder else [])]
+        parts += [tag] if tag and in_folder else []
         parts += [kind] if kind != "panels" and (in_folder or kinds is None) else []
         figure = compose(KINDS[kind], f"{model} on {dataset}", chosen, sheet)
         for each in endings:

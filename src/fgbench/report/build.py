@@ -101,12 +101,13 @@ class Row:
         return drawn
 
 
-def build_report(results: str | Path, out: str | Path = "report.html") -> Path:
+def build_report(results: str | Path, out: str | Path = "report.html", tag: str | None = None) -> Path:
     """Write one HTML page that needs no other file and no network.
 
     Args:
         results: a results folder, or any folder in it.
         out: the file to write.
+        tag: write of the runs that have it, and say so.
 
     Returns:
         The file written.
@@ -118,9 +119,9 @@ def build_report(results: str | Path, out: str | Path = "report.html") -> Path:
     target = Path(out)
     if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {target}: expected a file that ends in .html")
-    page = render(
-        read_results(results), f"fgbench report {shlex.join([str(results)])} --out {shlex.quote(str(out))}"
-    )
+    only = ["--tag", tag] if tag else []
+    command = shlex.join(["fgbench", "report", str(results), "--out", str(out), *only])
+    page = render(read_results(results, tag), command)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
