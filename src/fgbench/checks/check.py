@@ -1,6 +1,5 @@
 """``fgbench check``: are a config's derivatives and gradient right, and is fgbench installed well."""
 
-import copy
 import platform
 import time
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fgbench import measure
+from fgbench.checks.formula import check_formula
 from fgbench.checks.gradients import (
     directional_derivatives,
     expected_values,
@@ -15,24 +15,24 @@ from fgbench.checks.gradients import (
     kept_generators,
     sample_gradients,
 )
+from fgbench.checks.mean import check_mean
+from fgbench.checks.part import Part, verdict
+from fgbench.checks.probe import make_probe
 from fgbench.checks.quality import gradient_quality
-from fgbench.checks.verify import verify
+from fgbench.checks.sampler import check_sampler
 from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.datasets.status import data_status
-from fgbench.errors import ConfigError, FgbenchError
+from fgbench.errors import FgbenchError
 from fgbench.models.build import build_model
-from fgbench.models.options import LocalMixerOptions
 from fgbench.registry import TRAINERS, load
 from fgbench.seeds import derive_generator
 from fgbench.trainers.base import Trainer
 
 QUALITY_DRAWS = 8
 """Gradients from which the noise and the cosine of every layer are taken."""
-
-EXACT = 1e-8
-"""How far a float64 step may be from its formula, as a share of a derivative's root mean square."""
+LOSS = nn.CrossEntropyLoss(reduction="none")
 
 
 def check(
@@ -60,65 +60,66 @@ def check(
     inputs, labels = splits.train.batch(
         torch.arange(min(config.batch_size, len(splits.train)), device=device)
     )
-    trainer = load("trainer", config.trainer.name)(config.trainer)
-    trainer.set_up(model, inputs, splits.num_classes, derive_generator("cpu", config.seed, "trainer"))
-    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    trainer = _set_up(config, model, inputs, splits.num_classes)
     count = sum(param.numel() for param in model.parameters() if param.requires_grad)
+    parts = [_check_derivative(model, inputs, labels, config.seed)]
+    with kept_generators(device):
+        exact = build_model(
+            config.model, splits.image_shape, splits.num_classes, config.seed, device
+        ).double()
+    twin = _set_up(config, exact, inputs.double(), splits.num_classes)
+    parts.append(check_formula(twin, exact, LOSS, inputs.double(), labels, config.seed))
+    del exact, twin
+    parts.append(check_sampler(trainer, model, LOSS, inputs, labels, config.seed))
+    parts.append(check_mean(trainer, device))
+    parts.append(_check_samples(trainer, model, inputs, labels, config.seed, draws))
     lines = [
         f"{config.model.name}, {count:,} parameters; {len(labels)} of {config.dataset.name}; {device}",
+        *(line for part in parts for line in ("", *part.lines)),
         "",
-        "directional derivative along one normal tangent, in float64:",
-    ]
-    derivatives = directional_derivatives(model, loss_fn, inputs, labels, config.seed)
-    lines += derivatives.lines()
-    consistent = derivatives.agree
-    exact, compared = _compare_exactly(trainer, model, inputs, labels, config.seed)
-    lines += ["", "one step against its formula, entry by entry, in float64:", f"  {exact}"]
-    consistent = consistent and compared is not False
-    sampled = sample_gradients(trainer, model, loss_fn, inputs, labels, config.seed, draws)
-    lines += [
+        *_quality_table(trainer, model, inputs, labels, config.seed, min(draws, QUALITY_DRAWS)),
         "",
-        f"{config.trainer.name}, {draws} gradients against the true one g (|g| = {sampled.norm:.4g}):",
+        f"verdict: {verdict(parts)}",
     ]
+    return "\n".join(lines), all(part.consistent is not False for part in parts)
+
+
+def _set_up(config: Config, model: nn.Module, inputs: Tensor, num_classes: int) -> Trainer:
+    trainer: Trainer = load("trainer", config.trainer.name)(config.trainer)
+    trainer.set_up(model, inputs, num_classes, derive_generator("cpu", config.seed, "trainer"))
+    return trainer
+
+
+def _check_derivative(model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Part:
+    """Of the model, whatever the trainer."""
+    found = directional_derivatives(model, LOSS, inputs, labels, seed)
+    title = "directional derivative along one normal tangent, in float64:"
+    return Part("derivative", [title, *found.lines()], found.agree)
+
+
+def _check_samples(
+    trainer: Trainer, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int, draws: int
+) -> Part:
+    """Gradients beside the true one, where theory knows their means."""
+    sampled = sample_gradients(trainer, model, LOSS, inputs, labels, seed, draws)
+    figures = sampled.figures(expected_values(trainer, model, sampled))
+    name = trainer.options.name
+    lines = [f"{name}, {draws} gradients against the true one g (|g| = {sampled.norm:.4g}):"]
     lines.append(f"  {'':<28}{'measured':>22}   expected")
-    for figure in sampled.figures(expected_values(trainer, model, sampled)):
-        lines.append(figure.line())
-        consistent = consistent and figure.consistent
-        compared = compared or figure.expected is not None
-    generator = derive_generator(device, config.seed, "check quality")
-    quality = gradient_quality(trainer, model, loss_fn, inputs, labels, generator, min(draws, QUALITY_DRAWS))
-    lines += ["", f"  {'layer':<28}{'E|g_hat-g|^2/|g|^2':>22}{'cosine':>10}{'|g|':>12}"]
-    for layer, each in quality.items():
-        lines.append(f"  {layer or 'all':<28}{each.noise:>22.4g}{each.cosine:>10.4f}{each.norm:>12.4g}")
-    # only what a trainer declares can be compared: its own reference, or a mean that theory knows
-    verdict = ("consistent" if compared else "not checked") if consistent else "inconsistent"
-    lines += ["", f"verdict: {verdict}"]
-    return "\n".join(lines), consistent
+    lines += [figure.line() for figure in figures]
+    return Part("samples", lines, all(figure.consistent for figure in figures))
 
 
-def _compare_exactly(
-    trainer: Trainer, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int
-) -> tuple[str, bool | None]:
-    """A line on one step of float64 copies against the trainer's reference; None: it declares none."""
-    trainer, model = copy.deepcopy((trainer, model))
-    model, inputs = model.double(), inputs.double()
-    generator = derive_generator(inputs.device, seed, "check step")
-    loss_fn = nn.CrossEntropyLoss(reduction="none")
-    # central differences take the output layer's gradient beside the parameters, not at them
-    beside = hasattr(trainer.options, "epsilon") and trainer.options.exact_output
-    tolerance = 1e-3 if beside else EXACT
-    try:
-        found = verify(trainer, model, loss_fn, inputs, labels, generator, tolerance=tolerance)
-    except ConfigError:
-        raise
-    except FgbenchError as error:
-        return str(error), False
-    if found.derivative_error is None:
-        return "not checked: this trainer declares no reference", None
-    return (
-        f"{found.derivatives} derivatives off by at most {found.derivative_error:.1e}, "
-        f"the gradient by {found.gradient_error:.1e} (allowed {tolerance:g})"
-    ), True
+def _quality_table(
+    trainer: Trainer, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int, draws: int
+) -> list[str]:
+    generator = derive_generator(inputs.device, seed, "check quality")
+    quality = gradient_quality(trainer, model, LOSS, inputs, labels, generator, draws)
+    title = f"  {'layer':<28}{'E|g_hat-g|^2/|g|^2':>22}{'cosine':>10}{'|g|':>12}"
+    return [title] + [
+        f"  {layer or 'all':<28}{each.noise:>22.4g}{each.cosine:>10.4f}{each.norm:>12.4g}"
+        for layer, each in quality.items()
+    ]
 
 
 def _check_installation(search: DataSearch) -> tuple[str, bool]:
@@ -151,28 +152,10 @@ def _try_step(name: str, device: torch.device) -> float:
     Raises:
         FgbenchError: the step gave something that is not finite.
     """
-    with kept_generators(device):
-        model: nn.Module = nn.Sequential(
-            nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()),
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU()),
-            nn.Linear(8, 3),
-        ).to(device)
-    inputs, labels = torch.ones(4, 1, 4, 4, device=device), torch.tensor([0, 1, 2, 0], device=device)
-    trainer = load("trainer", name)()
-    try:
-        trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
-    except ConfigError:  # a trainer made for one model
-        mixer = LocalMixerOptions(channels=8, groups=2, patches=2)
-        model = build_model(mixer, (1, 4, 4), 3, 0, device)
-        trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
+    probe = make_probe(load("trainer", name)(), device)
     start = time.perf_counter()
     gradient = gradient_of(
-        trainer,
-        model,
-        nn.CrossEntropyLoss(reduction="none"),
-        inputs,
-        labels,
-        derive_generator(device, 0, "check"),
+        probe.trainer, probe.model, LOSS, probe.inputs, probe.labels, derive_generator(device, 0, "check")
     )
     finite = bool(gradient.isfinite().all())
     if not finite:

@@ -76,6 +76,32 @@ def verify(
         >>> verify(ForwardGradient(tangents=4), model, loss_fn, inputs, labels).verdict
         'verified'
     """
+    return compare_step(
+        trainer,
+        model,
+        loss_fn,
+        inputs,
+        labels,
+        generator,
+        sgd_step=sgd_step,
+        tolerance=tolerance,
+        exact=False,
+    )
+
+
+def compare_step(
+    trainer: Trainer,
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: Tensor,
+    labels: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    sgd_step: bool = False,
+    tolerance: float | None = None,
+    exact: bool = True,
+) -> Verification:
+    """:func:`verify`, which also (``exact``) compares the gradients of trainers without derivatives."""
     generator = generator or torch.Generator(inputs.device).manual_seed(0)
     if tolerance is None:
         half = torch.is_autocast_enabled(inputs.device.type) or next(model.parameters()).element_size() < 4
@@ -93,7 +119,7 @@ def verify(
                     "the model checkpoints a part with use_reentrant=True, which PyTorch cannot "
                     "differentiate for a comparison: set use_reentrant=False there, or verify: false"
                 ) from error
-        if reference is None or not reference.derivatives.numel():
+        if reference is None or not (exact or reference.derivatives.numel()):
             return Verification("nothing to verify")
         generator.set_state(start)
         with chance:
@@ -139,9 +165,10 @@ def _compare(
     errors = share((derivatives - true).abs(), reference.scale.double())
     length = gradient_length(reference.gradient.values())
     distance = gradient_length(gradient[each] - part for each, part in reference.gradient.items())
-    # A small derivative makes a short gradient: the error counts as that of a derivative of usual size.
-    usual = share(true.square().mean().sqrt(), reference.scale.double().mean()) if true.numel() else length
-    gradient_error = float(share(distance, length) * usual.clamp(max=1))
+    gradient_error = float(share(distance, length))
+    if true.numel():  # a small derivative makes a short gradient: its error is that of one of usual size
+        usual = share(true.square().mean().sqrt(), reference.scale.double().mean())
+        gradient_error *= float(usual.clamp(max=1))
     worst = float(errors.max()) if errors.numel() else 0.0
     if not worst <= tolerance:
         index = int(errors.nan_to_num(torch.inf).argmax())

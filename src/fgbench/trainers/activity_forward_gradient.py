@@ -16,7 +16,7 @@ from fgbench.trainers.independence import (
 )
 from fgbench.trainers.options import ActivityForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
-from fgbench.trainers.reference import differentiate_outputs
+from fgbench.trainers.reference import differentiate_outputs, true_gradient
 from fgbench.trainers.replay import OnePass
 from fgbench.trainers.sampling import sample_tangents
 
@@ -162,6 +162,12 @@ class ActivityForwardGradient(Trainer):
                 gradient[name] += shares.sum() * tangent
         gradient |= true.weight_gradients(totals)
         return Reference(torch.stack(derivatives), torch.stack(derivatives).square().mean().sqrt(), gradient)
+
+    def mean_gradient(
+        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Backprop's gradient; see :meth:`Trainer.mean_gradient`."""
+        return true_gradient(model, loss_fn, inputs, labels)
 
 
 def per_sample(numbers: Tensor, values: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.options import BackpropOptions
 from fgbench.trainers.passes import begin_step, forward_mode_statistics, gradient_norm, sample_losses
+from fgbench.trainers.reference import reference_of_gradient, true_gradient
 
 
 class Backprop(Trainer):
@@ -56,6 +57,17 @@ class Backprop(Trainer):
                 param.grad = torch.zeros_like(param)
         norm = gradient_norm(param.grad for param in parameters if param.grad is not None)
         return StepStats(loss.detach(), outputs.detach(), loss.new_empty(0), norm)
+
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference:
+        """The gradient without recomputation; see :meth:`Trainer.reference`."""
+        return reference_of_gradient(true_gradient(model, loss_fn, inputs, labels))
 
 
 def recomputing(model: nn.Module, inputs: Tensor) -> Tensor:

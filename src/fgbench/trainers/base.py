@@ -173,6 +173,16 @@ class Trainer:
         """
         return {}
 
+    def mean_gradient(
+        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
+    ) -> dict[str, Tensor] | None:
+        """What ``param.grad`` averages to over the trainer's chance, by name; None: it declares none.
+
+        For directions of zero mean and unit variance, in which the gradient is quadratic; ``fgbench check``
+        sums over all of them on a small model.
+        """
+        return None
+
     def exact_names(self, model: nn.Module) -> set[str]:
         """Those of ``trained_names`` that get their exact gradient; none by default.
 

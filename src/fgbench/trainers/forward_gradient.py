@@ -149,6 +149,15 @@ class ForwardGradient(Trainer):
         gradient = {name: self.workers.average(part) for name, part in gradient.items()}
         return reference_of_tangents(gradient, tangents, estimate)
 
+    def mean_gradient(
+        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
+    ) -> dict[str, Tensor] | None:
+        """Backprop's gradient, where the estimate is unbiased; see :meth:`Trainer.mean_gradient`."""
+        options = self.options
+        if options.combine != "mean" or options.clip_derivative is not None:
+            return None
+        return true_gradient(model, loss_fn, inputs, labels)
+
     def tangents_for(self, model: nn.Module, exclude: Collection[str] = ()) -> Tangents:
         """The tangents of a model's trainable parameters, those of ``exclude`` left out."""
         if self.options.structure == "rank1":

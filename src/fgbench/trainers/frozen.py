@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.exact_stages import LastStages
 from fgbench.trainers.options import FrozenOptions
 from fgbench.trainers.passes import begin_step, sample_losses, write_gradients
+from fgbench.trainers.reference import reference_of_gradient, true_gradient
 
 
 class Frozen(Trainer):
@@ -84,3 +85,18 @@ class Frozen(Trainer):
         }
         norm = write_gradients(by_parameter, accumulate=accumulate)
         return StepStats(loss, outputs, loss.new_empty(0), norm)
+
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference:
+        """The output layer's part of backprop's gradient, and zeros; see :meth:`Trainer.reference`."""
+        trained = self.trained_names(model)
+        gradient = true_gradient(model, loss_fn, inputs, labels)
+        return reference_of_gradient(
+            {name: part if name in trained else torch.zeros_like(part) for name, part in gradient.items()}
+        )

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
+from fgbench.models.layers import TokenMean
 from fgbench.models.local_mixer import MixerBlock, MixerLayer, normalize_groups
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.options import LocalForwardGradientOptions
 from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
+from fgbench.trainers.reference import forward_product, gradient_by_blocks
 from fgbench.trainers.sampling import sample_tangents
 
 EPSILON = 1e-5
@@ -146,6 +148,70 @@ class LocalForwardGradient(Trainer):
         loss = sample_losses(loss_fn, outputs, labels).mean()
         norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
         return StepStats(loss, outputs, torch.stack(derivatives), norm)
+
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference:
+        """Derivatives and gradients by reverse mode, block by block; see :meth:`Trainer.reference`."""
+        value = model[0](inputs).detach()  # type: ignore[index]
+        names = {param: name for name, param in model.named_parameters()}
+        gradient: dict[str, Tensor] = {}
+        derivatives = []
+        for block, head in zip(self._blocks(model), [*self.heads, model[-1][-1]], strict=True):  # type: ignore[index]
+            with torch.enable_grad():
+                outputs, layers, leaves = self._perturbable(block, value)
+                mean = outputs.mean(1)
+                losses = sample_losses(loss_fn, head(mean), labels)
+            noises = [
+                sample_tangents({"noise": leaf}, self.options.guess, generator)["noise"] for leaf in leaves
+            ]
+            moved = forward_product(outputs, leaves, noises)
+            own = [param for param in head.parameters() if param in names]
+            (at_mean, *parts) = torch.autograd.grad(losses.sum(), [mean, *own], retain_graph=True)
+            gradient |= {names[param]: part / len(labels) for param, part in zip(own, parts, strict=True)}
+            products = (moved * at_mean[:, None] / outputs.shape[1]).unflatten(-1, (block.groups, -1))
+            derivatives.append(products.sum(-1))
+            for layer, noise, (product, after) in zip(block.layers, noises, layers, strict=True):
+                own_derivative = derivatives[-1].repeat_interleave(noise.shape[-1] // block.groups, -1)
+                if layer.kind == "token":
+                    own_derivative = derivatives[-1].sum(-1, keepdim=True)
+                delta = own_derivative * noise * (after > 0) / len(labels)
+                params = list(layer.parameters())
+                parts = list(torch.autograd.grad(product, params, delta, retain_graph=True))
+                gradient |= {names[param]: part for param, part in zip(params, parts, strict=True)}
+            value = outputs.detach()
+        found = torch.stack(derivatives)
+        return Reference(found, found.square().mean().sqrt(), gradient)
+
+    def mean_gradient(
+        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Every block's gradient of its own loss; see :meth:`Trainer.mean_gradient`."""
+        *hidden, last = self._blocks(model)
+        heads = [nn.Sequential(TokenMean(), head) for head in self.heads]
+        blocks: list[tuple[nn.Module, nn.Module]] = [*zip(hidden, heads, strict=True)]
+        blocks.append((nn.Sequential(last, model[-1]), nn.Identity()))  # type: ignore[index]
+        return gradient_by_blocks(model, blocks, loss_fn, model[0](inputs), labels)  # type: ignore[index]
+
+    def _perturbable(
+        self, block: MixerBlock, inputs: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """The block's outputs; each layer's own, and before the ReLU; zeros that were added to its own."""
+        value, layers, leaves = inputs, [], []
+        for place, layer in enumerate(block.layers, 1):
+            alone = layer(value.detach())
+            leaves.append(torch.zeros_like(alone, requires_grad=True))
+            value = layer(value) + leaves[-1]
+            if block.residual and place == len(block.layers):
+                value = value + inputs
+            layers.append((alone, value))
+            value = value.relu()
+        return value, layers, leaves
 
     def _push(
         self, block: MixerBlock, inputs: Tensor, generator: torch.Generator

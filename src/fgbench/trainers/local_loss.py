@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
 from fgbench.models.layers import TokenMean
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.forward_mode.refusals import refuse_hidden, refuse_lazy
 from fgbench.trainers.local.auxiliary import draw_weights, last_gradient, local_gradient
 from fgbench.trainers.local.blocks import Block, cut_model, example_outputs, last_names
 from fgbench.trainers.options import LocalLossOptions
 from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
+from fgbench.trainers.reference import gradient_by_blocks, reference_of_gradient
 
 POOLED_FEATURES = 2048
 """What the feature maps of a block are pooled to at most, for the head ``linear``; the source's."""
@@ -117,6 +118,19 @@ class LocalLoss(Trainer):
             loss, outputs = last_gradient(last, value, losses)
         norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
         return StepStats(loss, outputs, loss.new_empty(0), norm)
+
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference:
+        """By backprop from every block's own loss; see :meth:`Trainer.reference`."""
+        *hidden, last = cut_model(model, self.options.blocks)
+        blocks = [*zip(hidden, self.heads, strict=True), (last, nn.Identity())]
+        return reference_of_gradient(gradient_by_blocks(model, blocks, loss_fn, inputs, labels))
 
 
 def build_head(kind: str, shape: torch.Size, num_classes: int) -> nn.Module:

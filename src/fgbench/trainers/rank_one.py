@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.trainers.forward_mode import Factors
-from fgbench.trainers.sampling import random_signs
+from fgbench.trainers.sampling import drawing, random_signs
 from fgbench.trainers.tangents import Tangents
 
 
@@ -36,7 +36,11 @@ class RankOneTangents(Tangents):
     def sample(self, generator: torch.Generator, count: int) -> Tensor:
         """Signs of ``count`` tangents, shape (count, num_signs); the same rows however they are asked for."""
         row = -(-self.num_signs // 64) * 64
-        return random_signs(count * row, generator, self.dtype).view(count, row)[:, : self.num_signs]
+        with drawing(generator) as show:
+            signs = random_signs(count * row, generator, self.dtype).view(count, row)[:, : self.num_signs]
+            vectors = iter(signs.split(self._all_lengths, dim=1))
+            show([tuple(next(vectors) for _ in lengths) for lengths in self._lengths.values()])
+        return signs
 
     def along(self, drawn: Tensor) -> dict[str, Factors | Tensor]:
         """The tangents that signs (K, num_signs) make."""

@@ -1,6 +1,6 @@
 """Steps by reverse mode, from formulas: what trainers' own passes along tangents are compared with."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from fgbench.trainers.base import LossFunction, Reference
 from fgbench.trainers.passes import sample_losses
@@ -27,6 +28,36 @@ def true_gradient(
             return {name: torch.zeros_like(param) for name, param in params.items()}
         gradient = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
     return dict(zip(params, gradient, strict=True))
+
+
+def gradient_by_blocks(
+    model: nn.Module,
+    blocks: Iterable[tuple[nn.Module, nn.Module]],
+    loss_fn: LossFunction,
+    inputs: Tensor,
+    labels: Tensor,
+) -> dict[str, Tensor]:
+    """The gradient of each block's own loss by name, nothing passing back between blocks.
+
+    Args:
+        model: whose names are used.
+        blocks: each with the head that its loss is taken from, in the order they run.
+        loss_fn: one loss per sample.
+        inputs: of the first block.
+        labels: shape (B,).
+    """
+    names = {param: name for name, param in model.named_parameters()}
+    gradient: dict[str, Tensor] = {}
+    value = inputs
+    for block, head in blocks:
+        params = [param for param in block.parameters() if param.requires_grad]
+        with torch.enable_grad():
+            outputs = block(value)
+            loss = sample_losses(loss_fn, head(outputs), labels).mean()
+            parts = torch.autograd.grad(loss, params, materialize_grads=True)
+        gradient |= {names[param]: part for param, part in zip(params, parts, strict=True)}
+        value = tree_map(Tensor.detach, outputs)
+    return gradient
 
 
 class RepeatedChance:
@@ -69,6 +100,12 @@ def reference_of_tangents(
     scale = gradient_length(gradient[name] for name in tangents)
     exact = {name: part for name, part in gradient.items() if name not in tangents}
     return Reference(derivatives, scale, estimate(derivatives.double(), tangents) | exact)
+
+
+def reference_of_gradient(gradient: dict[str, Tensor]) -> Reference:
+    """A step without derivatives: what it should leave in ``param.grad`` is known outright."""
+    nothing = torch.zeros(0)
+    return Reference(nothing, nothing, gradient)
 
 
 def mean_of_tangents(derivatives: Tensor, tangents: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """Random directions: normal entries, signs, points of a sphere, the same on any number of threads."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -10,6 +11,37 @@ from torch import Tensor
 
 ALIGNMENT = 16  # entries; each parameter's tangent starts on a cache line
 NORMAL_CHUNK = 2**17  # entries one generator draws; fixed, so the bits do not depend on the number of threads
+
+
+Drawn = list[tuple[Tensor, ...]]
+"""Directions, each its rows, shape (count, ...); or the rows of factors whose outer product it is."""
+
+_watchers: list[Callable[[bytes, Drawn], None]] = []
+
+
+@contextmanager
+def watching_draws(watcher: Callable[[bytes, Drawn], None]) -> Iterator[None]:
+    """Within, ``watcher`` is given every draw: the generator's state before it, and what was drawn.
+
+    It may write over the entries in place. Equal states are one draw that is made again.
+    """
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+@contextmanager
+def drawing(generator: torch.Generator) -> Iterator[Callable[[Drawn], None]]:
+    """Around a draw: gives the function that shows its outcome to those who watch."""
+    state = generator.get_state().numpy().tobytes() if _watchers else b""
+
+    def show(drawn: Drawn) -> None:
+        for watcher in _watchers:
+            watcher(state, drawn)
+
+    yield show
 
 
 def sample_tangents(
@@ -29,11 +61,12 @@ def sample_tangents(
     Returns:
         One tensor per parameter, in one block of memory per dtype.
     """
-    tangents = _blocks(
-        params, _fill_rademacher if guess == "rademacher" else _fill_normal, generator, count or 1
-    )
-    if guess == "sphere":
-        _scale_to_sphere(tangents)
+    with drawing(generator) as show:
+        fill = _fill_rademacher if guess == "rademacher" else _fill_normal
+        tangents = _blocks(params, fill, generator, count or 1)
+        if guess == "sphere":
+            _scale_to_sphere(tangents)
+        show([(tangent,) for tangent in tangents.values()])
     return tangents if count is not None else {name: tangent[0] for name, tangent in tangents.items()}
 
 

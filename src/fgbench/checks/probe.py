@@ -1,0 +1,53 @@
+"""A model so small that every direction of it can be tried, with a trainer set up for it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fgbench.checks.gradients import kept_generators
+from fgbench.errors import ConfigError
+from fgbench.models.build import build_model
+from fgbench.models.options import LocalMixerOptions
+from fgbench.trainers.base import Trainer
+
+
+class Probe(NamedTuple):
+    """A trainer, set up for a model, with a batch of three classes."""
+
+    trainer: Trainer
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+
+
+def make_probe(trainer: Trainer, device: torch.device, dtype: torch.dtype = torch.float32) -> Probe:
+    """A convolution, a normalisation and two linear layers, or ``local-mixer`` where the trainer needs it.
+
+    Args:
+        trainer: not set up yet.
+        device: of the model and the batch.
+        dtype: of both.
+
+    Raises:
+        ConfigError: the trainer takes neither.
+    """
+    with kept_generators(device):
+        torch.manual_seed(0)
+        inputs = torch.randn(4, 1, 4, 4).to(device, dtype)
+        model: nn.Module = nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.ReLU()),
+            nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.ReLU()),
+            nn.Linear(4, 3),
+        ).to(device, dtype)
+        mixer = build_model(
+            LocalMixerOptions(channels=4, groups=2, patches=2, blocks=2), (1, 4, 4), 3, 0, device
+        )
+        nn.init.normal_(mixer[-1][-1].weight, std=0.5)  # type: ignore[index]
+        labels = torch.tensor([0, 1, 2, 0], device=device)
+        try:
+            trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
+        except ConfigError:
+            model = mixer.to(dtype)
+            trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
+    return Probe(trainer, model, inputs, labels)
