@@ -45,7 +45,8 @@ def test_every_trainer_passes_its_check(tmp_path, name):
     config = config_of(tmp_path, f"model: {{name: {model}}}\ntrainer: {{name: {name}}}")
     report, ok = check(config, DataSearch(download=False), draws=16)
     assert ok, report
-    assert "verdict: consistent" in report, report
+    expected = "not checked: formula" if name == "guided-forward-gradient" else "consistent"
+    assert f"verdict: {expected}" in report, report
     assert "proved" not in report
     for line in ("forward mode", "reverse mode", "central differences", "mean cosine"):
         assert line in report
@@ -100,12 +101,10 @@ def test_an_inconsistent_gradient_is_reported(tmp_path, monkeypatch):
         return TenPercentTooLong if kind == "trainer" else load(kind, name)
 
     monkeypatch.setattr(check_module, "load", wrong)
-    config = config_of(
-        tmp_path, "model: {name: fc, hidden: 8}\ntrainer: {name: forward-gradient, tangents: 100}"
-    )
-    report, ok = check(config, DataSearch(download=False), draws=100)
+    config = config_of(tmp_path, "model: {name: fc, hidden: 8}\ntrainer: {name: forward-gradient}")
+    report, ok = check(config, DataSearch(download=False), draws=4)
     assert not ok
-    assert report.endswith("verdict: inconsistent: formula, mean, samples")
+    assert report.endswith("verdict: inconsistent: formula, mean")
 
 
 def test_a_wrong_derivative_rule_is_found():
@@ -161,6 +160,9 @@ class OwnTrainer(Trainer):
 
     class Options(Options):
         name: str = "test_check:OwnTrainer"
+
+    def __init__(self, options):
+        super().__init__()
 
     def compute_gradients(self, model, loss_fn, inputs, labels, generator, **_):
         stats = Backprop().compute_gradients(model, loss_fn, inputs, labels, generator)

@@ -31,10 +31,10 @@ DRAWING = [
 DRAWING = [case for case in DRAWING if case[0] != "feedback-alignment"]
 
 
-def models_of(cases):
+def models_of(cases, small=("fc", "cnn", "local-mixer")):
     """Every case with the models it trains, small and full-size."""
     return [
-        pytest.param(name, options, model, full, marks=FULL_SIZE if full else ())
+        pytest.param(name, options, model, full, marks=FULL_SIZE if full or model not in small else ())
         for name, options in cases
         for model in (["local-mixer"] if name == "local-forward-gradient" else ["fc", "cnn"])
         for full in (False, True)
@@ -109,7 +109,7 @@ def test_a_wrong_gradient_is_found_by_its_formula(name, options, model, full, ch
     assert check_formula(*step, seed=0).consistent is False
 
 
-@pytest.mark.parametrize(("name", "options", "model", "full"), models_of(DRAWING))
+@pytest.mark.parametrize(("name", "options", "model", "full"), models_of(DRAWING, ["fc", "local-mixer"]))
 def test_a_tangent_that_depends_on_the_data_is_found(name, options, model, full):
     wrong = mutated(load("trainer", name), "data-dependent tangent")
     if name != "feedback-forward-gradient":  # whose derivatives teach its matrices and are not compared
@@ -119,8 +119,8 @@ def test_a_tangent_that_depends_on_the_data_is_found(name, options, model, full)
     assert not part.consistent
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.95, 1.05])
-@pytest.mark.parametrize(("name", "options", "model", "full"), models_of(DRAWING))
+@pytest.mark.parametrize("factor", [1.0, 1.05])
+@pytest.mark.parametrize(("name", "options", "model", "full"), models_of(DRAWING, ["fc", "local-mixer"]))
 def test_a_sampler_off_by_5_percent_is_found(name, options, model, full, factor, monkeypatch):
     for fill in ("_fill_normal", "random_signs"):
         original = getattr(sampling, fill)
@@ -184,8 +184,11 @@ def test_layers_that_share_their_random_numbers_are_found(monkeypatch):
     assert check_sampler(*step, seed=0).consistent is False
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["forward-gradient", "zeroth-order", "activity-forward-gradient"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("zeroth-order", "scaled"), ("activity-forward-gradient", "without biases")]
+    + [("forward-gradient", change) for change in CHANGES],
+)
 def test_a_mistake_in_the_formula_itself_is_found_by_the_mean(name, change):
     wrong = mutated(load("trainer", name), change, reference_too=True)
     assert check_formula(*ready(wrong, {}, "fc", False, torch.float64), seed=0).consistent
@@ -207,7 +210,7 @@ MEANS = [
     *((name, {}) for name in TRAINERS),
     ("forward-gradient", {"structure": "rank1", "guess": "rademacher", "tangents": 2}),
     ("forward-gradient", {"guess": "sphere", "exact_output": True}),
-    ("zeroth-order", {"tangents": 2, "guess": "rademacher"}),
+    ("zeroth-order", {"exact_output": True, "guess": "rademacher"}),
     ("activity-forward-gradient", {"guess": "normal", "mask": False, "exact_output": True}),
 ]
 
