@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fgbench.datasets.forms import CIFAR10_FILES, IDX_FILES, PICKLED_ARCHIVES
+from fgbench.datasets.forms import BINARY_FOLDER, CIFAR10_FILES, IDX_FILES, PICKLED_ARCHIVES
 from fgbench.datasets.sources import SOURCES
 
 
@@ -43,6 +43,43 @@ def write_cifar10(root, per_batch=8, num_test=20, *, archive=False, seed=0):
     for name, content in batches.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def write_binary_cifar10(root, per_batch=8, num_test=20, seed=0):
+    """CIFAR-10's binary version, the images of ``write_cifar10``; returns the folder of the batches."""
+    folder = Path(root) / BINARY_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(CIFAR10_FILES):
+        count = num_test if name == "test_batch" else per_batch
+        images, labels = draw_images((3, 32, 32), count, seed + number)
+        rows = np.concatenate([labels[:, None], images.reshape(count, -1)], 1)
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+    return folder
+
+
+def write_tables(folder, stem="", num_train=40, num_test=20, *, seed=0):
+    """A label and 784 pixels in every row of ``STEMtrain.csv`` and ``STEMtest.csv``; returns the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = ",".join(["label", *(f"pixel{number}" for number in range(784))])
+    for part, count, part_seed in (("train", num_train, seed), ("test", num_test, seed + 1)):
+        images, labels = draw_images((28, 28), count, part_seed)
+        rows = np.concatenate([labels[:, None], images.reshape(count, -1)], 1)
+        np.savetxt(folder / f"{stem}{part}.csv", rows, "%d", ",", header=head, comments="")
+    return folder
+
+
+def write_class_folders(folder, shape, classes, num_train=40, num_test=20, *, seed=0):
+    """PNG files in a folder per class below ``train`` and ``test``; returns the folder."""
+    from PIL import Image
+
+    for part, count, part_seed in (("train", num_train, seed), ("test", num_test, seed + 1)):
+        images, labels = draw_images(shape, count, part_seed)
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            file = Path(folder) / part / classes[label] / f"{number:04}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image if image.ndim == 2 else image.transpose(1, 2, 0)).save(file)
+    return Path(folder)
 
 
 def write_all(root):

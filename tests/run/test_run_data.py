@@ -6,7 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import hide_installed_data, write_cifar10, write_fashion_mnist, write_mnist
+from data_files import (
+    hide_installed_data,
+    write_binary_cifar10,
+    write_cifar10,
+    write_fashion_mnist,
+    write_mnist,
+)
 from typer.testing import CliRunner
 
 from fgbench.cli.app import app
@@ -234,21 +240,6 @@ def _fail(*_):
 
 
 # The shipped configs on data of each form
-
-
-def write_binary_cifar10(root):
-    from fgbench.datasets.cifar import read_pickled
-    from fgbench.datasets.forms import CIFAR10_FILES, find_pickled
-
-    folder = write_cifar10(root / "made")
-    train, test = read_pickled(find_pickled("cifar10", root / "made"))
-    shutil.rmtree(folder.parent)
-    place = root / "cifar-10-batches-bin"
-    place.mkdir(parents=True)
-    for number, name in enumerate(CIFAR10_FILES):
-        images, labels = test if name == "test_batch" else (part[8 * number :][:8] for part in train)
-        rows = np.concatenate([labels.numpy().astype(np.uint8)[:, None], images.reshape(len(images), -1)], 1)
-        (place / f"{name}.bin").write_bytes(rows.tobytes())
 
 
 @pytest.mark.parametrize(

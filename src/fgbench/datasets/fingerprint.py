@@ -94,7 +94,7 @@ def hash_images(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], clas
     for start in range(0, len(images), CHUNK):
         pixels = images[start : start + CHUNK].reshape(len(images[start : start + CHUNK]), -1)
         label = labels[start : start + CHUNK].astype(label_type).view(np.uint8).reshape(len(pixels), -1)
-        rows = np.concatenate([label, pixels], 1)
+        rows = np.ascontiguousarray(np.concatenate([label, pixels], 1))
         hashes += [hashlib.sha256(row).digest() for row in rows]
     return hashes
 

@@ -1,5 +1,6 @@
 """The datasets kept as files: where they are looked for, and where they come from. No torch."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +22,17 @@ from fgbench.datasets.forms import (
     find_idx,
     find_pickled,
 )
+from fgbench.datasets.official import OFFICIAL
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import DataError, MissingDataError
 
 SHOWN = 6
 """How many names of a folder a message lists."""
+
+MAX_LINE = 20_000
+"""How much of a table's first line is looked at."""
+
+UNLABELLED = "has no labels: it was made for a competition, and nothing can be measured on it"
 
 UNREAD = {
     **dict.fromkeys((".npz", ".npy", ".parquet", ".mat", ".h5", ".hdf5", ".pt", ".arrow"), "convert"),
@@ -133,7 +140,21 @@ class FileDataset:
             return " (empty)"
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         holder = "which" if place == folder else str(place.relative_to(folder))
-        return f" ({holder} holds {', '.join(names[:SHOWN])}{more}{_advice(names)})"
+        return f" ({holder} holds {', '.join(names[:SHOWN])}{more}{self._advice(place, names)})"
+
+    def _advice(self, folder: Path, names: list[str]) -> str:
+        """What to do with files of a folder that are not read."""
+        for name in names:
+            todo = next((todo for end, todo in UNREAD.items() if name.lower().endswith(end)), None)
+            if todo == "unpack":
+                return f"; {name} is not read as it is: unpack it there"
+            if todo == "convert":
+                return f"; {name} is not read: save its images as train/<class>/*.png and test/<class>/*.png"
+        if find_csv in self.forms and "test.csv" in names and "train.csv" not in names:
+            if _count_columns(folder / "test.csv") == math.prod(OFFICIAL[self.name].shape):
+                return f"; test.csv {UNLABELLED}"
+            return "; test.csv without train.csv"
+        return ""
 
 
 def _usual_names() -> set[str]:
@@ -143,16 +164,12 @@ def _usual_names() -> set[str]:
     return {name.partition("/")[0] for name in names}
 
 
-def _advice(names: list[str]) -> str:
-    for name in names:
-        todo = next((todo for end, todo in UNREAD.items() if name.lower().endswith(end)), None)
-        if todo == "unpack":
-            return f"; {name} is not read as it is: unpack it there"
-        if todo == "convert":
-            return f"; {name} is not read: save its images as train/<class>/*.png and test/<class>/*.png"
-    if "test.csv" in names and "train.csv" not in names:
-        return "; test.csv without train.csv"
-    return ""
+def _count_columns(table: Path) -> int:
+    try:
+        with table.open(errors="replace") as file:
+            return file.readline(MAX_LINE).count(",") + 1
+    except OSError:
+        return 0
 
 
 _CLASS_FOLDERS = "train/<class>/*.png and test/<class>/*.png"

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fgbench.datasets.sources import UNLABELLED
 from fgbench.errors import DataError
 
 CHUNK = 10_000
@@ -31,8 +32,8 @@ def read_table(path: Path, shape: tuple[int, int, int], num_classes: int) -> tup
         label = names.index("label") if "label" in names else 0
         if len(first) == pixels:
             raise DataError(
-                f"{path} has no labels ({pixels} columns, all pixels): it was made for a competition, and "
-                "nothing can be measured on it; a file of labelled images has a column more"
+                f"{path} {UNLABELLED}; it has {pixels} columns, all pixels, and a file of labelled images "
+                "one more"
             )
         if len(first) != pixels + 1:
             raise DataError(
@@ -43,7 +44,7 @@ def read_table(path: Path, shape: tuple[int, int, int], num_classes: int) -> tup
             if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
                 raise DataError(f"{path} is damaged: not all of its values are whole numbers of 0 to 255")
             labels.append(values[:, label])
-            images.append(np.delete(values, label, axis=1).astype(np.uint8))
+            images.append(np.delete(values, label, axis=1).astype(np.uint8, order="C"))
     except DataError:
         raise
     except (ValueError, IndexError, EOFError, zlib.error, MemoryError) as error:
