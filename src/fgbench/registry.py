@@ -137,7 +137,7 @@ TRAINERS = {
         bias="none",
         cost="2K, and the weight-gradient products",
         revision=2,
-        backwards="nothing",
+        backwards="nothing; guess next-weights: transposed weights or their signs",
     ),
     "guided-forward-gradient": Component(
         "fgbench.trainers.guided_forward_gradient:GuidedForwardGradient",

@@ -1,6 +1,7 @@
 """Activity perturbation on the shipped models as they are shipped: their ReLUs work in place."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -8,11 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import fgbench
+from fgbench.checks.quality import gradient_quality
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
+from fgbench.models.options import FCOptions
 from fgbench.registry import options_model
 from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
 from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.next_weights import find_next_layers
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 SHAPE, CLASSES, SAMPLES = (1, 8, 8), 3, 3
@@ -125,3 +130,113 @@ def test_a_model_whose_samples_interact_is_refused_and_its_generators_are_left_a
     first = flat_gradient(trainer, model, inputs, labels, torch.Generator().manual_seed(1))  # looks first
     torch.manual_seed(0)
     assert torch.equal(first, flat_gradient(trainer, model, inputs, labels, torch.Generator().manual_seed(1)))
+
+
+def chain(*, seed=0):
+    """A chain that narrows from layer to layer, in float64, with a batch."""
+    torch.manual_seed(seed)
+    sizes = (64, 40, 16, 12, CLASSES)
+    layers = [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
+    model = nn.Sequential(*layers[:-1]).double()
+    images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return model, images, torch.arange(8) % CLASSES
+
+
+def outputs_and_gradients(model, inputs, labels):
+    """Of every linear layer: its output, and the gradient there of every sample's loss."""
+    records = []
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(lambda _, __, y: records.append(y) or y.clone()) for layer in layers]
+    losses = LOSS(model(inputs), labels)
+    for hook in hooks:
+        hook.remove()
+    return records, torch.autograd.grad(losses.sum(), records)
+
+
+def test_the_range_of_the_next_weights_holds_every_gradient_and_little_more():
+    model, inputs, labels = chain()
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    found = find_next_layers(model, set(model.parameters()), "some")
+    assert [each.relu for each in found] == [True, True, True, False]
+    assert found[-1].weight is None
+    outputs, gradients = outputs_and_gradients(model, inputs, labels)
+    generator = torch.Generator().manual_seed(2)
+    for index, (each, output, gradient) in enumerate(zip(found, outputs, gradients, strict=True)):
+        drawn = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        narrowed = each.narrow(drawn, output)
+        dot = [(narrowed * gradient).sum(1), (drawn * gradient).sum(1)]
+        assert torch.allclose(*dot, rtol=1e-8), "the gradient is in the range, so nothing of it is lost"
+        assert torch.allclose(each.narrow(gradient, output), gradient, rtol=1e-8, atol=1e-12)
+        assert torch.allclose(each.narrow(narrowed, output), narrowed, rtol=1e-8, atol=1e-10)
+        if index < 3:
+            assert (narrowed[output <= 0] == 0).all()
+            units = torch.eye(output.shape[1], dtype=torch.float64)
+            for sample in output:  # the trace of a projection is the dimension of its range
+                rows = sample.expand(len(units), -1)
+                trace = each.narrow(units, rows).diagonal().sum()
+                active = int((sample > 0).sum())
+                assert abs(trace - min(active, layers[index + 1].out_features)) < 1e-6
+    wrong = found[2]._replace(weight=found[2].weight.roll(1, dims=1))
+    assert not torch.allclose(wrong.narrow(gradients[2], outputs[2]), gradients[2], rtol=1e-2)
+
+
+def test_next_weights_is_unbiased_and_far_less_noisy():
+    model, inputs, labels = chain()
+    truth = flat_gradient(Backprop(), model, inputs, labels)
+    trainer, generator = ActivityForwardGradient(guess="next-weights"), torch.Generator().manual_seed(3)
+    sample = torch.stack([flat_gradient(trainer, model, inputs, labels, generator) for _ in range(200)])
+    projections = sample @ truth / (truth @ truth)
+    assert abs(projections.mean() - 1) <= 4 * projections.std() / math.sqrt(len(sample))
+    variance = (sample - truth).square().sum(1).mean()
+    assert (sample.mean(0) - truth).square().sum() < 2 * variance / len(sample)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, CLASSES)).double()
+    noise = {}
+    for guess in ("next-weights", "rademacher"):
+        trainer = ActivityForwardGradient(guess=guess, exact_output=True)
+        found = gradient_quality(trainer, wide, LOSS, inputs, labels, generator, draws=40)
+        noise[guess] = found["1"].noise
+    assert noise["next-weights"] < 0.1 * noise["rademacher"], "3 dimensions in place of about 100"
+
+
+@pytest.mark.parametrize("changes", [{}, {"exact_output": True, "tangents": 2}])
+def test_next_weights_is_verified_on_the_shipped_fc_and_asks_for_no_backward_pass(changes, monkeypatch):
+    model, inputs, labels = shipped("fc")
+    trainer = ActivityForwardGradient(guess="next-weights", **changes)
+    trainer.set_up(model, inputs, CLASSES, torch.Generator())
+    assert fgbench.verify(trainer, model, LOSS, inputs, labels, tolerance=1e-8).verdict == "verified"
+    assert trainer.uses_backwards is fgbench.Backwards.WEIGHTS
+    for place in ("grad", "backward"):
+        monkeypatch.setattr(torch.autograd, place, None)
+    trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
+
+
+def test_units_that_are_all_off_are_no_error():
+    model, inputs, labels = chain()
+    with torch.no_grad():
+        model[1].bias.fill_(-1e3)
+    trainer = ActivityForwardGradient(guess="next-weights")
+    gradient = flat_gradient(trainer, model, inputs, labels, torch.Generator())
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        (lambda: shipped("cnn")[0], "Conv2d"),
+        (lambda: build_model(FCOptions(hidden=8, dropout=0.5), SHAPE, CLASSES, 0, "cpu").double(), "Dropout"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 3)).double(), "Tanh"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
+            "LayerNorm",
+        ),
+    ],
+)
+def test_next_weights_refuses_what_is_no_chain_of_linear_layers(model, what):
+    inputs = torch.zeros(SAMPLES, *SHAPE)
+    trainer = ActivityForwardGradient(guess="next-weights")
+    with pytest.raises(ConfigError, match=rf"next linear layer .* this model has a {what}$"):
+        trainer.set_up(model(), inputs, CLASSES, torch.Generator())
+    with pytest.raises(ConfigError, match="guess: next-weights needs mask: true"):
+        ActivityForwardGradient(guess="next-weights", mask=False)

@@ -1,6 +1,6 @@
 """Forward gradients in the space of activations: each layer's output is perturbed, sample by sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 
 import torch
@@ -14,6 +14,7 @@ from fgbench.trainers.independence import (
     refuse_interacting_samples,
     require_independent_samples,
 )
+from fgbench.trainers.next_weights import NextLayer, find_next_layers
 from fgbench.trainers.options import ActivityForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.reference import differentiate_outputs, true_gradient
@@ -34,13 +35,24 @@ class ActivityForwardGradient(Trainer):
     batch in the same pass, and the gradient mean_i(d_i) v. ``exact_output`` leaves the output layer
     unperturbed, so its share of the noise goes too.
 
+    ``guess: next-weights``: the gradient at the outputs of a hidden layer is mask * (W^T delta), W being the
+    weights of the linear layer that takes them. So the signs are projected, sample by sample, on the range of
+    mask * W^T: still unbiased, and d_i u_i is noise of as many dimensions as the next layer has outputs, not
+    as this one has units: 10 instead of about 500 below 10 classes. Where the next layer is as wide as the
+    layer, every direction is open and the signs stay as they are. For chains of linear layers and ReLUs.
+
     Bias: none. Total variance of a linear layer's weight gradient with Rademacher perturbations:
     sum_i |x_i|^2 (A_i sum_m |delta_mi|^2 - |delta_i|^2) / K, with A_i the entries left in, delta_mi the
-    gradient at the output of layer m for sample i, delta_i at the layer itself. Cost: 2 K forward passes
-    and the weight gradients' products; memory is not below backprop's, as inputs and perturbations are kept.
+    gradient at the output of layer m for sample i, delta_i at the layer itself; with ``next-weights`` the
+    dimensions of its range stand for A_i, about. Cost: 2 K forward passes and the weight gradients' products
+    (``next-weights``: and for each sample and narrow next layer a product of outputs^2 x inputs); drawing a
+    bit for every output; memory is not below backprop's, as inputs and perturbations are kept. Used
+    backwards: nothing; with ``next-weights`` the transposed weights.
 
     Source: Ren, Kornblith, Liao and Hinton (2023), "Scaling Forward Gradient With Local Losses",
-    section 3, arXiv 2210.03310; without its local losses and architecture.
+    section 3, arXiv 2210.03310; without its local losses and architecture. ``next-weights``: Singhal et al.
+    (2023), "How to guess a gradient", arXiv 2312.04709, whose guess W^T xi is biased, and Wang (2025),
+    arXiv 2511.03110, who whitens it; a projection of signs has the same mean and covariance.
 
     Example:
         >>> model, inputs, labels = nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
@@ -58,6 +70,7 @@ class ActivityForwardGradient(Trainer):
         require_independent_samples(model, self.options.name)
         if self.options.exact_output:
             OutputLayer(model)
+        self._next_layers(model, layer_parameters(model)[0])
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The output layer's, with ``exact_output``; see :meth:`Trainer.exact_names`."""
@@ -101,12 +114,14 @@ class ActivityForwardGradient(Trainer):
         deltas: dict[int, Tensor] = {}
         derivatives = []
 
+        next_layers = self._next_layers(model, layers)
+
         def perturb(index: int, output: Tensor) -> Tensor:
-            return sample_tangents({"output": output}, options.guess, generator)["output"]
+            return self._draw(output, next_layers[index] if next_layers else None, generator)
 
         with output_layer or nullcontext():
             for _ in range(options.tangents):
-                tangents = sample_tangents(others, options.guess, generator) if others else {}
+                tangents = sample_tangents(others, self._entries, generator) if others else {}
                 with one_pass:
                     result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
                 derivatives.append(result.derivatives)
@@ -145,13 +160,14 @@ class ActivityForwardGradient(Trainer):
         true = differentiate_outputs(model, loss_fn, inputs, labels, layers)
         gradient = {name: part for name, part in true.gradient.items() if name in exact}
         gradient |= {name: torch.zeros_like(tangent) for name, tangent in others.items()}
+        next_layers = self._next_layers(model, layers)
         totals = [torch.zeros_like(call.output) for call in true.calls]
         derivatives = []
         for _ in range(options.tangents):
-            tangents = sample_tangents(others, options.guess, generator) if others else {}
+            tangents = sample_tangents(others, self._entries, generator) if others else {}
             drawn = [
-                sample_tangents({"output": call.output}, options.guess, generator)["output"]
-                for call in true.calls
+                self._draw(call.output, next_layers[index] if next_layers else None, generator)
+                for index, call in enumerate(true.calls)
             ]
             own = true.derivatives_along(drawn, tangents)
             shares = own / (options.tangents * len(inputs))
@@ -168,6 +184,20 @@ class ActivityForwardGradient(Trainer):
     ) -> dict[str, Tensor]:
         """Backprop's gradient; see :meth:`Trainer.mean_gradient`."""
         return true_gradient(model, loss_fn, inputs, labels)
+
+    @property
+    def _entries(self) -> str:
+        return "normal" if self.options.guess == "normal" else "rademacher"
+
+    def _next_layers(self, model: nn.Module, layers: Collection[Tensor]) -> list[NextLayer]:
+        """For every perturbed layer, what bounds its perturbation; empty where nothing does."""
+        if self.options.guess != "next-weights":
+            return []
+        return find_next_layers(model, layers, self.options.name)
+
+    def _draw(self, output: Tensor, after: NextLayer | None, generator: torch.Generator) -> Tensor:
+        drawn = sample_tangents({"output": output}, self._entries, generator)["output"]
+        return drawn if after is None else after.narrow(drawn, output)
 
 
 def per_sample(numbers: Tensor, values: Tensor) -> Tensor:

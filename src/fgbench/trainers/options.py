@@ -100,10 +100,21 @@ class ActivityForwardGradientOptions(ForwardOptions):
     name: str = "activity-forward-gradient"
     tangents: PositiveInt = 1
     """K, how many perturbations of the activations a step averages over."""
-    guess: Literal["rademacher", "normal"] = "rademacher"
-    """Where the perturbations come from."""
+    guess: Literal["rademacher", "normal", "next-weights"] = "rademacher"
+    """Where perturbations come from; `next-weights`: signs, in the range of the next transposed weights."""
     mask: bool = True
     """Perturb only where the ReLU that follows lets the perturbation through: same mean, less noise."""
+
+    @property
+    def uses_backwards(self) -> Backwards:
+        """See :class:`TrainerOptions`."""
+        return Backwards.WEIGHTS if self.guess == "next-weights" else Backwards.NOTHING
+
+    @model_validator(mode="after")
+    def _check(self) -> "ActivityForwardGradientOptions":
+        if self.guess == "next-weights" and not self.mask:
+            raise ValueError("guess: next-weights needs mask: true")
+        return self
 
 
 class GuidedForwardGradientOptions(ForwardOptions):
