@@ -43,3 +43,9 @@ def test_central_differences_cost_two_forward_passes():
 
 def test_a_frozen_body_costs_a_forward_pass_and_the_output_layers_gradient():
     assert passes({"name": "frozen"}) == pytest.approx(1 + (1 - FIRST))
+
+
+def test_sign_feedback_costs_as_much_as_backprop_and_direct_feedback_a_product_per_layer():
+    assert passes({"name": "feedback-alignment", "feedback": "sign"}) == pytest.approx(3 - FIRST)
+    direct = passes({"name": "feedback-alignment", "feedback": "direct"})
+    assert direct == pytest.approx(2 + (1 - FIRST))  # e B in place of delta W: here as many operations
