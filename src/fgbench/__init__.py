@@ -26,31 +26,22 @@ if TYPE_CHECKING:
     from fgbench.trainers.zeroth_order import ZerothOrder
 
 _MODULES = {
-    "ActivityForwardGradient": "trainers.activity_forward_gradient",
-    "Backprop": "trainers.backprop",
     "Backwards": "options",
     "Config": "config.config",
     "ConfigError": "errors",
     "DataError": "errors",
-    "FeedbackAlignment": "trainers.feedback_alignment",
-    "FeedbackForwardGradient": "trainers.feedback_forward_gradient",
     "FgbenchError": "errors",
-    "ForwardGradient": "trainers.forward_gradient",
-    "Frozen": "trainers.frozen",
-    "GuidedForwardGradient": "trainers.guided_forward_gradient",
-    "LocalForwardGradient": "trainers.local_forward_gradient",
-    "LocalLoss": "trainers.local_loss",
     "Options": "options",
     "StepStats": "trainers.base",
     "Trainer": "trainers.base",
     "TrainerOptions": "options",
-    "ZerothOrder": "trainers.zeroth_order",
     "load_config": "config.config",
     "load_model": "run.weights",
     "read_runs": "analysis.frames",
     "read_summaries": "analysis.frames",
     "verify": "checks.verify",
 }
+"""Where the public names are, but the trainers', which the registry knows."""
 
 __all__ = [
     "ActivityForwardGradient",
@@ -83,11 +74,18 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("fgbench")
-    if name not in _MODULES:
+    module = _MODULES.get(name) or _trainer_modules().get(name)
+    if module is None:
         raise AttributeError(f"module 'fgbench' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"fgbench.{_MODULES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"fgbench.{module}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES, "__version__"])
+    return sorted([*globals(), *_MODULES, *_trainer_modules(), "__version__"])
+
+
+def _trainer_modules() -> dict[str, str]:
+    """Where the trainers' classes are, by name."""
+    targets = [row.target.partition(":") for row in import_module("fgbench.registry").TRAINERS.values()]
+    return {name: module.removeprefix("fgbench.") for module, _, name in targets}

@@ -7,7 +7,7 @@ from fake_results import make_run
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
-from fgbench.cli.results import FigureKind, FigureStyle
+from fgbench.cli.results import FigureStyle
 from fgbench.errors import ConfigError
 from fgbench.plotting.figures import KINDS, compose, plot_results
 from fgbench.plotting.style import SHEETS, trainer_hue
@@ -19,8 +19,13 @@ def draw(results, kind, style="screen"):
     return compose(KINDS[kind], "title", KINDS[kind].choose(series), SHEETS[style])
 
 
-def test_the_command_line_offers_every_kind_and_style():
-    assert {kind.value for kind in FigureKind} == {*KINDS, "all"}
+def test_an_unknown_kind_of_figure_is_answered_with_those_there_are(tmp_path):
+    make_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"--kind: got pie, expected one of panels, time, .*, all"):
+        plot_results(tmp_path, kinds=["pie"])
+
+
+def test_the_command_line_offers_every_style():
     assert {style.value for style in FigureStyle} == set(SHEETS)
 
 

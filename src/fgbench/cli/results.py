@@ -31,19 +31,6 @@ Tag = Annotated[
 ]
 
 
-class FigureKind(StrEnum):
-    """What ``fgbench plot`` can draw."""
-
-    panels = "panels"
-    time = "time"
-    tradeoff = "tradeoff"
-    cosine = "cosine"
-    noise = "noise"
-    lr = "lr"
-    depth = "depth"
-    all = "all"
-
-
 class FigureStyle(StrEnum):
     """What a figure is drawn for."""
 
@@ -61,7 +48,7 @@ def plot(
             callback=expanded,
         ),
     ] = None,
-    kind: Annotated[FigureKind, typer.Option(help="Which figure.")] = FigureKind.panels,
+    kind: Annotated[str, typer.Option(help="Which figure, or all; a wrong name lists them.")] = "panels",
     style: Annotated[
         FigureStyle, typer.Option(help="paper: one column wide, untitled, PDF and SVG.")
     ] = FigureStyle.screen,
@@ -74,7 +61,7 @@ def plot(
     """
     from fgbench.plotting.figures import plot_results
 
-    kinds = None if kind is FigureKind.all else [kind]
+    kinds = None if kind == "all" else [kind]
     for path in plot_results(results, out, kinds, style, tag):
         typer.echo(path)
 

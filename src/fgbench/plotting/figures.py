@@ -146,9 +146,12 @@ def plot_results(
         The files written.
 
     Raises:
-        ConfigError: no runs there, nothing in them to show, or ``out`` has another ending.
+        ConfigError: no such kind, no runs there, nothing in them to show, or ``out`` has another ending.
         FgbenchError: a file cannot be written.
     """
+    wanted = list(KINDS if kinds is None else kinds)
+    if unknown := [kind for kind in wanted if kind not in KINDS]:
+        raise ConfigError(f"--kind: got {unknown[0]}, expected one of {', '.join([*KINDS, 'all'])}")
     target = Path(path) if out is None else Path(out)
     in_folder = out is None or target.is_dir()
     ending = "" if in_folder else figure_format(target)
@@ -157,12 +160,12 @@ def plot_results(
     groups = group_series(load_results(path, tag))
     figures = [
         (group, kind, chosen)
-        for kind in (KINDS if kinds is None else kinds)
+        for kind in wanted
         for group, series in groups.items()
         if (chosen := KINDS[kind].choose(series))
     ]
     if not figures:
-        lacks = KINDS["panels" if kinds is None else next(iter(kinds))].lacks
+        lacks = KINDS[wanted[0]].lacks
         raise ConfigError(f"no run in {path} {lacks}: nothing to plot")
     several = len({group for group, _, _ in figures}) > 1
     written = []
