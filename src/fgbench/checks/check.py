@@ -29,6 +29,7 @@ from fgbench.models.build import build_model
 from fgbench.registry import TRAINERS, load
 from fgbench.seeds import derive_generator
 from fgbench.trainers.base import Trainer
+from fgbench.trainers.build import build_trainer
 
 QUALITY_DRAWS = 8
 """Gradients from which the noise and the cosine of every layer are taken."""
@@ -85,7 +86,7 @@ def check(
 
 
 def _set_up(config: Config, model: nn.Module, inputs: Tensor, num_classes: int) -> Trainer:
-    trainer: Trainer = load("trainer", config.trainer.name)(config.trainer)
+    trainer = build_trainer(config.trainer)
     trainer.set_up(model, inputs, num_classes, derive_generator("cpu", config.seed, "trainer"))
     return trainer
 

@@ -7,7 +7,6 @@ from fgbench.config.config import Config
 from fgbench.datasets.base import Splits
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
-from fgbench.registry import load
 from fgbench.run.loop import TrainingState, count_batches
 from fgbench.run.optimizers import build_optimizer, build_schedule
 from fgbench.run.parallel import distribute
@@ -15,6 +14,7 @@ from fgbench.run.validation import check_validation
 from fgbench.run.world import World
 from fgbench.seeds import derive_generator
 from fgbench.trainers.base import Trainer
+from fgbench.trainers.build import build_trainer
 
 
 def build_training(
@@ -33,7 +33,7 @@ def build_training(
     """
     check_validation(config, splits)
     model = build_model(config.model, splits.image_shape, splits.num_classes, config.seed, device)
-    trainer = load("trainer", config.trainer.name)(config.trainer)
+    trainer = build_trainer(config.trainer)
     batch_size = min(config.batch_size, len(splits.train))
     inputs, _ = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device), None)
     trainer.set_up(model, inputs, splits.num_classes, derive_generator("cpu", config.seed, "trainer"))

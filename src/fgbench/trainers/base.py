@@ -1,7 +1,8 @@
 """What a trainer is: a rule that fills ``param.grad`` for one batch."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fgbench.config.mistakes import explain
+from fgbench.errors import ConfigError
 from fgbench.options import Backwards, Options, declared_backwards
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -31,6 +33,13 @@ class StepStats:
     directional_derivatives: Tensor
     grad_norm: Tensor
 
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: a field is no tensor."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, Tensor):
+                raise ConfigError(f"StepStats.{field.name}: got a {type(value).__name__}, expected a tensor")
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -46,6 +55,20 @@ class Reference:
     derivatives: Tensor
     scale: Tensor
     gradient: dict[str, Tensor]
+
+
+def _returning_stats(step: Callable[..., Any]) -> Callable[..., StepStats]:
+    """The step, checked for what it returns."""
+
+    @functools.wraps(step)
+    def checked(self: "Trainer", *args: Any, **kwargs: Any) -> StepStats:
+        stats = step(self, *args, **kwargs)
+        if not isinstance(stats, StepStats):
+            what = "None" if stats is None else f"a {type(stats).__name__}"
+            raise ConfigError(f"{type(self).__name__}.{step.__name__} returned {what}, expected StepStats")
+        return stats
+
+    return checked
 
 
 class Trainer:
@@ -68,6 +91,12 @@ class Trainer:
     """
 
     Options: ClassVar[type[Options]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let every step of a subclass end in one line where it returns other than ``StepStats``."""
+        super().__init_subclass__(**kwargs)
+        for name in {"compute_gradients", "sgd_step"} & vars(cls).keys():
+            setattr(cls, name, _returning_stats(vars(cls)[name]))
 
     def __init__(self, options: Any = None, **changes: Any) -> None:
         try:

@@ -17,8 +17,9 @@ from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.forward_mode.layers import LAYERS, input_gradient, layer_arguments
+from fgbench.trainers.forward_mode.refusals import refuse_lazy
 from fgbench.trainers.options import FeedbackAlignmentOptions
-from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses
+from fgbench.trainers.passes import begin_step, gradient_norm, require_tensor, sample_losses
 from fgbench.trainers.replay import ModelState, RandomStates
 
 NORMALISATIONS = {F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm, F.rms_norm}
@@ -78,6 +79,7 @@ class FeedbackAlignment(Trainer):
         Raises:
             ConfigError: a parameter is not one of a linear, convolution or normalisation layer.
         """
+        refuse_lazy(model)
         self.load_state_dict({"seed": draw_seed(generator)})
         self._exact = set()
         states = RandomStates(), ModelState(model)
@@ -312,6 +314,7 @@ class SurrogatePass(LayerCalls):
 
 def output_error(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean loss, shape (), and its gradient e with respect to the outputs, shape (B, classes)."""
+    require_tensor(outputs)
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
         # a view, since counters of operations put hooks on what a module is given, and none on a leaf

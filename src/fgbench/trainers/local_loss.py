@@ -61,8 +61,8 @@ class LocalLoss(Trainer):
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Build the heads; see :meth:`Trainer.set_up`."""
-        hidden = cut_model(model, self.options.blocks)[:-1]
         refuse_lazy(model)
+        hidden = cut_model(model, self.options.blocks)[:-1]
         examples = example_outputs(model, hidden, inputs)
         kind = self.options.head
         self.heads = nn.ModuleList(build_head(kind, each.shape[1:], num_classes) for each in examples)

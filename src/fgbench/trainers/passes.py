@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,17 +65,26 @@ def write_gradients(gradients: Mapping[Tensor, Tensor], *, accumulate: bool = Fa
     return gradient_norm(param.grad for param in gradients if param.grad is not None)
 
 
-def sample_losses(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Tensor:
-    """One loss per sample, shape (B,).
+def require_tensor(outputs: Any) -> None:
+    """Refuse outputs of a model in several parts.
 
     Raises:
-        ConfigError: the model or ``loss_fn`` returned anything else than one tensor.
+        ConfigError: they are no tensor.
     """
     if not isinstance(outputs, Tensor):
         raise ConfigError(
             f"the model returned a {type(outputs).__name__}, expected one tensor of outputs: wrap it in a "
             f"module that returns that one (a classifier with auxiliary heads: switch them off)"
         )
+
+
+def sample_losses(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Tensor:
+    """One loss per sample, shape (B,).
+
+    Raises:
+        ConfigError: the model or ``loss_fn`` returned anything else than one tensor.
+    """
+    require_tensor(outputs)
     losses = loss_fn(outputs, labels)
     if losses.shape != labels.shape[:1]:
         raise ConfigError(
