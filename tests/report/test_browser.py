@@ -1,9 +1,12 @@
 """The report in a real browser: headless Chromium, driven by selenium."""
 
 import shutil
+import time
 
 import pytest
 from fake_records import make_record, many_records
+from fake_results import make_run
+from PIL import Image
 
 from fgbench.analysis.records import Results
 from fgbench.report import build
@@ -29,6 +32,28 @@ FLAGS = (
 )
 
 
+TEXTS_IN_THE_WAY = """
+const found = [];
+for (const panel of document.querySelectorAll("figure.chart:not([hidden]) svg.panel")) {
+  const card = panel.closest("figure").getBoundingClientRect();
+  const texts = [...panel.querySelectorAll("text")].filter(text => text.textContent.trim())
+    .map(text => [text.textContent, text.getBoundingClientRect()]);
+  texts.forEach(([text, box], place) => {
+    if (box.left < card.left || box.right > card.right || box.top < card.top || box.bottom > card.bottom)
+      found.push("cut: " + text);
+    for (const [other, beside] of texts.slice(place + 1)) {
+      const across = Math.min(box.right, beside.right) - Math.max(box.left, beside.left);
+      const down = Math.min(box.bottom, beside.bottom) - Math.max(box.top, beside.top);
+      if (across > 1 && down > 0.35 * Math.min(box.height, beside.height))
+        found.push(text + " | " + other);
+    }
+  });
+}
+return found;
+"""
+"""Texts of the figures shown that leave their figure or lie on each other; a line's box has air in it."""
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
@@ -49,6 +74,29 @@ def small_page(tmp_path_factory):
         for trainer, accuracy, memory in [("backprop", 0.9, 62.0), ("forward-gradient", 0.7, 100.0)]
     ]
     path = tmp_path_factory.mktemp("small") / "report.html"
+    path.write_text(page_of(records, "fgbench report results"))
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def crowded_page(tmp_path_factory):
+    records = [
+        make_record(
+            *(trainer, seed),
+            epochs=3,
+            optimizer__lr=lr,
+            test_accuracy=0.1 * place + lr,
+            val_accuracy=0.5,
+            train_loss=[2.0, 1.0, 0.03 * (place + 1)],
+            peak_memory_mib=60.0 + 200 * place,
+            epoch_time_s=1.0 + place + seed,
+            trainer_options={"structure": "full", "guess": "normal"} if "forward" in trainer else {},
+        )
+        for place, trainer in enumerate(("backprop", "forward-gradient", "guided-forward-gradient"))
+        for lr in (0.0004723, 0.0014960, 0.1)
+        for seed in (0, 1)
+    ]
+    path = tmp_path_factory.mktemp("crowded") / "report.html"
     path.write_text(page_of(records, "fgbench report results"))
     return path.as_uri()
 
@@ -111,6 +159,36 @@ def test_no_page_is_wider_than_its_window(browser, page, width, request):
         click(browser, ".tabs button", each)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_two_texts_of_a_figure_overlap_and_none_is_cut(browser, crowded_page, width):
+    emulate(browser, width)
+    browser.get(crowded_page)
+    for each in range(len(shown(browser, ".tabs button"))):
+        click(browser, ".tabs button", each)
+        assert browser.execute_script(TEXTS_IN_THE_WAY) == []
+    script = (
+        "for (const text of document.querySelectorAll('svg.panel text')) text.after(text.cloneNode(true))"
+    )
+    browser.execute_script(script)
+    assert browser.execute_script(TEXTS_IN_THE_WAY) != []
+
+
+def test_the_numbers_behind_a_figure_are_saved_without_a_network(browser, small_page, tmp_path):
+    browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    browser.get(small_page)
+    click(browser, "a[download]")
+    saved = tmp_path / "fc_fashion-mnist-panels-epochs.csv"
+    for _ in range(100):
+        if saved.exists():
+            break
+        time.sleep(0.05)
+    head, first, *_ = saved.read_text().splitlines()
+    assert head == "label,seed,epoch,test_accuracy,train_loss"
+    assert first == "backprop,0,1,0.9,1.0"
 
 
 def test_a_click_on_a_head_sorts_and_another_turns_it_round(browser, small_page):
@@ -186,3 +264,13 @@ def test_text_stands_out_from_its_paper_in_light_and_dark(browser, small_page, s
     assert (paper < 0.2) == dark
     for ink in (brightness("body", "color"), brightness("svg.panel text", "fill")):
         assert abs(ink - paper) > 0.6
+
+
+def test_pictures_of_a_report_are_as_wide_as_a_desktop_and_a_phone(tmp_path, monkeypatch):
+    import screenshots
+
+    make_run(tmp_path / "results")
+    monkeypatch.setattr("sys.argv", ["screenshots.py", str(tmp_path / "results"), "--out", str(tmp_path)])
+    screenshots.main()
+    widths = {name: Image.open(tmp_path / f"report-{name}.png").width for name in ("desktop", "phone")}
+    assert widths == {"desktop": 1280, "phone": 390}

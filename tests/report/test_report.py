@@ -1,21 +1,26 @@
 """The report: one page that needs nothing else, says the answer first, and trusts no text it shows."""
 
+import io
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
+import pandas as pd
 import pytest
 from fake_records import make_record, many_records
 from fake_results import make_run
 
+import fgbench
 from fgbench.analysis.claims.claims import load_claims
 from fgbench.analysis.records import Results
 from fgbench.errors import ConfigError
 from fgbench.plotting.style import trainer_hue
 from fgbench.report import build
 from fgbench.report.build import build_report, render
+from fgbench.storage.run_directory import RunDirectory
 
 
 def page_of(records, command):
@@ -90,7 +95,8 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
         make_run(tmp_path, trainer)
     page = Page(build_report(tmp_path, tmp_path / "out" / "report.html").read_text())
     assert not page.attributes("src")
-    assert [href for href in page.attributes("href") if not href.startswith("#")] == ["data:,"]
+    outside = [href for href in page.attributes("href") if not href.startswith(("#", "data:"))]
+    assert outside == []
     [policy] = [content for content in page.attributes("content") if "default-src" in content]
     assert policy.startswith("default-src 'none'")
 
@@ -179,6 +185,68 @@ def test_figures_are_those_of_the_study_in_the_trainers_colours():
         colour = trainer_hue(trainer).lstrip("#").lower()
         assert f"stroke: var(--c{colour})" in html
         assert f"--c{colour}:#{colour}" in html
+
+
+def csv_files(html):
+    """The CSV files that a page holds, by the name they are saved under."""
+    links = [attrs for tag, attrs in Page(html).elements if tag == "a" and "download" in attrs]
+    files = {}
+    for link in links:
+        head, _, text = link["href"].partition(",")
+        assert head == "data:text/csv;charset=utf-8"
+        files[link["download"]] = pd.read_csv(io.StringIO(unquote(text)))
+    return files
+
+
+def test_every_figure_has_the_numbers_it_is_drawn_from(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path, seed=seed)
+        make_run(tmp_path, "forward-gradient", seed=seed, cells={"gradient_cosine": 0.1})
+    files = csv_files(build_report(tmp_path, tmp_path / "report.html").read_text())
+    assert set(files) == {
+        "fc_fashion-mnist-mini-panels-epochs.csv",
+        "fc_fashion-mnist-mini-panels-runs.csv",
+        "fc_fashion-mnist-mini-time-epochs.csv",
+        "fc_fashion-mnist-mini-tradeoff-runs.csv",
+        "fc_fashion-mnist-mini-cosine-epochs.csv",
+    }
+    runs, summaries = fgbench.read_runs(tmp_path), fgbench.read_summaries(tmp_path)
+    for name, key, columns in (
+        ("panels-epochs", ["label", "seed", "epoch"], ["test_accuracy", "train_loss"]),
+        ("time-epochs", ["label", "seed", "epoch"], ["test_accuracy", "train_loss"]),
+        ("panels-runs", ["label", "seed"], ["peak_memory_mib", "epoch_time_s"]),
+        ("tradeoff-runs", ["label", "seed"], ["peak_memory_mib", "test_accuracy"]),
+    ):
+        expected = (runs if "epoch" in key else summaries).set_index(key).sort_index()[columns]
+        found = files[f"fc_fashion-mnist-mini-{name}.csv"].set_index(key).sort_index()[columns]
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-12)
+    times = files["fc_fashion-mnist-mini-time-epochs.csv"].groupby(["label", "seed"])["training_time_s"].max()
+    assert times.to_numpy() == pytest.approx(runs.groupby(["label", "seed"])["epoch_time_s"].sum().to_numpy())
+
+
+def test_swept_settings_are_among_the_numbers_of_their_figure():
+    records = [accurate("backprop", 0, 0.8 + lr, optimizer__lr=lr) for lr in (0.01, 0.02)]
+    [table] = [table for name, table in csv_files(page_of(records, "")).items() if "-lr-" in name]
+    assert table["optimizer.lr"].tolist() == [0.01, 0.02]
+    assert table["test_accuracy"].tolist() == [0.8 + 0.01, 0.8 + 0.02]
+
+
+def test_classes_are_summed_over_seeds_and_shown_in_percent(tmp_path, no_figures):
+    for seed, counts in enumerate([[[3, 1], [0, 4]], [[2, 2], [1, 3]]]):
+        RunDirectory(make_run(tmp_path, seed=seed)).write_confusions(["cat", "<b>dog"], counts)
+    lost = make_run(tmp_path, "forward-gradient", state="diverged", planned=5)
+    RunDirectory(lost).write_confusions(["cat", "<b>dog"], [[4, 0], [4, 0]])
+    page = Page(build_report(tmp_path, tmp_path / "report.html").read_text())
+    assert page.attributes("class", "table").count("matrix") == 1
+    assert "backprop seeds 0, 1" in page.text
+    assert "class cat <b>dog cat 62 38 <b>dog 12 88" in page.text
+
+
+def test_runs_of_different_classes_have_no_common_matrix(tmp_path, no_figures):
+    for seed, names in enumerate([["cat", "dog"], ["dog", "cat"]]):
+        RunDirectory(make_run(tmp_path, seed=seed)).write_confusions(names, [[3, 1], [0, 4]])
+    page = Page(build_report(tmp_path, tmp_path / "report.html").read_text())
+    assert "matrix" not in page.attributes("class", "table")
 
 
 def test_numbers_in_labels_are_not_shortened():

@@ -109,6 +109,19 @@ class RunRecord:
         rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
         return rows
 
+    @cached_property
+    def confusions(self) -> pd.DataFrame | None:
+        """How many test images of each class (rows) were taken for each (columns) in the end.
+
+        None for a run that has not finished, or that kept no such counts.
+        """
+        if self.state != "finished":
+            return None
+        names, counts = RunDirectory(self.path).read_confusions()
+        if not counts:
+            return None
+        return pd.DataFrame(counts, index=names[: len(counts)], columns=names)
+
     @property
     def uses_backwards(self) -> str:
         """What the trainer uses backwards, a value of ``Backwards``, such as ``nothing``."""

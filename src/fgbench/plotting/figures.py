@@ -17,6 +17,7 @@ from fgbench.analysis.records import load_results
 from fgbench.analysis.series import Series, group_series
 from fgbench.errors import ConfigError
 from fgbench.plotting import charts, layers
+from fgbench.plotting.data import TIME, Data, by_epoch, by_layer, by_run
 from fgbench.plotting.panels import FOUR_PANELS, MARKS, Panel, count_runs
 from fgbench.plotting.style import (
     SHEETS,
@@ -42,6 +43,7 @@ class FigureSpec:
         panels: what it is made of.
         choose: of the series of a dataset and model, those it has something to show of.
         lacks: what a results folder has not, when nothing can be shown.
+        data: tables of the numbers behind it, by what a row of each is for.
         lines: the series that stand for a line each, where a line is not a series.
         points: whether a series is a point, and not a line or a bar.
     """
@@ -50,6 +52,7 @@ class FigureSpec:
     panels: tuple[Panel, ...]
     choose: Callable[[Sequence[Series]], list[Series]]
     lacks: str
+    data: dict[str, Data]
     lines: Callable[[Sequence[Series]], list[Series]] | None = None
     points: bool = False
 
@@ -76,13 +79,21 @@ def _swept(block: str, key: str) -> Callable[[Sequence[Series]], list[Series]]:
 
 KINDS = {
     "panels": FigureSpec(
-        "Accuracy, memory, loss and time", FOUR_PANELS, _having(), "has finished an epoch yet"
+        "Accuracy, memory, loss and time",
+        FOUR_PANELS,
+        _having(),
+        "has finished an epoch yet",
+        {
+            "epochs": by_epoch("test_accuracy", "train_loss"),
+            "runs": by_run("peak_memory_mib", "epoch_time_s"),
+        },
     ),
     "time": FigureSpec(
         "Over time",
         (Panel(charts.draw_loss_over_time), Panel(charts.draw_accuracy_over_time)),
         _having("epoch_time_s"),
         "has timed an epoch yet",
+        {"epochs": by_epoch(TIME, "train_loss", "test_accuracy")},
     ),
     "tradeoff": FigureSpec(
         "Accuracy against cost",
@@ -92,6 +103,7 @@ KINDS = {
         ),
         _having("test_accuracy"),
         "has measured its test accuracy yet",
+        {"runs": by_run(TIME, "peak_memory_mib", "test_accuracy")},
         points=True,
     ),
     "cosine": FigureSpec(
@@ -99,18 +111,21 @@ KINDS = {
         (Panel(charts.draw_cosine), Panel(charts.draw_relative_error)),
         _having("gradient_cosine"),
         "compares its gradient with the true one (the key diagnostics.every asks for it)",
+        {"epochs": by_epoch("gradient_cosine", "gradient_relative_error")},
     ),
     "noise": FigureSpec(
         "Noise and alignment over training, by layer",
         (Panel(layers.draw_layer_noise), Panel(layers.draw_layer_cosine)),
         lambda series: [each for each in series if any(len(run.layers) for run in each.averaged)],
         "compares its gradient with the true one (the key diagnostics.every asks for it)",
+        {"layers": by_layer("noise", "cosine")},
     ),
     "lr": FigureSpec(
         "Sensitivity to the learning rate",
         (Panel(charts.draw_learning_rates),),
         _swept("optimizer", "lr"),
         "has a companion that differs in optimizer.lr alone",
+        {"runs": by_run("optimizer.lr", "test_accuracy")},
         partial(charts.swept_heads, block="optimizer", key="lr"),
     ),
     "depth": FigureSpec(
@@ -118,10 +133,11 @@ KINDS = {
         (Panel(charts.draw_time_by_depth), Panel(charts.draw_memory_by_depth)),
         _swept("model", "layers"),
         "has a companion that differs in model.layers alone",
+        {"runs": by_run("model.layers", "epoch_time_s", "peak_memory_mib")},
         partial(charts.swept_heads, block="model", key="layers"),
     ),
 }
-"""Every kind of figure. To add one: its panels' draw functions and a row here."""
+"""Every kind of figure. To add one: its panels' draw functions, their data and a row here."""
 
 
 def plot_results(

@@ -1,5 +1,6 @@
 """The study's four panels, and what other charts share with them: curves, bars, marks."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -158,7 +159,8 @@ def _draw_bars(
     measured = [[value for run in each.averaged if isfinite(value := read(run, column))] for each in series]
     longest = max((value for values in measured for value in values), default=0.0) or 1.0
     found: dict[str, None] = {}
-    for place, (each, look, values) in enumerate(zip(series, looks, measured, strict=True)):
+    names = _shorten([each.label for each in series])
+    for place, (each, name, look, values) in enumerate(zip(series, names, looks, measured, strict=True)):
         texts = list(dict.fromkeys(note for run in each.averaged for note in run.notes(notes)))
         found |= dict.fromkeys(texts)
         mean, reach = (float(np.mean(values)), max(values)) if values else (0.0, 0.0)
@@ -169,7 +171,7 @@ def _draw_bars(
         if values and reach - min(values) > 0.005 * longest:
             for colour, width in (("white", 2.2), ("0.15", 1.0)):
                 axes.hlines(place + 0.16, min(values), reach, color=colour, lw=width)
-        axes.annotate(plain(_shorten(each.label)), (0, place - 0.26), (2, 0), fontsize=6.5, **beside)
+        axes.annotate(plain(name), (0, place - 0.26), (2, 0), fontsize=6.5, **beside)
         axes.annotate(text + star, (reach, place + 0.16), (3, 0), fontsize=7, color="0.2", **beside)
     spare = max(0.0, (4 - len(series)) / 2)
     axes.set(xlim=(0, longest * 1.17), ylim=(len(series) - 0.5 + spare, -0.6 - spare), yticks=[])
@@ -190,7 +192,15 @@ def count_runs(series: Series) -> str:
     return ", ".join(counts)
 
 
-def _shorten(label: str, length: int = 58) -> str:
-    """Both ends of a label: the trainer, and what tells it from its like."""
-    end = length // 2
-    return label if len(label) <= length else f"{label[: length - end - 1].rstrip(' ,')}…{label[-end:]}"
+def _shorten(labels: Sequence[str], length: int = 58) -> list[str]:
+    """Labels in so many letters each: the words that most of them share are left out, the trainer never."""
+    uses = Counter(word for label in labels for word in label.split(", "))
+    short = []
+    for label in labels:
+        kept, whole = label.split(", "), label
+        while len(whole) > length and len(kept) > 1:
+            kept.remove(max(kept[1:], key=uses.__getitem__))
+            whole = ", ".join([*kept, "…"])
+        end = length // 2
+        short.append(whole if len(whole) <= length else f"{whole[: length - end - 1]}…{whole[-end:]}")
+    return short

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from itertools import groupby
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -31,7 +33,17 @@ from fgbench.plotting.figures import SPREAD
 from fgbench.plotting.style import trainer_hue
 from fgbench.registry import TABLES, TRAINERS
 from fgbench.report.answer import ANSWERED, find_answers, summarise
-from fgbench.report.figures import MOST_SERIES, SPARK, Chart, draw_charts, sparkline, theme, themed
+from fgbench.report.confusions import ConfusionMatrix, find_confusions
+from fgbench.report.figures import (
+    MOST_SERIES,
+    SPARK,
+    Chart,
+    best_series,
+    draw_charts,
+    sparkline,
+    theme,
+    themed,
+)
 from fgbench.storage.files import atomic_write
 
 ENVIRONMENT_OF_A_RUN = ("command", "git_commit", "git_dirty")
@@ -40,12 +52,18 @@ ENVIRONMENT_OF_A_RUN = ("command", "git_commit", "git_dirty")
 
 @dataclass(frozen=True)
 class Group:
-    """What the page shows of one dataset and model."""
+    """What the page shows of one dataset and model.
+
+    Attributes:
+        file: how the names of its files begin.
+    """
 
     id: str
     title: str
+    file: str
     charts: list[Chart]
     tables: list[Table]
+    confusions: list[ConfusionMatrix]
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,7 @@ def render(results: Results, command: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": _number, "reading": read}
+    templates.filters |= {"number": _number, "reading": read, "csv_link": _csv_link, "percent": _percent}
     templates.globals |= {"themed": themed, "hue": trainer_hue}
     folder = Path(__file__).parent
     script = (folder / "script.js").read_text(encoding="utf-8")
@@ -192,7 +210,14 @@ def _groups(groups: dict[tuple[str, str], list[Series]], comparisons: Sequence[C
         paths = {run.path for each in series for run in each.runs}
         own = [each for each in comparisons if each.pair.series.runs[0].path in paths]
         shown.append(
-            Group(f"g{number}", f"{model} on {dataset}", draw_charts(series, f"g{number}"), _tables(own))
+            Group(
+                f"g{number}",
+                f"{model} on {dataset}",
+                re.sub(r"[^\w.-]+", "-", f"{model}_{dataset}"),
+                draw_charts(series, f"g{number}"),
+                _tables(own),
+                find_confusions(best_series(series)),
+            )
         )
     return shown
 
@@ -259,6 +284,18 @@ def _commands(series: Sequence[Series]) -> list[str]:
         config = str(each.runs[0].path / "config.yaml")
         commands.append(shlex.join(["fgbench", "run", config, "--seeds", seeds, "--results", "again"]))
     return commands
+
+
+def _csv_link(text: str) -> str:
+    """A link that holds the text itself."""
+    return "data:text/csv;charset=utf-8," + quote(text, safe=",;:/()=+*!@$ ")
+
+
+def _percent(share: float | None) -> str:
+    """A share as whole percents; a dash for none of nothing, and nothing for none of something."""
+    if share is None:
+        return "–"
+    return f"{100 * share:.0f}" if share >= 0.01 else "<1" if share else ""
 
 
 def _number(value: Any, form: str = ".4g") -> str:

@@ -76,6 +76,7 @@ class Chart:
 
     Attributes:
         left_out: how many series it does not show.
+        data: the numbers it is drawn from, as CSV, by what a row is for.
     """
 
     kind: str
@@ -83,6 +84,7 @@ class Chart:
     panels: list[Markup]
     legend: list[Line]
     left_out: int
+    data: dict[str, str]
 
 
 def draw_charts(series: Sequence[Series], prefix: str) -> list[Chart]:
@@ -95,13 +97,13 @@ def draw_charts(series: Sequence[Series], prefix: str) -> list[Chart]:
     charts = []
     for name, kind in KINDS.items():
         chosen = kind.choose(series)
-        shown = chosen if kind.lines else _best(chosen)
+        shown = chosen if kind.lines else best_series(chosen)
         if shown:
             charts.append(_draw_chart(name, kind, shown, len(chosen) - len(shown), f"{prefix}-{name}"))
     return charts
 
 
-def _best(series: Sequence[Series]) -> list[Series]:
+def best_series(series: Sequence[Series]) -> list[Series]:
     """``MOST_SERIES`` of them: of each trainer in turn the next best by validation accuracy."""
     ranked = sorted(series, key=lambda each: (-_validation(each), each.label))
     turn: dict[str, int] = {}
@@ -136,7 +138,8 @@ def _draw_chart(name: str, kind: FigureSpec, series: Sequence[Series], left_out:
         _draw_panel(panel, series, looks, height, f"{prefix}{index}")
         for index, panel in enumerate(kind.panels)
     ]
-    return Chart(name, kind.title, panels, legend, left_out)
+    data = {rows: make(series).to_csv(index=False) for rows, make in kind.data.items()}
+    return Chart(name, kind.title, panels, legend, left_out, data)
 
 
 def _draw_panel(
