@@ -55,6 +55,12 @@ def run_worker(rank: int, size: int, port: int, queue: Any, function: Callable[.
         queue.put((rank, result))
 
 
+def add_up() -> tuple[float | None, float | None]:
+    """The sum of 1 and 2, and that of 1 and nothing."""
+    with World.from_environment().joined() as world:
+        return world.total(world.rank + 1.0), world.total(1.0 if world.is_main else None)
+
+
 def make_training(settings: dict[str, Any], world: World | None = None) -> TrainingState:
     """A training on made-up images."""
     config = Config.model_validate(settings)

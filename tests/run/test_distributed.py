@@ -194,6 +194,10 @@ def test_a_signal_to_one_worker_stops_all_and_the_run_goes_on_bit_for_bit(
     assert only_run(cut).read_env()["workers"] == 2
 
 
+def test_what_workers_take_is_added_up_or_unknown() -> None:
+    assert start(workers.add_up) == [(3.0, None)] * 2
+
+
 def test_all_workers_stop_early_together(tmp_path: Path) -> None:
     stopping = {"metric": "val_loss", "patience": 1, "min_delta": 100.0}
     config = write_config(tmp_path, trainer=RANK_ONE, early_stopping=stopping, saving={"best": "val_loss"})

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # read when torch starts: keeps the profiler off the terminal
 
 from fgbench.measure.device import keep_allocations, prepare, resolve_device, set_threads, synchronize
+from fgbench.measure.energy import GpuEnergy
 from fgbench.measure.environment import describe_environment
 from fgbench.measure.load import OtherLoad
 from fgbench.measure.memory import (
@@ -18,6 +19,7 @@ from fgbench.measure.memory import (
 
 __all__ = [
     "MIB",
+    "GpuEnergy",
     "OtherLoad",
     "PeakMemory",
     "describe_environment",

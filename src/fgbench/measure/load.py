@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fgbench.measure.nvml import load_nvml
+from fgbench.measure.nvml import find_gpu, load_nvml
 
 BUSY_CORES = 0.3
 """Cores kept busy by others from which an epoch is noted as disturbed; a convention of this project."""
@@ -38,8 +38,8 @@ class OtherLoad:
                 reasons.append(f"other processes kept {cores:.1f} of {os.cpu_count()} CPU cores busy")
         if torch.cuda.is_available() and (nvml := load_nvml()) is not None:
             try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-                pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+                gpu = find_gpu(nvml, torch.device("cuda", torch.cuda.current_device()))
+                pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)}
                 if pids - {os.getpid()}:
                     reasons.append("another process was on the GPU")
             except nvml.NVMLError:

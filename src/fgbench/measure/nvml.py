@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 
 def load_nvml() -> Any:
     """The NVML bindings, initialised, or None where there is no NVIDIA driver."""
@@ -12,3 +14,12 @@ def load_nvml() -> Any:
     except Exception:  # the bindings raise their own family of errors, or are not installed
         return None
     return pynvml
+
+
+def find_gpu(nvml: Any, device: torch.device) -> Any:
+    """NVML's handle of the GPU behind a CUDA device; NVML also counts those CUDA_VISIBLE_DEVICES hides.
+
+    Raises:
+        NVMLError: NVML does not know it, as where the device is a part of a GPU.
+    """
+    return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")

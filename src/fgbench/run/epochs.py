@@ -94,6 +94,7 @@ class EpochLoop:
         training, every = self.training, self.config.saving.every_steps
         start = time.perf_counter() - training.epoch_time_s
         first_step, sent_before = training.step, self.world.bytes_sent
+        is_resumed = training.batches_done > 0
 
         def after_step() -> bool:
             self.stop.update()
@@ -103,7 +104,8 @@ class EpochLoop:
                 nonlocal start
                 measure.synchronize(training.device)
                 training.epoch_time_s = time.perf_counter() - start
-                self.save()
+                with energy.paused():
+                    self.save()
                 start = time.perf_counter() - training.epoch_time_s
             return self.stop.requested
 
@@ -111,6 +113,7 @@ class EpochLoop:
             EpochProgress(training, self.config.epochs) as progress,
             measure.PeakMemory(training.device) as peak,
             measure.OtherLoad() as load,
+            measure.GpuEnergy(training.device) as energy,
         ):
             whole = train_epoch(training, after_step)
             measure.synchronize(training.device)
@@ -119,6 +122,7 @@ class EpochLoop:
             self.save()
             raise Interrupted(self.stop.number, self.directory.path)
         row = _training_columns(training) | {"timing_note": load.reason}
+        row["energy_j"] = None if is_resumed else self.world.total(energy.joules)
         if peak.mib is None:
             row |= {"peak_memory_mib": self.cpu_memory_mib, "memory_source": "cpu-profiler"}
         else:

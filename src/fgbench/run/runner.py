@@ -25,7 +25,7 @@ from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.validation import describe_best
 from fgbench.run.verify import verify_next_step
 from fgbench.run.world import SharedStopRequest, World
-from fgbench.storage.metrics import Cell
+from fgbench.storage.metrics import METRICS, Cell
 from fgbench.storage.run_directory import ENDED, RunDirectory
 from fgbench.storage.state import StateError, first_line, load_state, state_files
 from fgbench.storage.summary import summarise
@@ -214,7 +214,7 @@ def _go_on(
         )
     try:
         training.load_state_dict(saved["training"])
-        rows: list[dict[str, Cell]] = saved["rows"]
+        rows = [dict.fromkeys(METRICS) | row for row in saved["rows"]]  # an older version had fewer columns
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StateError(
             f"the state file does not fit this model and trainer ({first_line(error)}): perhaps another "

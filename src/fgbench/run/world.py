@@ -138,6 +138,15 @@ class World:
         dist.broadcast_object_list(result, src=0)
         return result[0]
 
+    def total(self, value: float | None) -> float | None:
+        """The sum of what all processes have; None where one of them has none."""
+        if self.size == 1:
+            return value
+        values: list[float | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        known = [each for each in values if each is not None]
+        return sum(known) if len(known) == self.size else None
+
     def share_parameters(self, model: nn.Module) -> None:
         """Give every process the parameters and buffers of rank 0."""
         if self.size > 1:

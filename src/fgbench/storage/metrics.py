@@ -27,7 +27,7 @@ class Column:
 
     name: str
     label: str
-    kind: Literal["learnt", "gradient", "time", "memory", "traffic", "setting", "text"]
+    kind: Literal["learnt", "gradient", "time", "energy", "memory", "traffic", "setting", "text"]
     reading: Literal["last", "median", "peak"] = "last"
     form: str = ".4f"
     better: Literal["higher", "lower", ""] = ""
@@ -46,8 +46,8 @@ class Column:
 
     @property
     def timed(self) -> bool:
-        """Whether it comes from a clock, which other work on the machine disturbs."""
-        return self.kind == "time"
+        """Whether it is measured over a time, so that other work on the machine disturbs it."""
+        return self.kind in ("time", "energy")
 
     def gain(self, difference: float) -> float:
         """The difference, positive where it is for the better."""
@@ -85,6 +85,10 @@ COLUMNS: dict[str, Column] = {
         Column("bytes_sent_per_step", "bytes sent per step", "traffic", "median", ".0f", "lower"),
         Column("gradient_cosine", "cosine to the true gradient", "gradient", better="higher"),
         Column("gradient_relative_error", "relative error of the gradient", "gradient"),
+        Column(
+            *("energy_j", "energy of the GPUs per epoch", "energy", "median", ".1f", "lower", "J"),
+            words=("less energy", "more energy", "as much energy"),
+        ),
         Column("timing_note", "why a time may be disturbed", "text"),
     )
 }

@@ -8,7 +8,7 @@ from typing import Any
 from fgbench.storage.metrics import COLUMNS, Cell, counted_epochs, select
 
 FINAL = select("learnt")
-MEDIANS = select("time", reading="median")
+MEDIANS = select("time", "energy", reading="median")
 PEAKS = select("memory", reading="peak")
 
 
