@@ -8,7 +8,8 @@ import fgbench
 from fgbench.errors import FgbenchError
 from fgbench.models.build import build_model
 from fgbench.registry import TRAINERS, load, options_model
-from fgbench.trainers import forward_gradient
+from fgbench.trainers import forward_gradient, local_forward_gradient
+from fgbench.trainers.local.blocks import Block
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 FORWARD = [
@@ -24,6 +25,16 @@ FORWARD = [
     ("feedback-forward-gradient", {"correction": 0.5}),
     ("feedback-forward-gradient", {"combine": "projection"}),
 ]
+GUIDED = [
+    {},
+    {"guess": "ntk", "granularity": "tensor", "chunk": 2},
+    {"guess": "normal"},
+    {"guess": "rademacher", "target": "local"},
+    {"space": "activations"},
+    {"space": "activations", "guess": "rademacher"},
+    {"space": "activations", "guess": "normal", "target": "local"},
+]
+MIXER = {"channels": 8, "groups": 2, "patches": 2, "blocks": 2}
 MODELS = {
     "fc": {"hidden": 16, "dropout": 0.3},
     "cnn": {"width": 4, "hidden": 16},
@@ -32,7 +43,8 @@ MODELS = {
 
 
 def shipped(name, **changes):
-    options = options_model("model", name)(name=name, **{**MODELS.get(name, {}), **changes})
+    settings = MIXER if name == "local-mixer" else MODELS.get(name, {})
+    options = options_model("model", name)(name=name, **{**settings, **changes})
     return build_model(options, (1, 8, 8), 3, 0, "cpu")
 
 
@@ -62,6 +74,60 @@ def test_the_shipped_models_are_verified(name, options, model):
         found = verify(trainer, model, torch.float64, sgd_step=sgd_step, tolerance=tolerance)
         assert found.verdict == "verified"
         assert found.derivatives in (options.get("tangents", 1), 6 * options.get("tangents", 1))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("options", GUIDED, ids=str)
+def test_guided_steps_are_verified(options, model):
+    model = shipped(model).double()
+    trainer = load("trainer", "guided-forward-gradient")(**options, hidden=4, auxiliary="linear")
+    trainer.set_up(model, batch(torch.float64)[0], 3, torch.Generator().manual_seed(0))
+    found = verify(trainer, model, torch.float64, tolerance=1e-8)
+    assert found.verdict == "verified"
+    assert found.derivatives >= len(model) - 2
+
+
+@pytest.mark.parametrize("guess", ["normal", "rademacher"])
+@pytest.mark.parametrize("changes", [{}, {"blocks": 1, "patches": 1}, {"blocks": 3, "groups": 4}], ids=str)
+def test_steps_by_local_losses_of_patches_are_verified(changes, guess):
+    model = shipped("local-mixer", **changes).double()
+    nn.init.normal_(model[-1][-1].weight, std=0.1)
+    trainer = load("trainer", "local-forward-gradient")(guess=guess)
+    trainer.set_up(model, batch(torch.float64)[0], 3, torch.Generator().manual_seed(0))
+    found = verify(trainer, model, torch.float64, tolerance=1e-8)
+    assert found.verdict == "verified"
+    options = {"blocks": 2, "patches": 2, "groups": 2} | changes
+    assert found.derivatives == 6 * options["blocks"] * options["patches"] ** 2 * options["groups"]
+
+
+def test_a_step_by_local_losses_that_is_not_what_it_says_is_found(monkeypatch):
+    model = shipped("local-mixer")
+    trainer = ready("local-forward-gradient", {}, model)
+    fill = local_forward_gradient._fill
+
+    def half(module, gradients):
+        fill(module, {name: 0.9 * part for name, part in gradients.items()})
+
+    monkeypatch.setattr(local_forward_gradient, "_fill", half)
+    with pytest.raises(FgbenchError, match="the gradient it makes"):
+        verify(trainer, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda gradient: {name: 1.1 * part for name, part in gradient.items()}, "the gradient it makes"),
+        (lambda gradient: {name: -part for name, part in gradient.items()}, "the gradient it makes"),
+    ],
+)
+@pytest.mark.parametrize("options", GUIDED, ids=str)
+def test_a_guided_step_that_is_not_what_it_says_is_found(options, change, words, monkeypatch):
+    model = shipped("cnn")
+    trainer = ready("guided-forward-gradient", options | {"auxiliary": "linear"}, model)
+    fill = Block.fill
+    monkeypatch.setattr(Block, "fill", lambda block, gradient: fill(block, change(gradient)))
+    with pytest.raises(FgbenchError, match=words):
+        verify(trainer, model)
 
 
 @pytest.mark.parametrize("name", ["backprop", "frozen"])

@@ -142,6 +142,17 @@ def test_other_models_are_refused_in_one_line():
         LocalForwardGradient().set_up(nn.Sequential(nn.Linear(3, 2)), torch.ones(2, 3), 2, torch.Generator())
 
 
+def test_a_local_mixer_that_was_changed_is_refused():
+    trainer, model, inputs, labels = ready()
+    model[1].layers[0].register_forward_hook(lambda module, args, outputs: 2 * outputs)
+    with pytest.raises(ConfigError, match="forward hooks"):
+        trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
+    trainer, model, inputs, labels = ready()
+    model.insert(2, nn.Tanh())
+    with pytest.raises(ConfigError, match=r"model.name: local-mixer"):
+        trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
+
+
 def test_images_that_cannot_be_cut_are_refused():
     options = options_model("model", "local-mixer")(patches=8)
     with pytest.raises(ConfigError, match=r"model.patches: 8 does not divide images of 28x28"):

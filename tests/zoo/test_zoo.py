@@ -34,7 +34,13 @@ CASES = {
     "activity": lambda: fgbench.ActivityForwardGradient(tangents=2),
     "feedback": lambda: fgbench.FeedbackForwardGradient(),
     "guided": lambda: fgbench.GuidedForwardGradient(auxiliary="linear"),
+    "guided behind a block": lambda: fgbench.GuidedForwardGradient(auxiliary="linear"),
+    "guided by chance": lambda: fgbench.GuidedForwardGradient(guess="normal", granularity="tensor"),
+    "guided activations": lambda: fgbench.GuidedForwardGradient(space="activations", auxiliary="linear"),
+    "local losses": lambda: fgbench.LocalLoss(),
 }
+VERIFIED = {case for case in CASES if case.startswith(("activity", "feedback", "guided"))}
+"""Cases whose derivatives are compared by ``fgbench.verify``, which shares none of the trainers' passes."""
 
 
 @dataclass
@@ -125,7 +131,7 @@ def agree(case, trainer, model, row, batches, step, true):
     names = [name for name, gradient in step.gradient.items() if gradient is not None]
     length = product(true.gradient, true.gradient, names) ** 0.5
     d = step.derivatives.double()
-    if case in ("activity", "feedback"):
+    if case in VERIFIED and case != "guided":
         return
     if case == "exact output":
         head = [
@@ -134,11 +140,13 @@ def agree(case, trainer, model, row, batches, step, true):
         for name in head:
             close(step.gradient[name], true.gradient[name], name)
         names = [name for name in names if name not in head]
-    if case == "guided":
+    if case in ("guided", "local losses"):
         last = [name for name in names if name.split(".")[0] == list(step.gradient)[-1].split(".")[0]]
         for name in last:
             close(step.gradient[name], true.gradient[name], name)
         names = [name for name in names if name not in last]
+        if case == "local losses":
+            return
         lengths = product(step.gradient, step.gradient, names) ** 0.5
         assert abs(lengths - float(d.abs().sum())) <= exact * length, "the guess has another length than 1"
     if beside:
@@ -166,15 +174,28 @@ def central_difference(row, batches, direction, epsilon):
     return (losses[0] - losses[1]) / (2 * epsilon)
 
 
-def fresh(row):
+class Scale(nn.Module):
+    """A block that a body's inputs come from, so that they have tangents."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, inputs):
+        return self.scale * inputs if inputs.is_floating_point() else inputs
+
+
+def fresh(row, case=""):
     torch.manual_seed(0)
     random.seed(0)
-    return row.build()
+    model = row.build()
+    behind = case == "guided behind a block" and isinstance(model, nn.Sequential)
+    return nn.Sequential(Scale(), *model) if behind else model
 
 
 def verdict(case, row):
     """``right``, or the one line of a refusal; fails where it is neither."""
-    model, reference, make = fresh(row), fresh(row), copy.deepcopy(row.inputs)
+    model, reference, make = fresh(row, case), fresh(row, case), copy.deepcopy(row.inputs)
     torch.manual_seed(1)
     batches = [make() for _ in range(row.batches)]
     trainer, generator, steps, true = CASES[case](), torch.Generator().manual_seed(1), [], []
@@ -190,8 +211,8 @@ def verdict(case, row):
     except FgbenchError as refusal:
         return str(refusal)
     agree(case, trainer, model, row, batches, steps[-1], true[-1])
-    if case in ("activity", "feedback"):
-        again = fresh(row)
+    if case in VERIFIED:
+        again = fresh(row, case)
         for inputs in batches[:-1]:
             by_backprop(again, inputs)
         double = all(param.dtype == torch.float64 for param in model.parameters())

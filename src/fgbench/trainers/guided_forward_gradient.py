@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fgbench.errors import ConfigError
-from fgbench.trainers.base import LossFunction, StepStats, Trainer
+from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.forward_mode import ForwardPass
 from fgbench.trainers.forward_mode.refusals import constant_parameters, refuse_hidden, refuse_lazy
 from fgbench.trainers.independence import (
@@ -34,6 +34,8 @@ from fgbench.trainers.local.blocks import (
     last_names,
     stack_tangents,
 )
+from fgbench.trainers.local.directions import per_sample, sample_like, unit_per_sample, units_of
+from fgbench.trainers.local.guided_reference import guided_reference
 from fgbench.trainers.options import GuidedForwardGradientOptions
 from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
 from fgbench.trainers.sampling import sample_tangents
@@ -184,6 +186,19 @@ class GuidedForwardGradient(Trainer):
         norm = gradient_norm(param.grad for param in model.parameters() if param.grad is not None)
         return StepStats(loss, outputs, derivatives, norm)
 
+    def reference(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Reference | None:
+        """D = <t, u>, t from one graph through the whole model; see :meth:`Trainer.reference`."""
+        if self._local_learning:
+            return None
+        return guided_reference(model, self.auxiliaries, self.options, loss_fn, inputs, labels, generator)
+
     def _learn_locally(
         self, blocks: list[Block], value: Value, losses: Losses, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,8 +220,7 @@ class GuidedForwardGradient(Trainer):
         derivatives: list[Tensor] = []
         for index, block in enumerate(hidden):
             outputs, guess = self._guess_weights(index, block, value, losses, generator)
-            whole = self.options.granularity == "block"
-            units = [_unit(part) for part in ([guess] if whole else [{name: guess[name]} for name in guess])]
+            units = units_of(guess, apart=self.options.granularity == "tensor")
             directions += [(block, unit) for unit in units]
             if self.options.target == "local":
                 head = self._auxiliary_loss(index, losses)
@@ -239,7 +253,7 @@ class GuidedForwardGradient(Trainer):
                 value = block(value)
             else:
                 value, stack = block.push(value, stack)
-            unit = _unit_per_sample(self._guess_outputs(index, value, losses, generator))
+            unit = unit_per_sample(self._guess_outputs(index, value, losses, generator))
             units.append(unit)
             if self.options.target == "local":
                 derivatives.append(self._along(index, value, unit, losses))
@@ -250,7 +264,7 @@ class GuidedForwardGradient(Trainer):
         if stack is not None:
             derivatives = list(last.push(value, stack, losses)[1])
         for block, inputs, unit, derivative in zip(hidden, values, units, derivatives, strict=True):
-            cotangent = tree_map(lambda each, d=derivative: _per_sample(d / len(d), each) * each, unit)
+            cotangent = per_sample(derivative / len(derivative), unit)
             block.fill(block.weight_gradient(inputs, cotangent))
         d = torch.stack(derivatives) if hidden else loss.new_empty(0)
         return loss, outputs, d
@@ -283,9 +297,7 @@ class GuidedForwardGradient(Trainer):
             gradient = auxiliary_gradient(self.auxiliaries[index], outputs, losses)
         if not self._random:
             return gradient
-        leaves, structure = tree_flatten(outputs)
-        named = {str(number): leaf for number, leaf in enumerate(leaves)}
-        return tree_unflatten(list(sample_tangents(named, self.options.guess, generator).values()), structure)
+        return sample_like(outputs, self.options.guess, generator)
 
     @property
     def _takes_samples_apart(self) -> bool:
@@ -303,25 +315,3 @@ def _move_outputs(
         own = tree_map(lambda each: perturb(each)[None], value)
         stack = own if moved is None else tree_map(torch.add, moved, own)
     return last.push(value, stack, losses)[1][0] if hidden else value.new_zeros(len(value))
-
-
-def _unit(direction: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The direction at length 1, all tensors together; a direction of length 0 stays 0."""
-    scale = _inverse(gradient_norm(direction.values()))
-    return {name: entries * scale for name, entries in direction.items()}
-
-
-def _unit_per_sample(direction: Value) -> Value:
-    """The direction with every sample at length 1, all tensors together."""
-    norms = [torch.linalg.vector_norm(each.flatten(1), dim=1) for each in tree_leaves(direction)]
-    scale = _inverse(torch.linalg.vector_norm(torch.stack(norms), dim=0))
-    return tree_map(lambda each: _per_sample(scale, each) * each, direction)
-
-
-def _inverse(norm: Tensor) -> Tensor:
-    return torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
-
-
-def _per_sample(factor: Tensor, like: Tensor) -> Tensor:
-    """Shape (B,) to (B, 1, ...), to be multiplied with ``like``."""
-    return factor.view(-1, *[1] * (like.dim() - 1))

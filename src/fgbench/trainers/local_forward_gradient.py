@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
-from fgbench.models.layers import TokenMean
-from fgbench.models.local_mixer import MixerBlock, MixerLayer, normalize_groups
+from fgbench.models.layers import Stages, TokenMean
+from fgbench.models.local_mixer import MixerBlock, MixerLayer, Patches, normalize_groups
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
+from fgbench.trainers.forward_mode.refusals import refuse_hooks
 from fgbench.trainers.options import LocalForwardGradientOptions
 from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
 from fgbench.trainers.reference import forward_product, gradient_by_blocks
@@ -237,12 +238,23 @@ class LocalForwardGradient(Trainer):
         return value, tangent, layers
 
     def _blocks(self, model: nn.Module) -> list[MixerBlock]:
-        blocks = [stage for stage in model.children() if isinstance(stage, MixerBlock)]
-        if not blocks:
+        children = list(model.children())
+        blocks = [stage for stage in children if type(stage) is MixerBlock]
+        layers = [type(layer) for block in blocks for layer in block.layers]
+        ends = [children[0], children[-1], *children[-1].children()] if children else []
+        if (
+            type(model) is not Stages
+            or list(map(type, ends)) != [Patches, nn.Sequential, TokenMean, nn.Linear]
+            or len(blocks) != len(children) - 2
+            or set(layers) != {MixerLayer}
+        ):
             raise ConfigError(
                 f"trainer {self.options.name} trains the patches and groups of model.name: local-mixer, and "
                 "no other model; trainer local-loss has local losses for any"
             )
+        if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+            raise ConfigError(f"trainer {self.options.name} runs no forward hooks, and this model has some")
+        refuse_hooks(model)
         return blocks
 
 

@@ -107,7 +107,11 @@ def mean_loss(
 
 
 def differentiate(
-    outputs: Sequence[Tensor], params: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
+    outputs: Sequence[Tensor],
+    params: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    *,
+    retain_graph: bool = False,
 ) -> list[Tensor]:
     """The gradient of one loss (or of ``outputs``, weighed by ``cotangents``), zeros where there is none.
 
@@ -120,7 +124,9 @@ def differentiate(
         return [torch.zeros_like(param) for param in params]
     ends, starts = zip(*pairs, strict=True)
     try:
-        return list(torch.autograd.grad(ends, params, starts, materialize_grads=True))
+        return list(
+            torch.autograd.grad(ends, params, starts, retain_graph=retain_graph, materialize_grads=True)
+        )
     except RuntimeError as error:
         if "use_reentrant=True" not in str(error):
             raise
