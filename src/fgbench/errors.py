@@ -2,7 +2,7 @@
 
 
 class FgbenchError(Exception):
-    """Something a user can mend; the command line prints it as it is, without a traceback.
+    """Something a user can fix; the command line prints it as it is, without a traceback.
 
     Attributes:
         exit_code: what the ``fgbench`` command exits with (0 done; 1 a run failed; 2 usage or config;

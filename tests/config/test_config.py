@@ -111,9 +111,7 @@ def test_an_unknown_key_beside_an_unknown_name_are_two_mistakes_with_their_place
 
 def test_a_sweep_file_is_told_to_be_one(write):
     path = write("base: {dataset: mnist}\naxes: {seed: [1, 2]}\n")
-    assert mistakes(path) == [
-        "a.yaml: a sweep file, not the config of a run: `fgbench sweep a.yaml` makes its runs"
-    ]
+    assert mistakes(path) == ["a.yaml: a sweep file, not the config of a run: `fgbench sweep a.yaml` runs it"]
 
 
 def test_all_mistakes_are_reported_at_once_with_line_key_and_suggestion(write):

@@ -18,7 +18,7 @@ def test_a_run_begun_when_all_modules_lay_flat_goes_on_where_it_was(tmp_path):
     shutil.copytree(KEPT / "s0-7cd20a3a", run)
     done = CliRunner().invoke(app, ["run", str(KEPT / "kept.yaml"), "--results", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "goes on after epoch 2, batch 5 of the next" in done.output
+    assert "resumes after epoch 2, batch 5 of the next" in done.output
     ours, whole = (
         [*csv.DictReader(path.open())] for path in (run / "metrics.csv", KEPT / "whole_metrics.csv")
     )

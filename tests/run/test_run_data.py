@@ -140,7 +140,7 @@ def test_an_unfinished_run_does_not_go_on_with_other_data(finished, place, chang
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
     anew = fgbench("run", "c.yaml", "--no-resume")
     assert anew.exit_code == 0
-    assert "goes on" not in anew.output
+    assert "resumes" not in anew.output
 
 
 def test_the_state_refuses_other_data_even_without_env_json(finished, place):
@@ -161,7 +161,7 @@ def test_a_damaged_env_json_does_not_keep_a_run_from_going_on(finished):
     directory.write_env(env | {"data": env["data"] | {"loaded": "0" * 64}})
     done = fgbench("run", "c.yaml")
     assert done.exit_code == 0, done.output
-    assert "goes on after epoch 1" in done.output
+    assert "resumes after epoch 1" in done.output
 
 
 def test_a_moved_folder_of_the_same_images_is_the_same_data(finished, place):
@@ -170,7 +170,7 @@ def test_a_moved_folder_of_the_same_images_is_the_same_data(finished, place):
     (place / "pictures").rename(place / "data" / "pictures")
     done = fgbench("run", "c.yaml")
     assert done.exit_code == 0, done.output
-    assert "goes on after epoch 1" in done.output
+    assert "resumes after epoch 1" in done.output
     assert "changed since" not in done.output
 
 

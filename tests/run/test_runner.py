@@ -293,7 +293,7 @@ def test_force_takes_a_run_over_from_another_host_without_losing_its_epochs(
     assert run_configs([make_config(tmp_path)]).code == 1
     assert "elsewhere" in capsys.readouterr().err
     assert run_configs([make_config(tmp_path)], force=True).code == 0
-    assert "goes on after epoch 1" in capsys.readouterr().out
+    assert "resumes after epoch 1" in capsys.readouterr().out
 
 
 def test_a_state_that_does_not_fit_is_one_clear_line(

@@ -172,7 +172,7 @@ def test_the_runs_of_a_node_that_dies_are_made_by_another(nodes, whole, held, sh
     assert reproducible(held / "results") == whole
     for run, text in logs(held).items():
         lost = f"{NAME}/{run}: lost its node" in (held / "out").read_text()
-        assert ("goes on after epoch" in text) == (shared and lost)
+        assert ("resumes after epoch" in text) == (shared and lost)
         assert all(text.count(f"epoch {epoch}/12  loss") == 1 for epoch in range(1, 13)), text
     assert {path.name for path in (held / "results").iterdir()} == {"logs", NAME}
     assert states(held, shared=False) == []  # what the killed node left is gone
@@ -214,7 +214,7 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(nodes, whole, held,
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130
-    assert "the same command goes on from here" in err
+    assert "the same command resumes from here" in err
     assert len(states(held, shared=True)) == 2
     for path in states(held, shared=True):
         directory = RunDirectory(path.parent)
@@ -233,7 +233,7 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(nodes, whole, held,
     assert (code, err) == (0, "")
     assert reproducible(held / "results") == whole
     for text in logs(held).values():
-        assert text.count("goes on after epoch") == 1
+        assert text.count("resumes after epoch") == 1
         assert all(text.count(f"epoch {epoch}/12  loss") == 1 for epoch in range(1, 13)), text
 
 

@@ -216,7 +216,7 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130
-    assert "the same command goes on from here" in err
+    assert "the same command resumes from here" in err
     for path in results.rglob("status.json"):
         status = RunDirectory(path.parent).status()
         assert (status["state"], status["reason"]) == ("interrupted", "SIGINT")

@@ -341,7 +341,7 @@ def torture_races(arena: Arena, count: int) -> Tally:
         wait = lambda start=start: time.sleep(max(0.0, start - time.monotonic()))  # noqa: E731
         racers = [run(config, results, prepare=wait) for _ in range(2 + trial % 7)]
         ends = [(racer.pid, *racer.wait()) for racer in racers]
-        ran = [pid for pid, _, text in ends if "goes on" in text or "epoch 1/" in text]
+        ran = [pid for pid, _, text in ends if "resumes" in text or "epoch 1/" in text]
         told = [
             code == 1 and any(f"in use by process {pid} on" in text for pid in ran) for _, code, text in ends
         ]

@@ -48,7 +48,7 @@ class Comparison:
         values: of each pair of runs; NaN for a run that has diverged or has none.
         paired: of the differences, series - baseline; None where not every pair has both values.
         p_adjusted: Holm's, over the comparisons of this measure on this task.
-        obstacle: why there is no difference to tell; empty where there is one.
+        obstacle: why there is no difference to report; empty where there is one.
     """
 
     pair: Pair
@@ -123,7 +123,7 @@ def compare(
 
     Args:
         records: the runs.
-        columns: of metrics.csv, among ``MEASURES``. Those that tell how well a network has learnt are also
+        columns: of metrics.csv, among ``MEASURES``. Those that measure how well a network has learnt are also
             compared at equal time and equal memory.
         baseline: a trainer, or the label of one series.
 

@@ -42,7 +42,7 @@ def compare_report(
         columns: of metrics.csv, those to compare.
         baseline: a trainer, or the label of one series.
         form: how to write it; CSV is one row for every comparison, in full precision.
-        accuracy: the validation accuracy the time to which is told.
+        accuracy: report the time to this validation accuracy.
         notes: lines to stand at the end, such as those about runs that are left out.
 
     Raises:
@@ -190,21 +190,21 @@ def _budget_text(comparison: Comparison) -> str:
 
 
 def conditions(pair: Pair) -> str:
-    """What a series was held against, and what else differed."""
+    """What a series was compared with, and what else differed."""
     planned = max((run.config.get("epochs", 0) for both in pair.runs for run in both), default=0)
     epoch = common_epoch(pair)
-    told = [f"{pair.series.label} against {pair.baseline.label}"]
-    told.append(f"epoch {epoch}" + (f" of {planned}" if planned > epoch else ""))
+    notes = [f"{pair.series.label} against {pair.baseline.label}"]
+    notes.append(f"epoch {epoch}" + (f" of {planned}" if planned > epoch else ""))
     if stopped := [run.last_epoch for both in pair.runs for run in both if run.stopped_early]:
-        told.append(f"{len(stopped)} stopped early, in epoch {' '.join(map(str, sorted(set(stopped))))}")
-    told.append(f"seeds {', '.join(map(str, pair.seeds)) or 'none'}")
+        notes.append(f"{len(stopped)} stopped early, in epoch {' '.join(map(str, sorted(set(stopped))))}")
+    notes.append(f"seeds {', '.join(map(str, pair.seeds)) or 'none'}")
     if other := pair.other_settings:
-        told.append(f"also different: {', '.join(other)}")
+        notes.append(f"also different: {', '.join(other)}")
     if environments := pair.environments:
-        told.append(f"ENVIRONMENTS DIFFER: {', '.join(environments)}")
+        notes.append(f"ENVIRONMENTS DIFFER: {', '.join(environments)}")
     if disturbed := sum(disturbed_epochs(run, epoch) for both in pair.runs for run in both):
-        told.append(f"{disturbed} epochs timed while other work kept the machine busy")
-    return "; ".join(told)
+        notes.append(f"{disturbed} epochs timed while other work kept the machine busy")
+    return "; ".join(notes)
 
 
 def _ratio_text(pair: Pair, measure: Column) -> str:

@@ -1,4 +1,4 @@
-"""Results as pandas DataFrames, for analyses of one's own."""
+"""Results as pandas DataFrames, for analyses of your own."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +18,8 @@ def read_runs(path: str | Path) -> pd.DataFrame:
         path: a results folder, or any folder in it.
 
     Returns:
-        A row per run and epoch. First what tells the run: ``run`` (its directory), ``label`` (of its series),
-        ``seed``, ``state``, ``uses_backwards``; then its settings by dotted key, such as ``optimizer.lr``;
+        A row per run and epoch. First the run: ``run`` (its directory), ``label`` (of its series), ``seed``,
+        ``state``, ``uses_backwards``; then its settings by dotted key, such as ``optimizer.lr``;
         then the columns of metrics.csv, units in their names, accuracies as fractions in 0..1. Missing
         numbers are NaN.
 
@@ -45,7 +45,7 @@ def read_summaries(path: str | Path) -> pd.DataFrame:
         path: a results folder, or any folder in it.
 
     Returns:
-        A row per run: what tells the run and its settings, as in ``read_runs``; ``tags``, a tuple of words;
+        A row per run: the run and its settings, as in ``read_runs``; ``tags``, a tuple of words;
         ``epochs`` done; and every
         column that can be compared: of what was learnt the value at the last epoch (NaN for a run that
         diverged), of times the median over warm epochs that nothing disturbed, of memory the peak.
@@ -75,8 +75,8 @@ def _labels(records: Iterable[RunRecord]) -> dict[Path, str]:
 
 
 def _identity(run: RunRecord, labels: dict[Path, str]) -> dict[str, Any]:
-    """What tells a run from others; a second copy of a run has no label of its own."""
-    told = {
+    """What identifies a run; a second copy of a run has no label of its own."""
+    identity = {
         "run": str(run.path),
         "label": labels.get(run.path, run.component("trainer")),
         "seed": run.seed,
@@ -84,4 +84,4 @@ def _identity(run: RunRecord, labels: dict[Path, str]) -> dict[str, Any]:
         "uses_backwards": run.uses_backwards,
     }
     settings = {key: value for key, value in run.settings.items() if key != "epochs"}
-    return told | {"planned_epochs": run.config.get("epochs")} | settings
+    return identity | {"planned_epochs": run.config.get("epochs")} | settings

@@ -27,7 +27,7 @@ class Task:
     """The series of one model on one dataset, trained in different ways.
 
     Attributes:
-        title: such as ``cnn on fashion-mnist``; tells the options in which tasks of these names differ.
+        title: such as ``cnn on fashion-mnist``; with the options in which tasks of these names differ.
         series: by trainer in the registry's order.
     """
 
@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A series and the one it is held against.
+    """A series and the one it is compared with.
 
     Attributes:
         runs: their runs of the same seeds, by ascending seed, those of ``series`` first.

@@ -74,7 +74,7 @@ class RunRecord:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether it finished before its last epoch, because ``early_stopping`` said so."""
+        """Whether it finished before its last epoch, because of ``early_stopping``."""
         return self.state == "finished" and bool(self.summary.get("stopped_early"))
 
     @cached_property
@@ -197,7 +197,7 @@ def read_results(path: str | Path, tag: str | None = None) -> Results:
             unread[folder] = str(error).partition("\n")[0].removeprefix(f"{folder}/")
             logger.warning("%s: %s; this run is left out", folder, unread[folder])
     if not runs:
-        raise ConfigError(f"no runs in {root}: `fgbench run CONFIG --results {root}` makes one")
+        raise ConfigError(f"no runs in {root}: `fgbench run CONFIG --results {root}` writes one")
     steps = load_steps(root)
     return Results(runs, unread, steps) if tag is None else _choose(runs, unread, steps, tag, root)
 
@@ -241,7 +241,7 @@ def _load_run(folder: Path) -> RunRecord:
         epochs = status.get("epoch", epochs)
     if status["state"] == "finished" and isinstance(epochs, int) and len(metrics) < epochs:
         damage = f"metrics.csv is damaged after epoch {len(metrics)} of {epochs}"
-        logger.warning("%s: %s; the command that made the run mends it", folder, damage)
+        logger.warning("%s: %s; the command that made the run repairs it", folder, damage)
         status = status | {"state": "failed", "reason": damage}
     return RunRecord(
         folder, identity, config, directory.read_env(), status, directory.read_summary(), metrics

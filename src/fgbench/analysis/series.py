@@ -86,7 +86,7 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
 
 
 def _shared_words(runs: Sequence[RunRecord]) -> list[str]:
-    """The options of the model that all have and that are not at their defaults; labels tell the others."""
+    """The options of the model that all have and that are not at their defaults; labels have the others."""
     differ = differing([run.settings for run in runs])
     settings, defaults = runs[0].settings, default_options("model", runs[0].component("model"))
     return [
@@ -97,7 +97,7 @@ def _shared_words(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def distinguishing_words(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[str]]:
-    """For every run, the part of its dataset that is used and the options (also of its model) that tell.
+    """For every run, the part of its dataset that is used and the options (also of its model) that matter.
 
     These are the ones not at their defaults and the ones that differ between runs: ``limit=2000``.
 
@@ -189,7 +189,7 @@ def _order(trainer: str, values: list[Any]) -> tuple[Any, ...]:
 
 
 def _environment(run: RunRecord) -> str:
-    """What tells apart two configurations whose configs read the same."""
+    """What distinguishes two configurations whose configs read the same."""
     machine = [str(run.env[key]) for key in ("device_type", "device") if isinstance(run.env.get(key), str)][
         :1
     ]

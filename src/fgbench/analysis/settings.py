@@ -1,4 +1,4 @@
-"""Settings of runs: which tell something, and how a label says them."""
+"""Settings of runs: which matter, and how a label writes them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache

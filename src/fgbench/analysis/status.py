@@ -24,7 +24,7 @@ class Progress:
         epoch_s: seconds for an epoch, evaluation included: a median; None if unknown.
         left_s: seconds a running run will take; None for others, or if unknown.
         heard_s: seconds since its last sign of life; None if unknown.
-        reason: why it stopped, if it told or one can tell.
+        reason: why it stopped, where that is known.
         tags: the words its config tags it with.
     """
 
@@ -78,14 +78,14 @@ def status_report(
     if Format(form).is_data:
         return render([table], form)
     counts = Counter(each.state for each in rows)
-    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    line = f"{len(rows)} run{'s' * (len(rows) != 1)}: {told}."
+    counted = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    line = f"{len(rows)} run{'s' * (len(rows) != 1)}: {counted}."
     if unread:
         line += f" {len(unread)} more cannot be read."
     if left := [each.left_s for each in rows if each.left_s is not None]:
         line += f" The last of those running is done in about {duration(max(left))}."
     if counts["interrupted"]:
-        line += " The command that began an interrupted run also goes on with it."
+        line += " The command that began an interrupted run also resumes it."
     chosen = f"{results.chosen} " if results.chosen else ""
     return f"{render([table], form)}\n\n{chosen}{line}"
 

@@ -31,16 +31,16 @@ def summary_table(records: Iterable[RunRecord]) -> str:
 
 
 def describe_runs(series: Series) -> str:
-    """How many runs there are, and of how many there is more to tell: ``3 (1 diverged)``."""
+    """How many runs there are, and how many of them diverged or did not finish: ``3 (1 diverged)``."""
     unfinished = Counter(
         "stopped early" if run.stopped_early else run.state
         for run in series.runs
         if run.state != "finished" or run.stopped_early
     )
-    told = ", ".join(
+    counted = ", ".join(
         state if len(series.runs) == 1 else f"{count} {state}" for state, count in unfinished.items()
     )
-    return f"{len(series.runs)} ({told})" if told else str(len(series.runs))
+    return f"{len(series.runs)} ({counted})" if counted else str(len(series.runs))
 
 
 def _row(series: Series) -> list[str]:

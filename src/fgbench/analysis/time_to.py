@@ -27,7 +27,7 @@ class TimeTo:
 
     @property
     def in_first_epoch(self) -> bool:
-        """Whether every run is there by the end of its first epoch: then the times tell no more than that."""
+        """Whether every run is there by the end of its first epoch: then the times say no more than that."""
         first = [tuple(float(training_time(run)[0]) for run in both) for both in self.pair.runs]
         return list(self.seconds) == first
 

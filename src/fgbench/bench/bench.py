@@ -102,7 +102,7 @@ def run_bench(
 ) -> str:
     """Measure the cases on every model and batch size, and write what was found into ``out``.
 
-    Files are written, and the table so far told, after every model and batch size.
+    Files are written, and the table so far printed, after every model and batch size.
 
     Args:
         models: names of ``fgbench list models``.
@@ -112,7 +112,7 @@ def run_bench(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads; torch's own choice when None.
         rounds: how often each case has its turn; 25, or 7 for ``quick``, when None.
-        say: is told the table of each model and batch size when it is done.
+        say: is called with the table of each model and batch size when it is done.
 
     Returns:
         Where it was written, and whether the times can be trusted.
@@ -128,15 +128,15 @@ def run_bench(
     measure.prepare(target, threads)
     rows: list[BenchRow] = []
     loads: list[str] = []
-    told, environment = "", measure.describe_environment(target)
+    report, environment = "", measure.describe_environment(target)
     for model in known:
         for size in batch_sizes:
             with measure.OtherLoad() as load:
                 rows += bench_model(model, size, target, rounds or (7 if quick else 25), quick=quick)
             loads += [f"{load.reason} ({model}, batch {size})"] if load.reason else []
-            told = write_report(rows, environment, "; ".join(loads) or None, out)
+            report = write_report(rows, environment, "; ".join(loads) or None, out)
             say(table([row for row in rows if (row.model, row.batch_size) == (model, size)]))
-    return told
+    return report
 
 
 def bench_model(

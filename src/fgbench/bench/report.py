@@ -102,14 +102,14 @@ def name_best_backprop(rows: Sequence[BenchRow]) -> list[BenchRow]:
     fastest = min(forms, key=lambda row: statistics.median(row.times_s))
     leanest = min((row for row in forms if "recompute" not in row.case), key=lambda row: row.peak_memory_mib)
     least = min(forms, key=lambda row: row.peak_memory_mib)
-    told = (
+    names = (
         f"time: {fastest.case}; memory without recomputation: {leanest.case}; "
         f"least memory: {least.case}, {least.peak_memory_mib:.1f} MiB"
     )
     best: dict[str, Any] = {
         "best_backprop_s": fastest.times_s,
         "best_backprop_mib": leanest.peak_memory_mib,
-        "best_backprop": told,
+        "best_backprop": names,
     }
     return [row if row.bare_s else replace(row, **best) for row in rows]
 
@@ -143,7 +143,7 @@ def noise(rows: Sequence[BenchRow], load: str | None) -> str | None:
 
 
 def write_report(rows: Sequence[BenchRow], environment: dict[str, Any], load: str | None, out: Path) -> str:
-    """Write ``bench.csv``, ``.json`` (with the environment), ``.png`` and ``.svg``; returns what to tell."""
+    """Write ``bench.csv``, ``.json`` (with the environment), ``.png`` and ``.svg``; returns what to print."""
     noisy = noise(rows, load)
     out.mkdir(parents=True, exist_ok=True)
     columns = [row.columns() for row in rows]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Commands(TyperGroup):
-    """Turns the errors a user can mend into a line on stderr and an exit code."""
+    """Turns the errors a user can fix into a line on stderr and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

@@ -46,7 +46,7 @@ def bench(
     ] = None,
     batch_size: Annotated[list[int], typer.Option(help="Images per step; may be repeated.")] = [64],  # noqa: B006
     quick: Annotated[
-        bool, typer.Option("--quick", help="Under a minute: fc and cnn unless told, fewer rounds and cases.")
+        bool, typer.Option("--quick", help="Under a minute: fc and cnn unless named, fewer rounds and cases.")
     ] = False,
     rounds: Annotated[
         int | None, typer.Option(min=3, help="How often each case has its turn.", show_default=False)

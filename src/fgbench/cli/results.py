@@ -96,7 +96,7 @@ def compare(
 ) -> None:
     """Compare the trainers in a folder with a baseline, paired by seed, with intervals.
 
-    Each series is held against the baseline series whose settings are nearest, at equal epochs, equal
+    Each series is compared with the baseline series whose settings are nearest, at equal epochs, equal
     training time and equal memory. From one seed nothing is claimed.
 
     Example: fgbench compare results --metric test_accuracy --format markdown

@@ -44,7 +44,7 @@ def demo(
     """Train with backprop and with forward gradient on images that are shipped, and draw the figure.
 
     Nothing is downloaded; it takes about a minute on two cores. The two configs are kept with their runs, as
-    RESULTS/NAME/sSEED-HASH/config.yaml: files to begin one's own from.
+    RESULTS/NAME/sSEED-HASH/config.yaml: files to begin your own from.
     """
     from fgbench.config.overrides import Override
 
@@ -83,7 +83,7 @@ def run(
     """Train as the configs say, one run per config and seed.
 
     Each run has a directory RESULTS/NAME/sSEED-HASH with metrics.csv, config.yaml, env.json, status.json and
-    summary.json. A finished run is skipped; an unfinished one goes on from its last saved state.
+    summary.json. A finished run is skipped; an unfinished one resumes from its last saved state.
 
     Example: fgbench run configs/demo_bp.yaml configs/demo_fg.yaml --seeds 0-2 -o optimizer.lr=1e-3
     """
@@ -157,7 +157,7 @@ def sweep(
 ) -> None:
     """Make every run of a sweep: a base config, axes over any of its keys, exclusions and seeds.
 
-    Finished runs are skipped, unfinished ones go on. Those that fail are listed at the end with their logs
+    Finished runs are skipped, unfinished ones resume. Those that fail are listed at the end with their logs
     (RESULTS/logs), and the exit code is 3; the others go on. Ctrl-C stops them all with their states saved.
 
     Example: fgbench sweep configs/sweeps/learning_rate.yaml --jobs 2 -o epochs=5

@@ -44,7 +44,7 @@ UNHASHED = {
 
 
 SWEEP_KEYS = {"base", "axes"}
-"""What tells a sweep file from a config."""
+"""The keys of a sweep file that no config has."""
 
 
 def _choose(kind: str) -> Callable[[Any, ValidationInfo], Any]:
@@ -235,9 +235,7 @@ def resolve(source: Source, path: Path) -> Source:
 def _read(path: Path) -> Source:
     source = read_yaml(path)
     if SWEEP_KEYS & source.data.keys() and not TABLES.keys() & source.data.keys():
-        raise ConfigError(
-            f"{path}: a sweep file, not the config of a run: `fgbench sweep {path}` makes its runs"
-        )
+        raise ConfigError(f"{path}: a sweep file, not the config of a run: `fgbench sweep {path}` runs it")
     return source
 
 
@@ -245,7 +243,7 @@ def check_config(source: Source, *overrides: Sequence[str | Override]) -> Config
     """Apply overrides to what was read, in place, and check the result; see :func:`load_config`.
 
     Args:
-        source: what was read; its ``notes`` tell in the end what was put aside.
+        source: what was read; its ``notes`` say afterwards what was dropped.
         *overrides: in sets that are applied one after the other.
 
     Raises:

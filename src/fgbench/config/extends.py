@@ -62,10 +62,10 @@ def extend(
     return merged
 
 
-def _via(told: str, place: str) -> str:
+def _via(text: str, place: str) -> str:
     """A line or a place in another file, with the ``extends`` that led there, the nearest first."""
     mark = " (extended in "
-    return f"{told[:-1]}, {place})" if mark in told and told.endswith(")") else f"{told}{mark}{place})"
+    return f"{text[:-1]}, {place})" if mark in text and text.endswith(")") else f"{text}{mark}{place})"
 
 
 def _put(merged: Source, below: dict[str, Any], block: dict[str, Any], source: Source, at: Location) -> None:
@@ -104,5 +104,5 @@ def _drop(merged: Source, kind: str, block: dict[str, Any], source: Source) -> N
     for key, _ in dropped:
         del there[key]
     if dropped:
-        told = ", ".join(f"{show_item(f'{kind}.{k}', v)} ({merged.place((kind, k))})" for k, v in dropped)
-        merged.notes.append(f"{show_item(kind, name)} ({source.place((kind, 'name'))}) drops {told}")
+        options = ", ".join(f"{show_item(f'{kind}.{k}', v)} ({merged.place((kind, k))})" for k, v in dropped)
+        merged.notes.append(f"{show_item(kind, name)} ({source.place((kind, 'name'))}) drops {options}")

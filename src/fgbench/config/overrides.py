@@ -46,7 +46,7 @@ def parse_override(text: str) -> Override:
 
 
 def apply_override(source: Source, override: Override) -> None:
-    """Set a value as if the file said so, and note what of the file is put aside.
+    """Set a value as if the file said so, and note what of the file is dropped.
 
     The bare name of another component or optimizer (``optimizer=sgd``) keeps those options of its block that
     the new one has too. A block stands in place of the whole block there was.
@@ -83,7 +83,9 @@ def has(kind: str, name: str, key: str, value: Any) -> bool:
     except ValidationError as error:
         used_by = getattr(model, "USED_BY", {}).get(key, (name,))
         return name in used_by and all(key not in each["loc"] for each in error.errors())
-    except Exception:  # no such name, or a module of the user's that raises: told when the whole is checked
+    except (
+        Exception
+    ):  # no such name, or a module of the user's that raises: reported when the whole is checked
         return False
     return True
 

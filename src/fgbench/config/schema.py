@@ -8,7 +8,7 @@ from fgbench.registry import TABLES, options_model
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a config file, with every component's options told apart by ``name``."""
+    """JSON Schema (draft 2020-12) of a config file, where ``name`` selects a component's options."""
     schema = Config.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     definitions.pop("Options", None)

@@ -115,7 +115,7 @@ def load_sweep(
     """
     source = read_yaml(path)
     if TABLES.keys() & source.data.keys() and not SWEEP_KEYS & source.data.keys():
-        raise ConfigError(f"{path}: the config of a run, not a sweep file: `fgbench run {path}` makes it")
+        raise ConfigError(f"{path}: the config of a run, not a sweep file: `fgbench run {path}` runs it")
     spec = validate_source(source, SweepFile)
     axes = [*_axes(spec.axes, ("axes",), source)]
     ranges = {

@@ -53,7 +53,7 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """What tells these images from others."""
+        """The fingerprint of these images."""
         arrays = {name: (images.numpy(), labels.numpy()) for name, (images, labels) in self.parts.items()}
         return take_fingerprint(self.source, arrays, len(self.class_names))
 

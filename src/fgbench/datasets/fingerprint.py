@@ -1,4 +1,4 @@
-"""What a run has loaded, told apart by its content.
+"""The fingerprint of what a run has loaded, from its content.
 
 Every image is hashed with its label; from these hashes come two digests. ``content`` does not depend on the
 order, so it says whether a set is the official one, in whatever form it was kept. ``loaded`` does, so equal

@@ -28,7 +28,7 @@ from fgbench.errors import DataError
 Part = tuple[Tensor, Tensor]
 
 FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "fashion-mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}
-"""What the official training labels begin with: tells parts of the two sets apart, whose files look alike."""
+"""What the official training labels begin with: it distinguishes the two sets, whose files look alike."""
 
 
 def load_mnist(options: StandardOptions, search: DataSearch) -> ImageData:

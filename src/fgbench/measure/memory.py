@@ -132,7 +132,7 @@ class PeakMemory:
 
 
 def nvml_process_memory_mib() -> float | None:
-    """This process's GPU memory as the driver counts it, context included, MiB; None where it cannot tell."""
+    """This process's GPU memory as the driver counts it, context included, MiB; None where it cannot say."""
     nvml = load_nvml()
     if nvml is None:
         return None

@@ -40,7 +40,7 @@ def handing_over_to(owning: Callable[[Tensor], AbstractContextManager[None]]) ->
 
 
 def hand_over(layer: nn.Module, box: list[Tensor]) -> Tensor:
-    """``layer(box.pop())``; a layer that alone refers to its input is told so.
+    """``layer(box.pop())``; a layer that alone refers to its input may overwrite it.
 
     Only layers that keep nothing of their input, without hooks, in no function mode that may keep it.
     """

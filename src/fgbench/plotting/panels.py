@@ -181,7 +181,7 @@ def _draw_bars(
 
 
 def count_runs(series: Series) -> str:
-    """``n = 3``, and of how many of them there is more to tell."""
+    """``n = 3``, and how many of them diverged or did not finish."""
     left_out = sum(len(run.metrics) > 0 for run in series.runs) - len(series.averaged)
     diverged = sum(run.state == "diverged" for run in series.averaged)
     stopped = sum(run.stopped_early for run in series.averaged)

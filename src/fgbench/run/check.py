@@ -29,7 +29,7 @@ def plan_run(
         config: of the run.
         search: where to look for data.
         force: it is made again if it has ended.
-        resume: it goes on from its state if it has not.
+        resume: it resumes from its state if it has not.
         dry_run: it is not made, so its data may be missing.
         world: the processes of the run.
         known: what was loaded for other runs of the same command; added to.

@@ -1,4 +1,4 @@
-"""How well a trained model tells each class, and what it takes it for."""
+"""How well a trained model knows each class, and what it mistakes it for."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def tell_classes(
 ) -> dict[str, float | None] | None:
     """Write what the test images' classes are taken for at the end; returns the accuracy of each.
 
-    None, and no file, for a run that diverged: its model tells nothing.
+    None, and no file, for a run that diverged: its model has learnt nothing.
     """
     splits = training.splits
     if state == "diverged" or not len(splits.test):
@@ -50,6 +50,6 @@ def count_confusions(model: nn.Module, split: Split, num_classes: int) -> Tensor
 
 
 def class_accuracies(names: Sequence[str], counts: Tensor) -> dict[str, float | None]:
-    """The fraction of each class's images told rightly, by its name; None for a class without images."""
+    """Accuracy on each class's images, by its name; None for a class without images."""
     right, images = counts.diagonal().tolist(), counts.sum(1).tolist()
     return {name: hits / n if n else None for name, hits, n in zip(names, right, images, strict=True)}

@@ -11,18 +11,18 @@ from fgbench.storage.state import StateError, load_state, state_files
 
 
 def check_data(plan: Plan, now: Fingerprint, *, resume: bool = True) -> str:
-    """Compare what a run would load with what it has loaded, by its state if it goes on, or its env.json.
+    """Compare what a run would load with what it has loaded, by its state if it resumes, or its env.json.
 
     Args:
         plan: the run.
         now: what there is to load.
-        resume: whether an unfinished run goes on from its state.
+        resume: whether an unfinished run resumes from its state.
 
     Returns:
         What is to be said of a run that did not record its data; empty for others.
 
     Raises:
-        DataError: a run that has ended, or would go on, saw other images.
+        DataError: a run that has ended, or would be resumed, saw other images.
     """
     path = plan.directory.path
     goes_on = resume and not plan.ended and bool(state_files(path))

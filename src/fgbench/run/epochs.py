@@ -177,7 +177,7 @@ class EpochLoop:
         return {"gradient_cosine": whole.cosine, "gradient_relative_error": math.sqrt(whole.noise)}
 
     def save(self) -> None:
-        """Write a state file to go on from."""
+        """Write a state file to resume from."""
         splits = self.training.splits
         state = {
             "run": self.run,

@@ -1,4 +1,4 @@
-"""What stops a run, told in a line: what went wrong, and what to lower or mend."""
+"""What stops a run, in a line: what went wrong, and what to lower or fix."""
 
 import torch
 
@@ -9,7 +9,7 @@ from fgbench.storage.state import first_line
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether an error is one a user can mend, and no mistake in the program."""
+    """Whether an error is one a user can fix, and no mistake in the program."""
     return (
         isinstance(error, FgbenchError | OSError)
         or is_out_of_memory(error)
@@ -34,7 +34,7 @@ def _has_single_value(error: Exception) -> bool:
 
 
 def explain_failure(error: Exception, config: Config) -> str:
-    """One line for the user: what went wrong and what to lower or mend."""
+    """One line for the user: what went wrong and what to lower or fix."""
     text = first_line(error)
     if isinstance(error, FgbenchError):
         return str(error)

@@ -72,7 +72,7 @@ def build_schedule(
 ) -> LRScheduler:
     """The schedule of the optimizer's learning rate, to be stepped once after every step.
 
-    The learning rate of step i is a function of i alone, so a resumed run goes on exactly where it was.
+    The learning rate of step i is a function of i alone, so a resumed run continues exactly where it was.
     """
     return LambdaLR(optimizer, lambda step: lr_factor(options, step, steps_per_epoch, epochs))
 

@@ -31,7 +31,7 @@ from fgbench.storage.state import StateError, first_line, load_state, state_file
 from fgbench.storage.summary import summarise
 
 SHORT = ("fgbench", "python", "torch", "numpy", "threads", "cpu", "gpu", "device")
-"""Keys of env.json whose values are short enough to be told when they change."""
+"""Keys of env.json whose values are short enough to be printed when they change."""
 
 
 class RunsOutcome(NamedTuple):
@@ -64,9 +64,9 @@ def run_configs(
         configs: one per run.
         data_dir: a folder to look for datasets in first.
         download: whether to fetch a dataset that is not found.
-        force: repeat runs that have ended, and take over run directories that another host holds; an
-            unfinished run still goes on from its last saved state.
-        resume: go on from the last saved state of a run that has not ended.
+        force: repeat runs that have ended, and claim run directories that another host holds; an
+            unfinished run still resumes from its last saved state.
+        resume: from the last saved state of a run that has not ended.
         dry_run: stop after the checks; nothing is downloaded, and data may be missing.
 
     Raises:
@@ -113,7 +113,7 @@ def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool) -> int:
 
 
 def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
-    """Make a run, or go on with it from where it was left; returns its state in the end.
+    """Run it, or resume it from where it was left; returns its state at the end.
 
     Raises:
         FgbenchError: the run directory is in use or cannot be written, memory ran out, or no state file is
@@ -158,7 +158,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
     rows: list[dict[str, Cell]] = []
     best = None
     if resume:
-        rows, best = _go_on(plan, directory, training)
+        rows, best = _resume(plan, directory, training)
     elif world.is_main:
         for path in state_files(directory.path):
             path.unlink()
@@ -185,14 +185,14 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
             "test_class_accuracy": world.on_main(lambda: tell_classes(training, directory, state)),
         }
         directory.write_summary(summarise(rows) | extra)
-        told = {"reason": loop.stopped_early} if loop.stopped_early else {}
-        directory.write_status(state, epoch=training.epochs_done, epochs=config.epochs, **told)
-        for line in told.values():
+        reason = {"reason": loop.stopped_early} if loop.stopped_early else {}
+        directory.write_status(state, epoch=training.epochs_done, epochs=config.epochs, **reason)
+        for line in reason.values():
             print(line)
     return state, stop
 
 
-def _go_on(
+def _resume(
     plan: Plan, directory: RunDirectory, training: TrainingState
 ) -> tuple[list[dict[str, Cell]], dict[str, Any] | None]:
     """Put ``training`` where the newest usable state file left it; returns the rows and best weights."""
@@ -209,7 +209,7 @@ def _go_on(
         )
     if not is_known(saved.get("data")) and plan.world.is_main:
         print(
-            f"fgbench: which data this run began on was not recorded; it goes on with {training.splits}",
+            f"fgbench: which data this run began on was not recorded; it resumes with {training.splits}",
             file=sys.stderr,
         )
     try:
@@ -220,7 +220,7 @@ def _go_on(
             f"the state file does not fit this model and trainer ({first_line(error)}): perhaps another "
             "version of fgbench wrote it; --no-resume starts this run anew"
         ) from error
-    print(f"goes on after epoch {training.epochs_done}, batch {training.batches_done} of the next")
+    print(f"resumes after epoch {training.epochs_done}, batch {training.batches_done} of the next")
     return rows, saved.get("best")
 
 

@@ -12,7 +12,7 @@ class Interrupted(FgbenchError):
     def __init__(self, number: int, what: object) -> None:
         self.exit_code = 128 + number
         self.reason = signal.Signals(number).name
-        super().__init__(f"{what}: interrupted ({self.reason}); the same command goes on from here")
+        super().__init__(f"{what}: interrupted ({self.reason}); the same command resumes from here")
 
 
 class StopRequest:

@@ -1,6 +1,6 @@
 """What the validation images decide: when a run stops early, and which weights are kept as the best.
 
-Both follow from the rows of metrics.csv alone, which a state file holds: a run that goes on from one decides
+Both follow from the rows of metrics.csv alone, which a state file holds: a run that resumes from one decides
 as it would have, and so does every worker.
 """
 
@@ -38,7 +38,7 @@ def check_validation(config: Config, splits: Splits) -> None:
 
 
 def why_stop(rows: Rows, options: EarlyStoppingOptions | None) -> str:
-    """Why a run stops after the last of its rows, in words; empty where it goes on."""
+    """Why a run stops after the last of its rows, in words; empty where it does not stop."""
     if options is None or not rows:
         return ""
     metric, least = options.metric, options.min_delta

@@ -60,7 +60,7 @@ def refuse(path: Path, error: OSError) -> NoReturn:
         FgbenchError: always.
     """
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    hint = "; what was saved before is intact: make room and run it again to go on" if full else ""
+    hint = "; what was saved before is intact: make room and run it again to resume" if full else ""
     raise FgbenchError(f"cannot write {path}: {error.strerror}{hint}") from error
 
 

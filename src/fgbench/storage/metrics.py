@@ -14,8 +14,8 @@ class Column:
     Attributes:
         name: in the file.
         label: in words.
-        kind: what it tells: how well a network has learnt, how good its gradient was, what an epoch cost, or
-            under which conditions it was trained.
+        kind: what it measures: how well a network has learnt, how good its gradient was, what an epoch cost,
+            or under which conditions it was trained.
         reading: how a run's value up to an epoch is read: ``last``: the value at that epoch, which a diverged
             run has none of; ``median``: over the epochs that :func:`counted_epochs` counts; ``peak``: the
             largest.
@@ -41,7 +41,7 @@ class Column:
 
     @property
     def learns(self) -> bool:
-        """Whether it tells how well a network has learnt, not what that cost."""
+        """Whether it measures how well a network has learnt, not what that cost."""
         return self.reading == "last"
 
     @property

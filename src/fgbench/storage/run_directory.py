@@ -112,7 +112,7 @@ class RunDirectory:
 
     @contextmanager
     def lock(self, *, force: bool = False) -> Iterator[None]:
-        """Hold the run directory; a process that dies lets go of it.
+        """Lock the run directory; the death of the process releases it.
 
         Args:
             force: take it although another host seems to be running it.
@@ -167,7 +167,7 @@ class RunDirectory:
 
         Args:
             state: one of ``STATES``.
-            **fields: anything else worth telling, such as ``reason``, ``epoch``, ``epochs``.
+            **fields: anything else worth recording, such as ``reason``, ``epoch``, ``epochs``.
         """
         if state not in STATES:
             raise ValueError(f"state {state!r}: expected one of {', '.join(STATES)}")

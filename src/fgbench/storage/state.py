@@ -1,4 +1,4 @@
-"""State files: everything a run needs to go on bit for bit.
+"""State files: everything a run needs to resume bit for bit.
 
 A state file is a SHA-256 digest and then what ``torch.save`` wrote, so a flipped bit is noticed before it is
 loaded, and it is loaded with ``weights_only=True``, so a hostile file cannot run code. The newest is

@@ -196,7 +196,7 @@ class _Driver:
             self.progress.finish(f"{job.folder}: failed: {reason}")
 
     def _look_elsewhere(self) -> None:
-        """Take back what another process has ended or let go of."""
+        """Take back what another process has ended or released."""
         if not self.elsewhere or time.monotonic() < self._look_due:
             return
         self._look_due = time.monotonic() + LOOK_S

@@ -94,7 +94,7 @@ def tune_grid(sweep: Sweep, make_runs: Runs, say: Callable[[str], None] = print)
     A value's score is the mean over the tuning seeds, which are none of the sweep's own, of the metric at the
     end of whole runs; one that diverges with any seed is not chosen. Where the best value is at an edge, the
     grid grows beyond it. Trials are ordinary runs in RESULTS/tuned/trials: ended ones are not made again,
-    unfinished ones go on.
+    unfinished ones are resumed.
 
     Returns:
         One for each configuration. Its ``noise`` is the spread, over tuning seeds s, of the accuracy on the

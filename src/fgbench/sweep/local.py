@@ -66,7 +66,7 @@ class LocalPool:
         return ended
 
     def progress(self) -> dict[Job, str]:
-        """The runs being made, and their epochs as their run directories tell them."""
+        """The runs under way, and their epochs as their run directories have them."""
         return {job: describe_progress(job.directory.status()) for job in self._running}
 
     def stop(self, number: int) -> None:

@@ -110,7 +110,7 @@ class NodeRunner:
 
 
 def claim_directory(directory: RunDirectory, give_up: Callable[[], bool]) -> None:
-    """Take a run directory from a node that died, once what is left of its run has let go of it."""
+    """Take a run directory from a node that died, once what is left of its run has released it."""
     end = time.monotonic() + RELEASE_S
     while time.monotonic() < end and not give_up():
         try:

@@ -21,7 +21,7 @@ from fgbench.storage.state import state_files
 from fgbench.sweep.executor import Job
 from fgbench.sweep.ray_node import JobResult, NodeRunner, pack, unpack
 
-# Read when Ray is imported: otherwise Ray takes this machine's outer address where it is told 127.0.0.1.
+# Read when Ray is imported: otherwise Ray takes this machine's outer address where it is given 127.0.0.1.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 try:
     import ray
@@ -70,7 +70,7 @@ def connect(address: str) -> bool:
 class RayPool:
     """Runs on the nodes of the cluster that :func:`connect` has connected to.
 
-    A node that sees the driver's results folder makes its runs in there; one whose node dies goes on from
+    A node that sees the driver's results folder makes its runs in there; one whose node dies resumes from
     its last saved state on another. From other nodes the run directory comes back when the run has ended or
     was stopped; meanwhile the driver holds it, and where a node dies its run starts again.
 
@@ -195,7 +195,7 @@ class _Run:
         actor: the :class:`NodeRunner`.
         placed: whether it shares the driver's results folder, once it is on a node.
         tries: how many nodes have died with it.
-        ended: its result; None before it has been told to begin.
+        ended: its result; None before it has been started.
 
     A run directory that the run's node does not see is held by the driver: locked, and said to be running.
     """
@@ -244,7 +244,7 @@ class _Run:
         return self._progress
 
     def _hold(self) -> dict[str, bytes]:
-        """Hold the run directory for a node that does not see it; returns what to go on from."""
+        """Hold the run directory for a node that does not see it; returns what to resume from."""
         directory = self.job.directory.create()
         self._held.enter_context(directory.lock())
         files = pack(directory)

@@ -224,8 +224,8 @@ class Trainer:
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit, as tensors and plain values; empty without state."""
+        """Everything needed to resume bit for bit, as tensors and plain values; empty without state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave, after ``set_up``."""
+        """Resume from what ``state_dict`` gave, after ``set_up``."""

@@ -20,7 +20,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def begin_step(model: nn.Module, labels: Tensor, *, accumulate: bool = False) -> None:
-    """Before a trainer's first pass: check what every trainer needs, and let go of old gradients.
+    """Before a trainer's first pass: check what every trainer needs, and drop old gradients.
 
     What is overwritten anyway need not be held through the step; what is accumulated into is kept.
 

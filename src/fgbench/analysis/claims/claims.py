@@ -1,4 +1,4 @@
-"""Published claims, compared with one's own runs.
+"""Published claims, compared with runs.
 
 The claims are rows of claims.yaml, the rules that decide them functions of ``rules``.
 """
@@ -72,11 +72,11 @@ class Claim:
             for key, value in self.options.items()
             if key != "why"
         }
-        told = ", ".join(
+        options = ", ".join(
             "one case is enough, and none refutes" if key == "some" else f"{key}: {value}"
             for key, value in values.items()
         )
-        return f"{text} ({told})" if told else text
+        return f"{text} ({options})" if options else text
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,9 @@ def claims_report(results: Results, form: Format | str = Format.text) -> str:
         head = ["claim", "verdict", "statement", "source", "cases", "numbers", "rule"]
         return render([Table("", head, [_row(each) for each in audited], results.notes)], form)
     counts = Counter(each.finding.verdict for each in audited)
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
     notes = [
-        f"{len(audited)} claims: {told}. Fewer than {MIN_SEEDS} seeds decide nothing; "
+        f"{len(audited)} claims: {counted}. Fewer than {MIN_SEEDS} seeds decide nothing; "
         "intervals are not adjusted for the number of claims.",
         *results.notes,
     ]

@@ -124,7 +124,7 @@ def gap_larger(
     outcomes = [outcome for _, outcome in cases]
     if lacking := [name for name in named if name not in seen]:
         outcomes = [replace(each, kind=Stance.aside) for each in outcomes]
-        outcomes.append(Outcome(Stance.aside, f"no case that tells of {', '.join(lacking)}, which it names"))
+        outcomes.append(Outcome(Stance.aside, f"no case about {', '.join(lacking)}, which it names"))
     return conclude(outcomes)
 
 
@@ -270,7 +270,9 @@ def _judge_gaps(pair: Pair, other: Pair, measure: Column) -> Outcome:
     if len(seeds) < MIN_SEEDS:
         return Outcome(Stance.too_few, f"{where}: {len(seeds)} seeds in common, {MIN_SEEDS} needed")
     if all(at_chance(run, epoch) for each in (pair, other) for run, _ in each.runs):
-        return Outcome(Stance.too_few, f"{where}: at chance on both, so the leads tell of the baseline alone")
+        return Outcome(
+            Stance.too_few, f"{where}: at chance on both, so the leads say something of the baseline alone"
+        )
     differences = [leads[seed] - references[seed] for seed in seeds]
     if not all(map(math.isfinite, differences)):
         return Outcome(Stance.unclear, f"{where}: runs diverged or were not measured")
