@@ -212,12 +212,15 @@ MEANS = [
     ("forward-gradient", {"guess": "sphere", "exact_output": True}),
     ("zeroth-order", {"exact_output": True, "guess": "rademacher"}),
     ("activity-forward-gradient", {"guess": "normal", "mask": False, "exact_output": True}),
+    ("activity-forward-gradient", {"guess": "next-weights"}),
+    ("feedback-forward-gradient", {"learning": "average", "correction": 0.5}),
+    ("feedback-forward-gradient", {"combine": "projection"}),
 ]
 
 
 @pytest.mark.parametrize(("name", "options"), MEANS)
 def test_the_mean_over_all_directions_is_the_declared_one(name, options):
-    assert check_mean(load("trainer", name)(**options), CPU).consistent is not False
+    assert check_mean(load("trainer", name)(**options), CPU).consistent
 
 
 def test_a_trainer_that_takes_no_small_model_is_not_checked_there(monkeypatch):

@@ -22,7 +22,7 @@ class Probe(NamedTuple):
 
 
 def make_probe(trainer: Trainer, device: torch.device, dtype: torch.dtype = torch.float32) -> Probe:
-    """A convolution, a normalisation and two linear layers, or ``local-mixer`` where the trainer needs it.
+    """The first of three models that a trainer takes: with a convolution, a chain of layers, ``local-mixer``.
 
     Args:
         trainer: not set up yet.
@@ -30,24 +30,43 @@ def make_probe(trainer: Trainer, device: torch.device, dtype: torch.dtype = torc
         dtype: of both.
 
     Raises:
-        ConfigError: the trainer takes neither.
+        ConfigError: the trainer takes none.
     """
     with kept_generators(device):
         torch.manual_seed(0)
         inputs = torch.randn(4, 1, 4, 4).to(device, dtype)
-        model: nn.Module = nn.Sequential(
-            nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.ReLU()),
-            nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.ReLU()),
-            nn.Linear(4, 3),
-        ).to(device, dtype)
-        mixer = build_model(
-            LocalMixerOptions(channels=4, groups=2, patches=2, blocks=2), (1, 4, 4), 3, 0, device
-        )
-        nn.init.normal_(mixer[-1][-1].weight, std=0.5)  # type: ignore[index]
         labels = torch.tensor([0, 1, 2, 0], device=device)
-        try:
-            trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
-        except ConfigError:
-            model = mixer.to(dtype)
-            trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
-    return Probe(trainer, model, inputs, labels)
+        refusal = ConfigError("there is no small model")
+        for build in (_with_convolution, _chain, _mixer):
+            model = build().to(device, dtype)
+            try:
+                trainer.set_up(model, inputs, 3, torch.Generator().manual_seed(0))
+            except ConfigError as error:
+                refusal = error
+            else:
+                return Probe(trainer, model, inputs, labels)
+    raise refusal
+
+
+def _with_convolution() -> nn.Module:
+    """A normalisation too, whose parameters are neither weight nor bias of a layer."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.ReLU()),
+        nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.ReLU()),
+        nn.Linear(4, 3),
+    )
+
+
+def _chain() -> nn.Module:
+    return nn.Sequential(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU()),
+        nn.Sequential(nn.Linear(6, 4), nn.ReLU()),
+        nn.Linear(4, 3),
+    )
+
+
+def _mixer() -> nn.Module:
+    options = LocalMixerOptions(channels=4, groups=2, patches=2, blocks=2)
+    model = build_model(options, (1, 4, 4), 3, 0, "cpu")
+    nn.init.normal_(model[-1][-1].weight, std=0.5)  # type: ignore[index]
+    return model

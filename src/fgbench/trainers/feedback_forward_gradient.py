@@ -13,7 +13,7 @@ from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.feedback_matrices import from_rows, regress, to_rows, unexplained_shares
 from fgbench.trainers.options import FeedbackForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
-from fgbench.trainers.reference import differentiate_outputs, gradient_length
+from fgbench.trainers.reference import differentiate_outputs, gradient_length, true_gradient
 from fgbench.trainers.replay import OnePass
 from fgbench.trainers.sampling import sample_tangents
 
@@ -188,6 +188,19 @@ class FeedbackForwardGradient(Trainer):
             deltas = [delta * scale.to(delta.dtype) for delta in deltas]
         gradient |= true.weight_gradients(deltas)
         return Reference(derivatives, length, gradient)
+
+    def mean_gradient(
+        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """(1 - beta) guidance + beta g in the layers, g elsewhere; see :meth:`Trainer.mean_gradient`."""
+        plain = FeedbackForwardGradient(self.options.model_copy(update={"correction": 0.0}))
+        plain.feedback = self.feedback
+        chance = torch.Generator(inputs.device)
+        guidance = plain.reference(model, loss_fn, inputs, labels, chance).gradient
+        true = true_gradient(model, loss_fn, inputs, labels)
+        layers, _ = layer_parameters(model, OutputLayer(model).names)
+        share = self.options.correction
+        return true | {name: guidance[name].lerp(true[name], share) for name in layers.values()}
 
     def _match(self, result: PassResult) -> None:
         """Make matrices of zeros, as the authors' code does, or move those there are to the device."""
