@@ -1,13 +1,13 @@
 """Forward gradients: random directions times the directional derivatives along them."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
+from fgbench.trainers.estimate import Estimate
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.exact_stages import LastStages
 from fgbench.trainers.options import ForwardGradientOptions
@@ -19,7 +19,6 @@ from fgbench.trainers.reference import (
     reference_of_tangents,
     true_gradient,
 )
-from fgbench.trainers.replay import OnePass
 from fgbench.trainers.tangents import FullTangents, Tangents
 from fgbench.trainers.workers import Workers
 
@@ -78,7 +77,7 @@ class ForwardGradient(Trainer):
     ) -> StepStats:
         """Fill ``param.grad`` with sum_k c_k v_k; see :meth:`Trainer.compute_gradients`."""
         begin_step(model, labels, accumulate=accumulate)
-        estimate = _Estimate(self, model, loss_fn, inputs, labels, generator)
+        estimate = self._begin(model, loss_fn, inputs, labels, generator)
         gradients: dict[str, Tensor] = {}
         for drawn, weights in estimate.weighted_tangents():
             for name, part in estimate.tangents.weighted_sum(drawn, weights).items():
@@ -111,7 +110,7 @@ class ForwardGradient(Trainer):
                     param.add_(param.grad, alpha=-lr)
             return stats
         begin_step(model, labels)
-        estimate = _Estimate(self, model, loss_fn, inputs, labels, generator)
+        estimate = self._begin(model, loss_fn, inputs, labels, generator)
         norms = []
         for drawn, weights in estimate.weighted_tangents():
             norms.append(estimate.tangents.norm(drawn, weights))
@@ -169,95 +168,13 @@ class ForwardGradient(Trainer):
         """How many tangents a step averages over, those of all workers together."""
         return self.options.tangents * self.workers.sets
 
-
-class _Estimate:
-    """One step's estimate, under way.
-
-    Attributes:
-        tangents: of the model.
-        exact: the output layer's gradients in closed form, by name; filled by ``weighted_tangents``.
-    """
-
-    def __init__(
+    def _begin(
         self,
-        trainer: ForwardGradient,
         model: nn.Module,
         loss_fn: LossFunction,
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
-    ) -> None:
-        self.options, self.workers, self.num_tangents = trainer.options, trainer.workers, trainer.num_tangents
-        self.model, self.loss_fn, self.batch, self.generator = model, loss_fn, (inputs, labels), generator
-        self.output = OutputLayer(model) if self.options.exact_output else None
-        stages = self.options.exact_stages
-        self.stages = None if stages is None else LastStages(model, stages)
-        self.tangents = trainer.tangents_for(model, trainer.exact_names(model))
-        self.exact: dict[str, Tensor] = {}
-        self._derivatives: list[Tensor] = []
-
-    def weighted_tangents(self) -> Iterator[tuple[Any, Tensor]]:
-        """The estimate sum_k c_k v_k as pairs of (tangents, their c), from passes over the batch.
-
-        Averaged full tangents are drawn, used and dropped chunk by chunk. A projection needs all of them at
-        once, and rank-one ones are small.
-        """
-        options, workers, tangents = self.options, self.workers, self.tangents
-        total, chunk = options.tangents, min(options.chunk or options.tangents, options.tangents)
-        joint = options.structure == "rank1" or options.combine == "projection"
-        per_pass = total if joint else chunk
-        one_pass = OnePass(self.model, -(-total // chunk) + (self.stages is not None))
-        generators = workers.generators(self.generator)
-        if self.stages is not None:  # first: an SGD step moves the parameters with what is yielded
-            with one_pass:
-                exact, _, _ = self.stages.gradients(self.loss_fn, *self.batch)
-            self.exact = {name: workers.average(gradient) for name, gradient in exact.items()}
-        for first in range(0, total, per_pass):
-            count = min(per_pass, total - first)
-            drawn = tangents.sample(generators[workers.own], count)
-            own = torch.cat([
-                self._pass(tangents.rows(drawn, start, start + chunk), min(chunk, count - start), one_pass)
-                for start in range(0, count, chunk)
-            ])  # fmt: skip
-            derivatives, self._loss = workers.exchange(own, self._last.loss)
-            self._derivatives.append(derivatives)
-            sets = [
-                drawn if index == workers.own else tangents.sample(each, count)
-                for index, each in enumerate(generators)
-            ]
-            if joint and workers.sets > 1:
-                sets, derivatives = [tangents.join(sets)], derivatives.flatten()[None]
-            with torch.autocast(self.batch[0].device.type, enabled=False):
-                for each, numbers in zip(sets, derivatives, strict=True):
-                    yield each, self._weights(each, numbers)
-        if self.output is not None:
-            loss_fn, labels, last = self.loss_fn, self.batch[1], self._last
-            exact = self.output.gradients(loss_fn, last.outputs, labels, last.features)
-            self.exact = {name: workers.average(gradient) for name, gradient in exact.items()}
-
-    def _pass(self, drawn: Any, count: int, one_pass: OnePass) -> Tensor:
-        """The derivatives along some of this worker's tangents."""
-        with one_pass, self.output or nullcontext():
-            self._last = self.tangents.derivatives(
-                self.model, self.loss_fn, *self.batch, drawn, count, self.output
-            )
-        return self._last.derivatives
-
-    def _weights(self, drawn: Any, derivatives: Tensor) -> Tensor:
-        """What each tangent is multiplied with: c_k = d_k / K, or (V V^T)^-1 d."""
-        limit, count = self.options.clip_derivative, self.num_tangents
-        if limit is not None:
-            derivatives = derivatives.clamp(-limit, limit)
-        if self.options.combine == "mean":
-            return derivatives / count
-        products = self.tangents.products(drawn)
-        # A trace of ridge stands in for a decision on the rank, which would wait for the device.
-        ridge = 10 * torch.finfo(derivatives.dtype).eps * products.diagonal().mean()
-        identity = torch.eye(count, dtype=products.dtype, device=products.device)
-        solution, _ = torch.linalg.solve_ex(products + ridge * identity, derivatives.to(products.dtype))
-        scale = self.tangents.num_entries / count if self.options.rescale else 1.0
-        return solution.to(derivatives.dtype) * scale
-
-    def stats(self, norm: Tensor) -> StepStats:
-        """What was learnt, once all tangents are used."""
-        return StepStats(self._loss, self._last.outputs, torch.cat(self._derivatives, 1).flatten(), norm)
+    ) -> Estimate:
+        tangents = self.tangents_for(model, self.exact_names(model))
+        return Estimate(self.options, self.workers, tangents, model, loss_fn, inputs, labels, generator)
