@@ -36,6 +36,7 @@ TUNING_NOISE = 0.02
 called one. It is about what a search of few short trials left between two estimators of one gradient."""
 
 ALPHA = 0.05
+"""Adjusted p value below which a difference is called one: the usual one."""
 
 
 @dataclass(frozen=True)

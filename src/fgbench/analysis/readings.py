@@ -11,7 +11,11 @@ NAN = float("nan")
 
 NEGLIGIBLE = {"accuracy": 0.005, "loss": 0.01}
 NEGLIGIBLE_RATIO = 1.02
-"""A difference, or a ratio of costs, whose whole interval is within this of none counts as none."""
+"""A difference, or a ratio of costs, whose whole interval is within this of none counts as none.
+
+Conventions of this project: 0.005 of accuracy is 50 of 10,000 test images, less than seeds differ by; 2 % of a
+time is what one run's median differs by from the next on a quiet machine.
+"""
 
 CHANCE_MARGIN = 0.02
 """An accuracy this little above that of guessing counts as chance: two standard errors on 1,000 images."""

@@ -8,7 +8,9 @@ import numpy as np
 from scipy import special, stats
 
 LEVEL = 0.95
+"""Of confidence intervals: the usual one."""
 POWER = 0.8
+"""Chance of finding a difference with the number of seeds said to be needed: the usual one."""
 BOOTSTRAP_FROM = 10
 """Fewest seeds for a bootstrap interval: below, resampling few values gives intervals that are too narrow."""
 
