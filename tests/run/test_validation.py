@@ -19,7 +19,7 @@ from fgbench.run.epochs import EpochLoop
 from fgbench.run.progress import EpochProgress
 from fgbench.run.runner import run_configs
 from fgbench.run.signals import Interrupted
-from fgbench.run.validation import why_stop
+from fgbench.run.validation import reason_to_stop
 from fgbench.storage.run_directory import RunDirectory
 from fgbench.storage.state import load_state, save_state
 
@@ -79,15 +79,15 @@ def rows_of(metric: str, *values: float | None) -> list[dict]:
 )
 def test_a_run_stops_after_so_many_epochs_without_a_better_value(metric, min_delta, values, stops):
     options = EarlyStoppingOptions(metric=metric, patience=2, min_delta=min_delta)
-    assert bool(why_stop(rows_of(metric, *values), options)) == stops
+    assert bool(reason_to_stop(rows_of(metric, *values), options)) == stops
 
 
 def test_why_it_stopped_is_told_with_the_best_epoch():
     options = EarlyStoppingOptions(metric="val_loss", patience=2, min_delta=0.1)
-    assert why_stop(rows_of("val_loss", 1.25, 1.2, 1.3), options) == (
+    assert reason_to_stop(rows_of("val_loss", 1.25, 1.2, 1.3), options) == (
         "stopped early: in 2 epochs no better val_loss by more than 0.1 than 1.25 in epoch 1"
     )
-    assert why_stop(rows_of("val_loss", 1.0, 2.0, 3.0), None) == ""
+    assert reason_to_stop(rows_of("val_loss", 1.0, 2.0, 3.0), None) == ""
 
 
 def test_a_run_that_stopped_early_is_finished_and_says_so(tmp_path, capsys):

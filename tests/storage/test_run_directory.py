@@ -203,10 +203,10 @@ def test_an_unreadable_status_is_interrupted(run, content):
 def test_the_heartbeat_is_renewed_only_when_due(run, monkeypatch):
     run.write_status("running", epoch=1)
     written = (run.path / "status.json").stat().st_ino
-    run.beat()
+    run.heartbeat()
     assert (run.path / "status.json").stat().st_ino == written
     monkeypatch.setattr(results, "HEARTBEAT_EVERY_S", 0.0)
-    run.beat()
+    run.heartbeat()
     assert (run.path / "status.json").stat().st_ino != written
     assert run.status()["epoch"] == 1
 

@@ -8,7 +8,7 @@ import typer
 
 from fgbench.cli import bench, info, results, runs
 from fgbench.cli.arguments import SETTINGS
-from fgbench.cli.output import outlive_readers
+from fgbench.cli.output import tolerate_closed_pipes
 
 HELP = """
 Train networks with and without a backward pass, and measure what each way costs and gains.
@@ -84,5 +84,5 @@ def main() -> None:
     """The entry point of ``fgbench`` and ``python -m fgbench``."""
     if "" not in sys.path:
         sys.path.append("")  # a user's own package.module:Class in the folder they work in
-    outlive_readers()
+    tolerate_closed_pipes()
     app(prog_name="fgbench")

@@ -5,7 +5,7 @@ import sys
 from typing import Any, TextIO
 
 
-class _Patient:
+class _OutputStream:
     """A stream that falls silent when its reader has gone (``fgbench run CONFIG | head``)."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -19,16 +19,16 @@ class _Patient:
         try:
             return self._stream.write(text)
         except BrokenPipeError:
-            return self._fall_silent(len(text))
+            return self._discard_output(len(text))
 
     def flush(self) -> None:
         """As a text stream's."""
         try:
             self._stream.flush()
         except BrokenPipeError:
-            self._fall_silent(0)
+            self._discard_output(0)
 
-    def _fall_silent(self, written: int) -> int:
+    def _discard_output(self, written: int) -> int:
         """Let what is still buffered, and all that comes, go to the null device."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
@@ -36,10 +36,10 @@ class _Patient:
         return written
 
 
-def outlive_readers() -> None:
+def tolerate_closed_pipes() -> None:
     """From now on, let standard output and error fall silent when their reader closes or was never there."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: `>&-`
             stream = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        setattr(sys, name, _Patient(stream))
+        setattr(sys, name, _OutputStream(stream))

@@ -105,7 +105,7 @@ def compare(
     from fgbench.analysis.records import read_results
 
     found = read_results(results, tag)
-    _say_unknown_data(found.runs)
+    _warn_of_unknown_data(found.runs)
     _write(compare_report(found.runs, metric, baseline, form, accuracy, found.notes), out)
 
 
@@ -119,7 +119,7 @@ def claims(results: ResultsFolders, form: Form = Format.text, out: Out = None) -
     from fgbench.analysis.records import read_results
 
     found = read_results(results)
-    _say_unknown_data(found.runs)
+    _warn_of_unknown_data(found.runs)
     _write(claims_report(found, form), out)
 
 
@@ -159,7 +159,7 @@ def export(
     typer.echo(f"{out}: {which} of {export_weights(run, out, 'best' if best else 'last')}")
 
 
-def _say_unknown_data(runs: "Sequence[RunRecord]") -> None:
+def _warn_of_unknown_data(runs: "Sequence[RunRecord]") -> None:
     from fgbench.analysis.pairing import describe_unknown_data
 
     if warning := describe_unknown_data(runs):

@@ -80,7 +80,7 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
         return _Mistake(location, kind, f"missing{expected}")
     if kind == "component":
         return _Mistake(location, kind, context["text"])
-    location = _said(location, data)
+    location = _user_location(location, data)
     if kind == "extra_forbidden":
         allowed = list(_allowed_keys(data, location[:-1], model))
         inner = _inner_key(str(location[-1]), location[:-1], data, model)
@@ -130,7 +130,7 @@ def _inner_key(key: str, location: Location, data: dict[str, Any], model: type[B
     return None
 
 
-def _said(location: Location, data: Any) -> Location:
+def _user_location(location: Location, data: Any) -> Location:
     """The location without what pydantic appends for the members of a union, which no user wrote."""
     for length, part in enumerate(location):
         if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):

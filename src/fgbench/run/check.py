@@ -9,7 +9,7 @@ from fgbench.errors import ConfigError, MissingDataError
 from fgbench.run.build import build_training
 from fgbench.run.data import check_data, check_ended
 from fgbench.run.failures import explain_failure, is_out_of_memory
-from fgbench.run.plan import Plan, find_ended, say_missing
+from fgbench.run.plan import Plan, describe_missing_data, find_ended
 from fgbench.run.world import World
 
 
@@ -63,7 +63,7 @@ def _check_build(plan: Plan, *, resume: bool, dry_run: bool) -> str:
     except MissingDataError as error:
         if not dry_run:
             raise
-        return say_missing(error, plan.search)
+        return describe_missing_data(error, plan.search)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -10,7 +10,7 @@ from fgbench.run.loop import EVALUATION_BATCH, TrainingState
 from fgbench.storage.run_directory import RunDirectory
 
 
-def tell_classes(
+def measure_classes(
     training: TrainingState, directory: RunDirectory, state: str
 ) -> dict[str, float | None] | None:
     """Write what the test images' classes are taken for at the end; returns the accuracy of each.

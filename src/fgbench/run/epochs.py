@@ -13,7 +13,7 @@ from fgbench.run.build import build_training
 from fgbench.run.loop import TrainingState, evaluate, start_next_epoch, train_epoch
 from fgbench.run.progress import EpochProgress
 from fgbench.run.signals import Interrupted, StopRequest
-from fgbench.run.validation import keep_best, why_stop
+from fgbench.run.validation import keep_best, reason_to_stop
 from fgbench.run.world import World
 from fgbench.seeds import derive_generator
 from fgbench.storage.metrics import LOSSES, METRICS, Cell
@@ -65,7 +65,7 @@ class EpochLoop:
         """Why there is no epoch left although the config has more, in words; empty where there are all."""
         if self.diverged or self.training.epochs_done == self.config.epochs:
             return ""
-        return why_stop(self.rows, self.config.early_stopping)
+        return reason_to_stop(self.rows, self.config.early_stopping)
 
     def train(self) -> str:
         """Train to the end; returns ``finished`` or ``diverged``.
@@ -98,7 +98,7 @@ class EpochLoop:
 
         def after_step() -> bool:
             self.stop.update()
-            self.directory.beat()
+            self.directory.heartbeat()
             progress.update()
             if every and training.step % every == 0:
                 nonlocal start

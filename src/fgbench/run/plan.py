@@ -77,7 +77,7 @@ def locate(config: Config, device: torch.device, search: DataSearch) -> Plan:
     return replace(plan, ended=find_ended(plan.directory))
 
 
-def say_missing(error: MissingDataError, search: DataSearch) -> str:
+def describe_missing_data(error: MissingDataError, search: DataSearch) -> str:
     """What a plan says of data that is not here."""
     named = f" --data-dir {search.named}" if search.named else ""
     return f"unknown: no data here, `fgbench data{named} fetch {error.dataset}`"

@@ -14,7 +14,7 @@ from fgbench.errors import FgbenchError
 from fgbench.options import declared_backwards
 from fgbench.run.build import build_training
 from fgbench.run.check import plan_run
-from fgbench.run.classes import tell_classes
+from fgbench.run.classes import measure_classes
 from fgbench.run.cost import count_forward_passes
 from fgbench.run.data import check_state, is_known
 from fgbench.run.epochs import EpochLoop
@@ -182,7 +182,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
             "verification": verified,
             "stopped_early": loop.stopped_early or None,
             "best_saved": describe_best(config.saving.best, rows),
-            "test_class_accuracy": world.on_main(lambda: tell_classes(training, directory, state)),
+            "test_class_accuracy": world.on_main(lambda: measure_classes(training, directory, state)),
         }
         directory.write_summary(summarise(rows) | extra)
         reason = {"reason": loop.stopped_early} if loop.stopped_early else {}

@@ -37,7 +37,7 @@ def check_validation(config: Config, splits: Splits) -> None:
             )
 
 
-def why_stop(rows: Rows, options: EarlyStoppingOptions | None) -> str:
+def reason_to_stop(rows: Rows, options: EarlyStoppingOptions | None) -> str:
     """Why a run stops after the last of its rows, in words; empty where it does not stop."""
     if options is None or not rows:
         return ""

@@ -176,7 +176,7 @@ class RunDirectory:
         self._write_json("status.json", {**self._last_status, "heartbeat": heartbeat})
         self._last_beat = time.monotonic()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Renew the heartbeat if it is due; cheap enough to call after every step."""
         if self._last_status and time.monotonic() - self._last_beat >= HEARTBEAT_EVERY_S:
             fields = {key: value for key, value in self._last_status.items() if key not in ("host", "pid")}

@@ -18,7 +18,7 @@ from fgbench.datasets.fingerprint import Fingerprint
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import MissingDataError
 from fgbench.run.data import check_data, check_ended
-from fgbench.run.plan import Plan, find_ended, locate, say_missing
+from fgbench.run.plan import Plan, describe_missing_data, find_ended, locate
 from fgbench.run.signals import StopRequest
 from fgbench.storage.run_directory import ENDED
 from fgbench.sweep.executor import Executor, Job, RunFlags
@@ -95,7 +95,7 @@ def make_plans(
         except MissingDataError as error:
             if not dry_run:
                 raise
-            plans[path] = replace(plan, data=say_missing(error, plan.search))
+            plans[path] = replace(plan, data=describe_missing_data(error, plan.search))
             continue
         fingerprint, described = loaded[key]
         if fingerprint and not plan.ended:

@@ -224,7 +224,7 @@ class _Run:
             files = None if ray.get(self.placed) else self._hold()
             self.ended = self.actor.make.remote(self.job, files, self.tries > 0)
         if self._directory:
-            self._directory.beat()
+            self._directory.heartbeat()
         if not _is_ready(self.ended):
             return None
         result: JobResult = ray.get(self.ended)

@@ -17,7 +17,7 @@ from fgbench.errors import ConfigError
 from fgbench.run.build import build_training
 from fgbench.run.loop import evaluate, start_next_epoch, train_epoch
 from fgbench.run.signals import Interrupted, StopRequest
-from fgbench.run.validation import why_stop
+from fgbench.run.validation import reason_to_stop
 from fgbench.storage.metrics import Cell
 from fgbench.storage.run_directory import RunDirectory
 from fgbench.sweep.tuned import Tuned, describe_tuned, distinct_configs, with_values, write_tuned
@@ -116,7 +116,7 @@ def _tune(
                 break
             trial.report(score, epoch)
             rows.append({"epoch": epoch + 1, "val_loss": loss, "val_accuracy": accuracy})
-            if why_stop(rows, config.early_stopping):
+            if reason_to_stop(rows, config.early_stopping):
                 break
             if epoch + 1 < epochs and trial.should_prune():
                 score = math.nan

@@ -108,7 +108,7 @@ class OutputLayer:
     def _check(self, model: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> None:
         """Take the layer's input, once it is known that the outputs are W x + b."""
         self._seen.watching = False
-        why = self._seen.why_not(outputs)
+        why = self._seen.find_mismatch(outputs)
         if why is not None:
             raise ConfigError(
                 f"exact_output: true needs a model whose outputs are those of its last nn.Linear; "
@@ -179,7 +179,7 @@ class _LayerUse(TorchFunctionMode):
             self.elsewhere = getattr(func, "__name__", str(func))
         return result
 
-    def why_not(self, outputs: Any) -> str | None:
+    def find_mismatch(self, outputs: Any) -> str | None:
         """Why the outputs are not the layer's; None where they are."""
         if self.elsewhere is not None:
             return f"gives its parameters to {self.elsewhere}, not only to F.linear"

@@ -59,7 +59,7 @@ class ModelState:
 
 
 @contextmanager
-def leaving_no_trace(model: nn.Module) -> Iterator[None]:
+def restoring_state(model: nn.Module) -> Iterator[None]:
     """Afterwards random states, buffers, counters and flags are as they were before."""
     states = RandomStates(), ModelState(model)
     try:
@@ -103,7 +103,7 @@ class OnePass:
         if self._first is None:
             self._first = RandomStates(), ModelState(self._model)
             return
-        self._stack.enter_context(leaving_no_trace(self._model))
+        self._stack.enter_context(restoring_state(self._model))
         for each in self._first:
             each.restore()
 

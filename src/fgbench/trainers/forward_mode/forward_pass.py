@@ -12,7 +12,7 @@ from fgbench.errors import ConfigError
 from fgbench.models.layers import handing_over_to
 from fgbench.trainers.forward_mode.factors import Factors
 from fgbench.trainers.forward_mode.refusals import (
-    as_under_backprop,
+    backprop_semantics,
     constant_parameters,
     refuse_hidden,
     refuse_hooks,
@@ -77,7 +77,7 @@ class ForwardPass:
             self._tangents = {}
             self.shadows.observers += self._observers
             self._stack.enter_context(run_eagerly())
-            self._stack.enter_context(as_under_backprop(self.shadows))
+            self._stack.enter_context(backprop_semantics(self.shadows))
             self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             self._stack.enter_context(torch.enable_grad())
             if not self._observers:  # which may keep what they see

@@ -100,7 +100,7 @@ def constant_parameters(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def as_under_backprop(shadows: Shadows) -> Iterator[None]:
+def backprop_semantics(shadows: Shadows) -> Iterator[None]:
     """Let a model see what it sees under backprop, and catch what would go past the pass.
 
     ``tensor.requires_grad`` says whether there is a tangent, so that code which asks takes the way it takes

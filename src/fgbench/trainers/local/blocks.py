@@ -12,7 +12,7 @@ from fgbench.errors import ConfigError
 from fgbench.models.layers import Stages
 from fgbench.trainers.forward_mode import ForwardPass
 from fgbench.trainers.passes import differentiate, trainable_parameters
-from fgbench.trainers.replay import OnePass, leaving_no_trace
+from fgbench.trainers.replay import OnePass, restoring_state
 
 Value = Any
 """What passes between blocks: a tensor of shape (B, ...), or a tuple of them (inside a basic block)."""
@@ -253,7 +253,7 @@ def example_outputs(model: nn.Module, modules: list[Stages], inputs: Tensor) -> 
         ConfigError: a block gives what no auxiliary network takes.
     """
     examples, value = [], inputs
-    with leaving_no_trace(model):  # of the modes too
+    with restoring_state(model):  # of the modes too
         for number, module in enumerate(modules, 1):
             value = require_rows(module.eval()(tree_map(torch.clone, value)))
             example = tree_leaves(value)[0]
