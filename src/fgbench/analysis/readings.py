@@ -13,8 +13,7 @@ NEGLIGIBLE = {"accuracy": 0.005, "loss": 0.01}
 NEGLIGIBLE_RATIO = 1.02
 """A difference, or a ratio of costs, whose whole interval is within this of none counts as none.
 
-Conventions of this project: 0.005 of accuracy is 50 of 10,000 test images, less than seeds differ by; 2 % of a
-time is what one run's median differs by from the next on a quiet machine.
+Conventions of this project; 0.005 of accuracy is 50 of 10,000 test images.
 """
 
 CHANCE_MARGIN = 0.02
