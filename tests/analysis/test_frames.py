@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import math
+import re
 
 import pytest
 from fake_results import make_run
@@ -41,16 +43,67 @@ def test_summaries_have_a_row_for_every_run_and_none_of_what_diverged(results):
     assert lost["peak_memory_mib"].notna().all()
 
 
-@pytest.mark.parametrize("form", ["csv", "json"])
-def test_compare_says_what_the_summaries_say(results, form):
+MEASURED = {"test_accuracy": 4, "train_loss": 4, "epoch_time_s": 3, "peak_memory_mib": 1}
+"""Columns to compare, and the decimals that tables for people have of them."""
+
+
+def compared(results, column, form):
+    """Of every series its mean and its baseline's at equal epochs, as ``fgbench compare`` writes them."""
+    report = compare_report(load_results(results), [column], form=form)
+    if form in ("csv", "json"):
+        rows = json.loads(report) if form == "json" else csv.DictReader(io.StringIO(report))
+        return {
+            row["trainer"]: (row["mean"], row["baseline_mean"]) for row in rows if row["budget"] == "epochs"
+        }
+    split = {"md": r"\s*\|\s*", "latex": r"\s*(?:&|\\\\)\s*", "text": r"\s\s+"}[form]
+    lines = [re.split(split, line.strip().strip("|").strip()) for line in report.splitlines()]
+    start, head = next((place, cells) for place, cells in enumerate(lines) if "baseline" in cells)
+    rows = [dict(zip(head, cells, strict=False)) for cells in lines[start + 1 : start + 6]]
+    return {row["trainer"]: (row["mean"], row["baseline"]) for row in rows if len(row) >= 9}
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "md", "latex", "text"])
+@pytest.mark.parametrize("column", MEASURED)
+def test_every_form_of_compare_says_what_the_summaries_say(results, form, column):
     summaries = fgbench.read_summaries(results)
-    for column in ("test_accuracy", "epoch_time_s", "peak_memory_mib"):
-        report = compare_report(load_results(results), [column], form=form)
-        rows = json.loads(report) if form == "json" else list(csv.DictReader(io.StringIO(report)))
-        [row] = [row for row in rows if row["budget"] == "epochs" and row["trainer"].startswith("forward")]
-        means = summaries.groupby("trainer.name")[column].mean()
-        assert float(row["mean"]) == pytest.approx(means["forward-gradient"])
-        assert float(row["baseline_mean"]) == pytest.approx(means["backprop"])
+    means = summaries.groupby("label")[column].agg(lambda values: values.mean(skipna=False))
+    found = compared(results, column, form)
+    assert set(found) >= {"forward-gradient, tangents=4", "zeroth-order"}
+    for label in ("forward-gradient, tangents=4", "zeroth-order"):
+        seeds = summaries[summaries["label"] == label]["seed"]
+        paired = summaries[(summaries["label"] == "backprop") & summaries["seed"].isin(seeds)]
+        for told, expected in zip(found[label], (means[label], paired[column].mean()), strict=True):
+            if math.isnan(expected):
+                assert told in ("", None, "-")
+            elif form in ("csv", "json"):
+                assert float(told) == pytest.approx(expected, rel=1e-12)
+            else:
+                assert told == f"{expected:.{MEASURED[column]}f}"
+
+
+def test_runs_of_different_length_are_compared_at_an_epoch_that_all_have(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path, seed=seed, epochs=5, planned=5)
+        make_run(tmp_path, "forward-gradient", seed=seed, epochs=3, planned=5, state="interrupted")
+    rows = list(
+        csv.DictReader(io.StringIO(compare_report(load_results(tmp_path), ["train_loss"], form="csv")))
+    )
+    [row] = [row for row in rows if row["budget"] == "epochs"]
+    runs = fgbench.read_runs(tmp_path)
+    means = runs[runs["epoch"] == float(row["limit"])].groupby("label")["train_loss"].mean()
+    assert float(row["limit"]) == 3
+    assert float(row["mean"]) == pytest.approx(means["forward-gradient"])
+    assert float(row["baseline_mean"]) == pytest.approx(means["backprop"])
+
+
+def test_a_difference_without_spread_is_json_that_any_program_reads(results):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    report = compare_report(load_results(results), ["peak_memory_mib"], form="json")
+    row = json.loads(report, parse_constant=refuse)[0]
+    assert row["difference"] == row["t_low"] == row["t_high"]
+    assert row["d_z"] is None  # infinite
 
 
 def test_markdown_has_a_short_name(results):

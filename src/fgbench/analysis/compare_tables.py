@@ -239,4 +239,4 @@ def _flat_row(comparison: Comparison) -> list[Any]:
         *(paired and paired.seeds_needed, comparison.conclusion, "; ".join(pair.other_settings)),
         "; ".join(pair.environments),
     ]
-    return [None if cell is None or cell != cell else cell for cell in cells]
+    return [None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in cells]

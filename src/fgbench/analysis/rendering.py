@@ -70,7 +70,10 @@ def _to_csv(table: Table) -> str:
 def _to_json(table: Table) -> str:
     """A list of objects with the columns' names as keys."""
     return json.dumps(
-        [dict(zip(table.head, row, strict=True)) for row in table.rows], indent=1, ensure_ascii=False
+        [dict(zip(table.head, row, strict=True)) for row in table.rows],
+        indent=1,
+        ensure_ascii=False,
+        allow_nan=False,  # no JSON, though Python would write it
     )
 
 
