@@ -1,12 +1,10 @@
 """What tests/torture/torture.py throws at runs: configs, mutants of them, damaged files, failing writes."""
 
 import errno
-import gzip
 import json
 import os
 import random
 import resource
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,21 +179,30 @@ def _mutate(config: dict[str, Any], dice: random.Random, kind: str) -> None:
             ] = value
 
 
-def write_images(folder: Path) -> Path:
-    """A made-up MNIST in its own file format."""
-    dice = random.Random(1)
-    place = folder / "MNIST" / "raw"
-    place.mkdir(parents=True, exist_ok=True)
-    for part, count in (("train", 60), ("t10k", 20)):
-        pixels = dice.randbytes(count * 28 * 28)
-        labels = bytes(index % 10 for index in range(count))
-        images_file, labels_file = (
-            place / f"{part}-images-idx3-ubyte.gz",
-            place / f"{part}-labels-idx1-ubyte.gz",
-        )
-        images_file.write_bytes(gzip.compress(struct.pack(">4I", 2051, count, 28, 28) + pixels, mtime=0))
-        labels_file.write_bytes(gzip.compress(struct.pack(">2I", 2049, count) + labels, mtime=0))
-    return folder
+OVERRIDES: dict[str, list[Any]] = {
+    "trainer": list(TRAINERS),
+    "trainer.tangents": [1, 2, 4],
+    "trainer.guess": ["normal", "rademacher", "sphere"],
+    "trainer.structure": ["full", "rank1"],
+    "optimizer": ["sgd", "adam", "adamw"],
+    "optimizer.lr": [1, 0.5, 0.002],
+    "optimizer.momentum": [0.1, 0.5],
+    "optimizer.weight_decay": [0.1, 0.01],
+    "schedule": ["constant", "cosine"],
+    "model": ["fc", "cnn"],
+    "model.hidden": [4, 8],
+    "dataset": ["synthetic", "mnist"],
+    "dataset.limit": [20, 30],
+    "dataset.augment": ["false", "true"],
+    "epochs": [1, 2],
+    "batch_size": [4, 16],
+}
+
+
+def draw_overrides(dice: random.Random) -> list[str]:
+    """Two to five overrides of different keys."""
+    keys = dice.sample(list(OVERRIDES), dice.randint(2, 5))
+    return [f"{key}={dice.choice(OVERRIDES[key])}" for key in keys]
 
 
 def _truncate(path: Path, _stranger: Path, dice: random.Random) -> None:
