@@ -65,7 +65,7 @@ def torture_overrides(arena: Arena, count: int) -> Tally:
 def _show(path: Path, overrides: list[str]) -> tuple[int, dict[str, Any], str]:
     """Exit code, the whole config and what else was said."""
     code, text = call_here("config", "show", path, *(word for each in overrides for word in ("-o", each)))
-    notes = [line for line in text.splitlines() if line.startswith(("fgbench: ", "warning: "))]
+    notes = [line for line in text.splitlines() if line.startswith(("fgbench: ", "-o "))]
     rest = "\n".join(line for line in text.splitlines() if line not in notes)
     return code, yaml.safe_load(rest) if code == 0 else {}, "\n".join(notes) if code == 0 else text
 
