@@ -17,6 +17,8 @@ from fgbench.config.config import Config
 from fgbench.errors import ConfigError
 from fgbench.measure import OtherLoad
 from fgbench.registry import TRAINERS
+from fgbench.run import epochs
+from fgbench.run.loop import TrainingState
 from fgbench.run.progress import EpochProgress
 from fgbench.run.runner import run_configs
 from fgbench.run.signals import Interrupted
@@ -162,6 +164,29 @@ def test_states_saved_within_an_epoch_change_nothing(tmp_path: Path) -> None:
     run_configs([make_config(tmp_path / "a")])
     run_configs([make_config(tmp_path / "b", saving={"every_steps": 2, "keep": 3})])
     assert reproducible_rows(tmp_path / "a") == reproducible_rows(tmp_path / "b")
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_run_cut_off_between_an_epochs_last_step_and_its_end_resumes_bit_for_bit(
+    epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_configs([make_config(whole)])
+
+    evaluate = epochs._evaluation_columns
+
+    def evaluate_or_fail(training: TrainingState) -> dict:
+        if training.epochs_done + 1 == epoch:
+            raise MemoryError
+        return evaluate(training)
+
+    monkeypatch.setattr(epochs, "_evaluation_columns", evaluate_or_fail)
+    saving = {"every_steps": 6}
+    assert run_configs([make_config(cut, saving=saving)]).code == 1
+    monkeypatch.undo()
+    assert only_run(cut).status()["state"] == "failed"
+    assert run_configs([make_config(cut, saving=saving)]).code == 0
+    assert reproducible_rows(cut) == reproducible_rows(whole)
 
 
 def test_ctrl_c_stops_at_the_next_step_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

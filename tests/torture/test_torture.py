@@ -19,6 +19,6 @@ def test_nothing_of_a_little_torture_goes_wrong(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "WRONG" not in run.stdout
-    assert "runs killed and gone on with" in run.stdout
+    assert "runs killed and resumed" in run.stdout
     assert not list(tmp_path.glob("torture-*"))
     assert not (tmp_path / "results").exists()

@@ -1,4 +1,4 @@
-"""Data files of every form, damaged, odd, or changed while a run is waiting to be gone on with."""
+"""Data files of every form, damaged, odd, or changed while a run is waiting to be resumed."""
 
 import functools
 import random

@@ -13,7 +13,7 @@ from fgbench.registry import TRAINERS
 
 
 def torture_kills(arena: Arena, count: int) -> Tally:
-    """SIGKILL at random instants; gone on with, the run equals the undisturbed one."""
+    """SIGKILL at random instants; resumed, the run equals the undisturbed one."""
     tally, trainers = Tally(), list(TRAINERS)
     for trial in arena.trials(10 * count):
         if tally.outcomes["kills"] >= count:
@@ -60,7 +60,7 @@ def torture_files(arena: Arena, count: int) -> Tally:
 
 
 def torture_writes(arena: Arena, count: int) -> Tally:
-    """Writes that fail half-way, at every stage: a clear line, and the run can be gone on with."""
+    """Writes that fail half-way, at every stage: a clear line, and the run can be resumed."""
     tally = Tally()
     for trial in arena.trials(count):
         trainer = arena.any_trainer()

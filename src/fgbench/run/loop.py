@@ -140,20 +140,24 @@ def train_epoch(training: TrainingState, after_step: Callable[[], bool] | None =
 
 
 def next_batch(training: TrainingState, seed_dropout: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-    """This worker's part of the batch that comes next, with the dropout masks it will have."""
+    """This worker's part of the batch that comes next, with the dropout masks it will have.
+
+    It is the next epoch's first one where a run was killed after an epoch's last step.
+    """
     training.model.train()
     seed_dropout(_dropout_seed(training))
     return _batch(training, _batch_order(training), torch.Generator(training.device))
 
 
 def _batch_order(training: TrainingState) -> Tensor:
-    """The training images' indices, as the epoch under way takes them."""
-    shuffle = derive_generator("cpu", training.seed, "batch order", training.epochs_done)
+    """The training images' indices, as the epoch of the coming step takes them."""
+    epoch = training.step // training.batches_per_epoch
+    shuffle = derive_generator("cpu", training.seed, "batch order", epoch)
     return torch.randperm(len(training.splits.train), generator=shuffle).to(training.device)
 
 
 def _batch(training: TrainingState, order: Tensor, augmentation: torch.Generator) -> tuple[Tensor, Tensor]:
-    start = training.batches_done * training.batch_size
+    start = training.step % training.batches_per_epoch * training.batch_size
     augmentation.manual_seed(derive_seed(training.seed, "augmentation", training.step))
     inputs, labels = training.splits.train.batch(order[start : start + training.batch_size], augmentation)
     return training.workers.shard(inputs), training.workers.shard(labels)
