@@ -1,4 +1,4 @@
-"""What steps cost in forward passes, counted; the hidden layer of ``fc`` has nearly all operations."""
+"""What steps cost: forward passes, counted, and drawing, timed; the hidden layer of ``fc`` has nearly all."""
 
 import pytest
 import torch
@@ -6,14 +6,15 @@ import torch
 from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
-from fgbench.run.cost import count_forward_passes
+from fgbench.run.cost import measure_step_cost
+from fgbench.trainers import sampling
 
 INPUTS, HIDDEN, CLASSES = 64, 16, 4
 FIRST = INPUTS * HIDDEN / (INPUTS * HIDDEN + HIDDEN * CLASSES)
 """Share of the first layer in a forward pass."""
 
 
-def passes(trainer, optimizer="adam"):
+def cost(trainer, optimizer="adam"):
     settings = {
         "dataset": {"name": "synthetic", "shape": [1, 8, 8], "classes": CLASSES, "train": 40, "test": 8},
         "model": {"name": "fc", "hidden": HIDDEN},
@@ -23,7 +24,11 @@ def passes(trainer, optimizer="adam"):
     }
     config, device = Config.model_validate(settings), torch.device("cpu")
     splits = load_splits(config.dataset, config.seed, device, DataSearch(download=False))
-    return count_forward_passes(config, device, splits)
+    return measure_step_cost(config, device, splits)
+
+
+def passes(trainer, optimizer="adam"):
+    return cost(trainer, optimizer).forward_passes
 
 
 def test_backprop_costs_three_forward_passes_but_no_gradient_of_the_images():
@@ -49,3 +54,37 @@ def test_sign_feedback_costs_as_much_as_backprop_and_direct_feedback_a_product_p
     assert passes({"name": "feedback-alignment", "feedback": "sign"}) == pytest.approx(3 - FIRST)
     direct = passes({"name": "feedback-alignment", "feedback": "direct"})
     assert direct == pytest.approx(2 + (1 - FIRST))  # e B in place of delta W: here as many operations
+
+
+@pytest.mark.parametrize(
+    ("trainer", "draws"),
+    [
+        ({"name": "forward-gradient"}, True),
+        ({"name": "forward-gradient", "structure": "rank1", "guess": "rademacher"}, True),
+        ({"name": "activity-forward-gradient"}, True),
+        ({"name": "feedback-forward-gradient"}, True),
+        ({"name": "guided-forward-gradient", "guess": "normal"}, True),
+        ({"name": "zeroth-order"}, True),
+        ({"name": "backprop"}, False),
+        ({"name": "frozen"}, False),
+        ({"name": "local-loss"}, False),
+        ({"name": "feedback-alignment"}, False),
+    ],
+    ids=str,
+)
+def test_drawing_takes_time_where_a_trainer_draws_and_none_elsewhere(trainer, draws):
+    found = cost(trainer).drawing_ms
+    assert (found > 0) == draws
+    assert found < 1000
+
+
+def test_every_draw_is_timed_once_while_a_clock_runs(monkeypatch):
+    times = iter([2.0, 5.0, 7.0, 7.5])
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: next(times))
+    params, generator = {"weight": torch.zeros(64)}, torch.Generator()
+    sampling.sample_tangents(params, "rademacher", generator)  # reads no clock
+    with sampling.DrawingClock() as clock:
+        for guess in ("rademacher", "sphere"):
+            sampling.sample_tangents(params, guess, generator)
+    assert clock.seconds == 3.5
+    sampling.sample_tangents(params, "normal", generator)

@@ -1,6 +1,8 @@
-"""What a step costs in forward passes, whatever the machine."""
+"""What a step costs: in forward passes, whatever the machine, and in time spent drawing."""
 
 import copy
+from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,17 +10,31 @@ from torch.utils.flop_counter import FlopCounterMode
 from fgbench.config.config import Config
 from fgbench.datasets.base import Splits
 from fgbench.run.build import build_training
-from fgbench.run.loop import train_epoch
+from fgbench.run.loop import TrainingState, train_epoch
+from fgbench.trainers.sampling import DrawingClock
+
+DRAWING_STEPS = 5
+"""Steps of which the median time spent drawing is taken; before training, so not among the timed epochs."""
 
 
-def count_forward_passes(config: Config, device: torch.device, splits: Splits) -> float | None:
-    """Floating-point operations of a step over those of one forward pass of the same batch.
+class StepCost(NamedTuple):
+    """What a step costs.
 
-    Counted are matrix products and convolutions, as in ``fgbench bench``; drawing tangents, sums and the
-    optimizer take time, but none of these. On a second copy of everything: the run is not disturbed.
+    Attributes:
+        forward_passes: floating-point operations of a step over those of one forward pass of the same batch;
+            None for a model without such operations.
+        drawing_ms: what drawing random numbers takes of a step, ms; 0 for a trainer that draws none.
+    """
 
-    Returns:
-        None for a model without such operations.
+    forward_passes: float | None
+    drawing_ms: float
+
+
+def measure_step_cost(config: Config, device: torch.device, splits: Splits) -> StepCost:
+    """The cost of a config's steps, on a second copy of everything: the run is not disturbed.
+
+    Counted as operations are matrix products and convolutions, as in ``fgbench bench``; drawing, sums and the
+    optimizer take time, but none of these.
     """
     training = build_training(config, device, splits)
     inputs, _ = splits.train.batch(
@@ -26,9 +42,23 @@ def count_forward_passes(config: Config, device: torch.device, splits: Splits) -
     )
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         copy.deepcopy(training.model).train()(inputs)
-    train_epoch(training, after_step=lambda: True)  # what a trainer makes once, such as feedback matrices
-    training.batches_done = 0
+    draws = _time_drawing(training) > 0  # this step also makes what a trainer makes once
     with FlopCounterMode(display=False) as step:
-        train_epoch(training, after_step=lambda: True)
+        _step(training)
     passes = forward.get_total_flops()
-    return step.get_total_flops() / passes if passes else None
+    seconds = [_time_drawing(training) for _ in range(DRAWING_STEPS if draws else 0)]
+    return StepCost(
+        step.get_total_flops() / passes if passes else None, 1000 * median(seconds) if seconds else 0.0
+    )
+
+
+def _time_drawing(training: TrainingState) -> float:
+    """Seconds spent drawing in one step."""
+    with DrawingClock() as clock:
+        _step(training)
+    return clock.seconds
+
+
+def _step(training: TrainingState) -> None:
+    train_epoch(training, after_step=lambda: True)
+    training.batches_done = 0

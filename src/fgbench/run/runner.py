@@ -15,7 +15,7 @@ from fgbench.options import declared_backwards
 from fgbench.run.build import build_training
 from fgbench.run.check import plan_run
 from fgbench.run.classes import measure_classes
-from fgbench.run.cost import count_forward_passes
+from fgbench.run.cost import measure_step_cost
 from fgbench.run.data import check_state, is_known
 from fgbench.run.epochs import EpochLoop
 from fgbench.run.failures import explain_failure, is_expected
@@ -174,11 +174,12 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
         loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world, best)
         verified = verify_next_step(training, world) if config.verify and not loop.ended else None
-        passes = count_forward_passes(config, plan.device, training.splits) if world.size == 1 else None
+        cost = measure_step_cost(config, plan.device, training.splits) if world.size == 1 else None
         state = loop.train()
         extra = {
             "uses_backwards": declared_backwards(config.trainer),
-            "forward_passes_per_step": passes,
+            "forward_passes_per_step": cost and cost.forward_passes,
+            "drawing_ms_per_step": cost and cost.drawing_ms,
             "verification": verified,
             "stopped_early": loop.stopped_early or None,
             "best_saved": describe_best(config.saving.best, rows),

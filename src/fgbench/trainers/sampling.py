@@ -1,5 +1,6 @@
 """Random directions: normal entries, signs, points of a sphere, the same on any number of threads."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,16 +33,47 @@ def watching_draws(watcher: Callable[[bytes, Drawn], None]) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
+class DrawingClock:
+    """Seconds spent drawing within: ``with DrawingClock() as clock: ...; clock.seconds``.
+
+    On a GPU it waits for the device before and after every draw, so what it runs beside is slower.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> "DrawingClock":
+        _clocks.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _clocks.remove(self)
+
+
+_clocks: list[DrawingClock] = []
+
+
 @contextmanager
 def drawing(generator: torch.Generator) -> Iterator[Callable[[Drawn], None]]:
-    """Around a draw: gives the function that shows its outcome to those who watch."""
+    """Around a draw: gives the function that shows its outcome to those who watch, and times it."""
     state = generator.get_state().numpy().tobytes() if _watchers else b""
+    start = _now(generator) if _clocks else 0.0
 
     def show(drawn: Drawn) -> None:
         for watcher in _watchers:
             watcher(state, drawn)
 
     yield show
+    if _clocks:
+        seconds = _now(generator) - start
+        for clock in _clocks:
+            clock.seconds += seconds
+
+
+def _now(generator: torch.Generator) -> float:
+    if generator.device.type == "cuda":
+        torch.cuda.synchronize(generator.device)
+    return time.perf_counter()
 
 
 def sample_tangents(
