@@ -158,16 +158,6 @@ TRAINERS = {
         revision=3,
         backwards="nothing",
     ),
-    "feedback-alignment": Component(
-        "fgbench.trainers.feedback_alignment:FeedbackAlignment",
-        "fgbench.trainers.options:FeedbackAlignmentOptions",
-        "errors go back through fixed random matrices, or the weights' signs, in place of the weights",
-        "Lillicrap et al. (2016), arXiv 1411.0247; sign: Liao et al. (2016), arXiv 1510.05067; "
-        "direct: Noekland (2016), arXiv 1609.01596",
-        bias="biased: the angle between the matrices and the transposed weights",
-        cost="about 3; direct: about 2",
-        backwards="fixed random matrices; feedback sign: transposed weights or their signs",
-    ),
     "zeroth-order": Component(
         "fgbench.trainers.zeroth_order:ZerothOrder",
         "fgbench.trainers.options:ZerothOrderOptions",
@@ -203,6 +193,16 @@ TRAINERS = {
         bias="the gradient of another loss in all blocks but the last",
         cost="2, and the weight-gradient products",
         backwards="nothing but each layer's own normalisation",
+    ),
+    "feedback-alignment": Component(
+        "fgbench.trainers.feedback_alignment:FeedbackAlignment",
+        "fgbench.trainers.options:FeedbackAlignmentOptions",
+        "errors go back through fixed random matrices, or the weights' signs, in place of the weights",
+        "Lillicrap et al. (2016), arXiv 1411.0247; sign: Liao et al. (2016), arXiv 1510.05067; "
+        "direct: Noekland (2016), arXiv 1609.01596",
+        bias="biased: the angle between the matrices and the transposed weights",
+        cost="about 3; direct: about 2",
+        backwards="fixed random matrices; feedback sign: transposed weights or their signs",
     ),
 }
 

@@ -157,7 +157,7 @@ def test_at_equal_time_a_first_epoch_that_takes_too_long_has_no_value():
     slow = [make_record("backprop", s, test_accuracy=0.9, epoch_time_s=5.0) for s in range(3)]
     found = at(fast + slow, "time")
     assert found.paired is None
-    assert found.conclusion == "no epoch in time"
+    assert found.conclusion == "no epoch within the budget"
 
 
 def test_at_equal_memory_only_what_fits_is_compared():
@@ -296,7 +296,7 @@ def test_what_both_reach_in_their_first_epoch_is_not_timed():
 def test_csv_has_one_full_row_for_every_comparison():
     records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD)
     rows = list(csv.DictReader(io.StringIO(compare_report(records, ["test_accuracy"], form="csv"))))
-    assert [row["budget"] for row in rows] == ["epochs", "time", "memory"]
+    assert [row["budget"] for row in rows] == ["epochs", "time", "memory", "passes"]
     assert float(rows[0]["difference"]) == pytest.approx(-0.59 / 3)
     assert rows[0]["seeds"] == "0 1 2"
     assert float(rows[0]["t_low"]) < float(rows[0]["difference"]) < float(rows[0]["t_high"])
@@ -326,3 +326,47 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path):
     assert CliRunner().invoke(app, ["compare", str(tmp_path), "--metric", "x"]).exit_code == 2
     assert CliRunner().invoke(app, ["compare", str(tmp_path), "--baseline", "x"]).exit_code == 2
     assert CliRunner().invoke(app, ["compare", str(tmp_path / "none")]).exit_code == 2
+
+
+def counted(trainer, passes, accuracies, **given):
+    """Three seeds whose accuracy rises epoch by epoch, at so many forward passes a step."""
+    summary = {"forward_passes_per_step": passes, "drawing_ms_per_step": 0.25}
+    return [make_record(trainer, s, test_accuracy=accuracies, summary=summary, **given) for s in range(3)]
+
+
+def test_at_equal_forward_passes_each_run_is_read_where_the_cheaper_one_has_stopped():
+    records = counted("backprop", 3.0, [0.5, 0.7, 0.8, 0.85]) + counted(
+        "forward-gradient", 2.0, [0.1, 0.2, 0.3, 0.4]
+    )
+    found = at(records, "passes")
+    assert found.limit == 8.0  # four epochs of two passes
+    assert found.epochs == ((4, 2),) * 3
+    assert found.values == ((0.4, 0.7),) * 3
+    assert found.conclusion == "worse"
+    assert at(records).values == ((0.4, 0.85),) * 3
+    dear = at(records[:3] + counted("forward-gradient", 20.0, [0.9]), "passes")
+    assert (dear.limit, dear.epochs[0]) == (12.0, (0, 4))
+    assert dear.conclusion == "no epoch within the budget"
+    assert (
+        at(make_seeds("backprop", BACKPROP) + records[3:], "passes").conclusion
+        == "forward passes not counted"
+    )
+
+
+def test_forward_passes_drawing_and_what_goes_backwards_stand_in_the_tables():
+    records = counted("backprop", 2.5, [0.9]) + counted("forward-gradient", 3.0, [0.5])
+    report = compare_report(records, ["test_accuracy"])
+    assert "3 (2.5)" in report
+    assert "0.25 (0.25)" in report
+    assert "equal forward passes" in report
+    heads = [line for line in report.splitlines() if line.startswith("trainer ")]
+    assert len(heads) == 3
+    assert all("uses backwards" in line for line in heads)
+    assert sum(line.startswith("forward-gradient") and "nothing" in line for line in report.splitlines()) == 3
+    [row] = [
+        row
+        for row in csv.DictReader(io.StringIO(compare_report(records, ["test_accuracy"], form="csv")))
+        if row["budget"] == "passes"
+    ]
+    assert (row["uses_backwards"], row["baseline_uses_backwards"]) == ("nothing", "everything")
+    assert (row["forward_passes_per_step"], row["drawing_ms_per_step"]) == ("3.0", "0.25")

@@ -13,11 +13,20 @@ ENV = {"torch": "2.7.0", "cpu": "Some CPU", "threads": 2, "device": "cpu"}
 
 
 def make_record(
-    trainer="backprop", seed=0, *, epochs=None, state="finished", env=(), trainer_options=(), **given
+    trainer="backprop",
+    seed=0,
+    *,
+    epochs=None,
+    state="finished",
+    env=(),
+    trainer_options=(),
+    summary=(),
+    **given,
 ):
     """One run. Columns of metrics.csv are a value, or a list of one per epoch; other names are config keys.
 
-    ``optimizer__lr=0.1`` sets ``optimizer.lr``. A diverged run's last loss is NaN.
+    ``optimizer__lr=0.1`` sets ``optimizer.lr``; ``summary`` is what summary.json holds. A diverged run's last
+    loss is NaN.
     """
     columns = {name: given.pop(name) for name in list(given) if name in METRICS}
     length = epochs or max([len(value) for value in columns.values() if isinstance(value, list)], default=3)
@@ -56,7 +65,7 @@ def make_record(
         config,
         ENV | dict(env),
         {"state": state},
-        {},
+        dict(summary),
         metrics,
     )
 

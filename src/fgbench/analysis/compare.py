@@ -12,8 +12,10 @@ from fgbench.analysis.readings import (
     at_chance,
     disturbed_epochs,
     epochs_within,
+    epochs_within_passes,
     has_diverged,
     negligible,
+    passes_over_data,
     quiet_epochs,
     read,
     training_time,
@@ -23,7 +25,8 @@ from fgbench.analysis.series import Series
 from fgbench.analysis.statistics import Paired, adjust_holm, log_ratios, summarise_differences
 from fgbench.errors import ConfigError
 
-Budget = Literal["epochs", "time", "memory"]
+Budget = Literal["epochs", "time", "memory", "passes"]
+BUDGETS: tuple[Budget, ...] = ("epochs", "time", "memory", "passes")
 
 MEMORY_TOLERANCE = 1.01
 """A series fits a memory budget that it exceeds by no more than this factor."""
@@ -44,7 +47,7 @@ class Comparison:
     """One measure of a series and its baseline at one budget.
 
     Attributes:
-        limit: the budget: epochs, seconds of training, or MiB.
+        limit: the budget: epochs, seconds of training, MiB, or forward passes of all training images.
         epochs: at which each pair of runs was read, the series' first.
         values: of each pair of runs; NaN for a run that has diverged or has none.
         paired: of the differences, series - baseline; None where not every pair has both values.
@@ -125,7 +128,7 @@ def compare(
     Args:
         records: the runs.
         columns: of metrics.csv, among ``MEASURES``. Those that measure how well a network has learnt are also
-            compared at equal time and equal memory.
+            compared at equal time, equal memory and equally many forward passes.
         baseline: a trainer, or the label of one series.
 
     Returns:
@@ -146,7 +149,7 @@ def compare(
             [
                 compare_pair(pair, measure, budget)
                 for pair in task
-                for budget in (("epochs", "time", "memory") if measure.learns else ("epochs",))
+                for budget in (BUDGETS if measure.learns else ("epochs",))
             ]
         )
     ]
@@ -205,9 +208,10 @@ def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comp
     """One comparison, its p value not adjusted.
 
     At equal epochs, both runs of a seed are read at the last epoch all of them have; at equal time, at the
-    last epoch each has finished within the training time of the shortest; at equal memory, as at equal
-    epochs, if the series' peak memory fits the baseline's. A run that diverged or stopped early does not
-    shorten the budget; within a longer one, a run that stopped early counts as what it ended with.
+    last epoch each has finished within the training time of the shortest, or within the forward passes of the
+    one that made fewest; at equal memory, as at equal epochs, if the series' peak memory fits the
+    baseline's. A run that diverged or stopped early does not shorten the budget; within a longer one, a run
+    that stopped early counts as what it ended with.
     """
     epoch = float(common_epoch(pair))
     limit, epochs = epoch, tuple((int(epoch), int(epoch)) for _ in pair.runs)
@@ -215,6 +219,15 @@ def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comp
     if budget == "time" and pair.runs:
         limit = _within_all(pair, lambda run: float(training_time(run)[-1]))
         epochs = tuple((epochs_within(run, limit), epochs_within(other, limit)) for run, other in pair.runs)
+    if budget == "passes" and pair.runs:
+        limit = _within_all(pair, lambda run: passes_over_data(run, run.last_epoch))
+        if any(math.isnan(run.forward_passes_per_step) for run in _all_runs(pair)):
+            obstacle = "forward passes not counted"
+        else:
+            epochs = tuple(
+                (epochs_within_passes(run, limit), epochs_within_passes(other, limit))
+                for run, other in pair.runs
+            )
     if budget == "memory" and pair.runs:
         limit, needed = peak_memory(pair.baseline), peak_memory(pair.series)
         if math.isnan(limit) or math.isnan(needed):
@@ -241,7 +254,7 @@ def _obstacle(
     if measure.learns and any(diverged):
         return f"diverged: {diverged[0]} of {len(values)}; baseline {diverged[1]}"
     if not all(math.isfinite(value) for both in values for value in both):
-        return "no epoch in time" if any(0 in each for each in epochs) else "not measured"
+        return "no epoch within the budget" if any(0 in each for each in epochs) else "not measured"
     return ""
 
 

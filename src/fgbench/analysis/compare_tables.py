@@ -1,12 +1,14 @@
 """Comparisons as tables."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from statistics import fmean
+from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from fgbench.analysis.compare import Comparison, common_epoch, compare, compare_pair, p_value
+from fgbench.analysis.control import ABSENT, CONTROL, AgainstControl, controls_of
 from fgbench.analysis.formats import Format
 from fgbench.analysis.pairing import Pair
 from fgbench.analysis.readings import MEASURES, Column, disturbed_epochs
@@ -21,9 +23,20 @@ ONE_SEED = (
     "deviations over seeds with 3 of them, of 1.7 with 5, of 1.0 with 10."
 )
 FLAT_HEAD = (
-    *("task", "metric", "budget", "limit", "trainer", "baseline", "seeds", "n", "mean", "baseline_mean"),
+    *(
+        "task",
+        "metric",
+        "budget",
+        "limit",
+        "trainer",
+        "uses_backwards",
+        "baseline",
+        "baseline_uses_backwards",
+    ),
+    *("seeds", "n", "mean", "baseline_mean"),
     *("difference", "t_low", "t_high", "bootstrap_low", "bootstrap_high", "p", "p_holm", "d_z"),
     *("d_z_corrected", "wins", "losses", "seeds_needed", "conclusion", "other_settings", "environments"),
+    *("forward_passes_per_step", "drawing_ms_per_step", "beats_frozen"),
 )
 
 
@@ -48,10 +61,12 @@ def compare_report(
     Raises:
         ConfigError: as ``compare``.
     """
+    records = list(records)
     comparisons = compare(records, columns, baseline)
+    controls = controls_of(records)
     if Format(form).is_data:
-        return render([Table("", FLAT_HEAD, [_flat_row(each) for each in comparisons])], form)
-    tables = []
+        return render([Table("", FLAT_HEAD, [_flat_row(each, controls) for each in comparisons])], form)
+    tables, lacking = [], []
     for _, same_task in groupby(comparisons, key=lambda each: each.pair.task):
         group = list(same_task)
         for measure, same_measure in groupby(group, key=lambda each: each.measure):
@@ -59,8 +74,11 @@ def compare_report(
             tables.append(measure_table([each for each in columns_of if each.budget == "epochs"]))
             if measure.learns:
                 tables.append(budget_table(columns_of))
-        tables.append(cost_table(list(dict.fromkeys(each.pair for each in group)), accuracy))
-    lines = [*summary_lines(comparisons), *notes]
+        pairs = list(dict.fromkeys(each.pair for each in group))
+        tables += control_tables(pairs, controls)
+        lacking += control_notes(pairs, controls)
+        tables.append(cost_table(pairs, accuracy))
+    lines = [*summary_lines(comparisons), *lacking, *notes]
     if Format(form) is Format.latex:
         lines = [f"% {line}" for line in lines]
     between = "\n\n" if Format(form) in (Format.markdown, Format.md) else "\n"
@@ -71,6 +89,7 @@ def measure_table(comparisons: Sequence[Comparison]) -> Table:
     """One measure of one task at equal epochs, a row for each series."""
     head = [
         "trainer",
+        "uses backwards",
         "conclusion",
         "difference [95 %]",
         "mean",
@@ -82,7 +101,8 @@ def measure_table(comparisons: Sequence[Comparison]) -> Table:
     ]
     rows = [
         [
-            *(each.pair.series.label, each.conclusion, difference_text(each), *_means(each)),
+            *(each.pair.series.label, each.pair.series.uses_backwards, each.conclusion),
+            *(difference_text(each), *_means(each)),
             *(str(len(each.values)), f"{each.wins[0]}/{len(each.values)}", _effect_text(each), _p_text(each)),
         ]
         for each in comparisons
@@ -92,37 +112,93 @@ def measure_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def budget_table(comparisons: Sequence[Comparison]) -> Table:
-    """One measure of one task at equal epochs, equal training time and equal memory, side by side."""
+    """One measure of one task at equal epochs, training time, memory and forward passes, side by side."""
     rows = [
-        [pair.series.label, *map(_budget_text, budgets)]
+        [pair.series.label, pair.series.uses_backwards, *map(_budget_text, budgets)]
         for pair, budgets in groupby(comparisons, key=lambda each: each.pair)
     ]
     first = comparisons[0]
     title = f"{first.pair.task}: {first.measure.title}, difference to {first.pair.baseline.trainer} (95 %)"
-    return Table(title, ["trainer", "equal epochs", "equal training time", "equal memory"], rows)
+    budgets = ["equal epochs", "equal training time", "equal memory", "equal forward passes"]
+    notes = ["Forward passes are those of all training images, by operations counted; drawing is time alone."]
+    return Table(title, ["trainer", "uses backwards", *budgets], rows, notes)
+
+
+def control_tables(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl]) -> list[Table]:
+    """Whether each series of one task beats the frozen control; none where there is no control at all."""
+    asked = _asked(pairs, controls)
+    if all(each.comparison is None for each in asked):
+        return []
+    title = f"{pairs[0].task}: does it beat {CONTROL} ({MEASURES['test_accuracy'].title}, at equal epochs)"
+    head = [
+        "trainer",
+        "uses backwards",
+        f"beats {CONTROL}",
+        "difference [95 %]",
+        "mean",
+        CONTROL,
+        "rates",
+        "seeds",
+    ]
+    rows = []
+    for each in asked:
+        found = each.comparison
+        numbers = [difference_text(found), *_means(found)] if found else ["-"] * 3
+        seeds = str(len(found.values)) if found else "-"
+        row = [each.series.label, each.series.uses_backwards, each.verdict, *numbers, each.rates, seeds]
+        rows.append(row)
+    notes = [
+        f"{CONTROL}: the body stays as drawn, the output layer learns; at its own best learning rate, with "
+        f"the same epochs and seeds. Rates: the trainer's / {CONTROL}'s."
+    ]
+    return [Table(title, head, rows, notes)]
+
+
+def control_notes(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl]) -> list[str]:
+    """A line where series of one task have no control; none where all have."""
+    lacking = [each.series.label for each in _asked(pairs, controls) if each.comparison is None]
+    if not lacking:
+        return []
+    of = "" if len(lacking) == len(_asked(pairs, controls)) else f" for {'; '.join(lacking)}"
+    made = f"`fgbench run CONFIG -o trainer={CONTROL}` makes one"
+    return [f"{pairs[0].task}: {ABSENT}{of}, so whether the body has learnt anything is open; {made}."]
+
+
+def _asked(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl]) -> list[AgainstControl]:
+    return [controls[path] for pair in pairs if (path := pair.series.runs[0].path) in controls]
 
 
 def cost_table(pairs: Sequence[Pair], accuracy: float | None = None) -> Table:
     """Time and memory of the series of one task as multiples of their baseline's; descriptive, not tested."""
     head = [
         "trainer",
+        "uses backwards",
         "time/epoch",
         "peak memory",
+        "forward passes/step",
+        "drawing, ms/step",
         "time to same val. loss (T_f/T_b)",
         "time to val. accuracy",
     ]
     rows = [
         [
             pair.series.label,
+            pair.series.uses_backwards,
             _ratio_text(pair, MEASURES["epoch_time_s"]),
             _ratio_text(pair, MEASURES["peak_memory_mib"]),
+            _step_text(pair, "forward_passes_per_step", ".3g"),
+            _step_text(pair, "drawing_ms_per_step", ".2f"),
             _time_to_text(time_to_same_loss(pair)),
             _time_to_text(reached := time_to_accuracy(pair, accuracy))
             + (f" to {reached.targets[0]:.2f}" if reached and not reached.in_first_epoch else ""),
         ]
         for pair in pairs
     ]
-    notes = ["Geometric means over seeds; times are of training alone, read at the ends of epochs."]
+    notes = [
+        "Geometric means over seeds; times are of training alone, read at the ends of epochs.",
+        "Forward passes: a step's operations over those of one forward pass of its batch (in brackets the "
+        "baseline's); drawing random numbers is time and none of them.",
+    ]
     notes += [conditions(pair) for pair in pairs]
     return Table(f"{pairs[0].task}: cost, × {pairs[0].baseline.trainer}", head, rows, notes)
 
@@ -180,7 +256,12 @@ def _p_text(comparison: Comparison) -> str:
 
 def _budget_text(comparison: Comparison) -> str:
     limit = f"{comparison.limit:.4g}"
-    unit = {"epochs": f"epoch {limit}", "time": f"{limit} s", "memory": f"{comparison.limit:.1f} MiB"}
+    unit = {
+        "epochs": f"epoch {limit}",
+        "time": f"{limit} s",
+        "memory": f"{comparison.limit:.1f} MiB",
+        "passes": f"{limit} passes",
+    }
     paired, form = comparison.paired, comparison.measure.form
     if paired is None:
         return comparison.conclusion
@@ -207,6 +288,15 @@ def conditions(pair: Pair) -> str:
     return "; ".join(notes)
 
 
+def _step_text(pair: Pair, attribute: str, form: str) -> str:
+    """What a step costs, and in brackets what one of the baseline's does; the median over runs."""
+    both = []
+    for series in (pair.series, pair.baseline):
+        known = [value for run in series.averaged if not math.isnan(value := getattr(run, attribute))]
+        both.append(f"{median(known):{form}}" if known else "-")
+    return both[0] if both == ["-", "-"] else f"{both[0]} ({both[1]})"
+
+
 def _ratio_text(pair: Pair, measure: Column) -> str:
     values = compare_pair(pair, measure).values
     ratio = geometric_mean([mine / other if other else math.nan for mine, other in values])
@@ -226,17 +316,20 @@ def _time_to_text(reached: TimeTo | None) -> str:
     return f"{reached.ratio:.2f}× ({mine:.3g} s / {other:.3g} s)"
 
 
-def _flat_row(comparison: Comparison) -> list[Any]:
+def _flat_row(comparison: Comparison, controls: Mapping[Path, AgainstControl]) -> list[Any]:
     pair, paired = comparison.pair, comparison.paired
     means = [fmean(side) for side in zip(*comparison.values, strict=True)] or [math.nan, math.nan]
     interval = (paired and paired.interval) or (None, None)
     bootstrap = (paired and paired.bootstrap) or (None, None)
     cells = [
         *(pair.task, comparison.measure.name, comparison.budget, comparison.limit),
-        *(pair.series.label, pair.baseline.label, " ".join(map(str, pair.seeds)), len(pair.runs), *means),
+        *(pair.series.label, pair.series.uses_backwards, pair.baseline.label, pair.baseline.uses_backwards),
+        *(" ".join(map(str, pair.seeds)), len(pair.runs), *means),
         *(paired and paired.mean, *interval, *bootstrap, paired and paired.p_value, comparison.p_adjusted),
         *(paired and paired.effect_size, paired and paired.corrected_effect_size, *comparison.wins),
         *(paired and paired.seeds_needed, comparison.conclusion, "; ".join(pair.other_settings)),
         "; ".join(pair.environments),
+        *(pair.series.runs[0].forward_passes_per_step, pair.series.runs[0].drawing_ms_per_step),
+        control.verdict if (control := controls.get(pair.series.runs[0].path)) else None,
     ]
     return [None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in cells]

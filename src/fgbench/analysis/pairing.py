@@ -169,7 +169,7 @@ def nearest(series: Series, candidates: Iterable[Series]) -> Series | None:
     mine = settings(series)
 
     def distance(candidate: Series) -> tuple[int, float]:
-        return len(setting_differences(mine, settings(candidate))), -_mean_accuracy(candidate)
+        return len(setting_differences(mine, settings(candidate))), -mean_validation_accuracy(candidate)
 
     return min((each for each in candidates if each is not series), key=distance, default=None)
 
@@ -179,7 +179,7 @@ def _deviations(series: Series) -> int:
     return len(not_default("trainer", series.runs[0].settings)) if series.trainer in TRAINERS else 0
 
 
-def _mean_accuracy(series: Series) -> float:
+def mean_validation_accuracy(series: Series) -> float:
     """Mean over seeds of the best validation accuracy; 0 where there is none."""
     values = [best(run, MEASURES["val_accuracy"]) for run in series.averaged]
     return fmean(0.0 if value != value else value for value in values) if values else 0.0

@@ -103,6 +103,20 @@ def epochs_within(run: RunRecord, seconds: float) -> int:
     return int(done.iloc[-1]) if len(done) else 0
 
 
+def passes_over_data(run: RunRecord, epoch: int) -> float:
+    """What training up to the end of ``epoch`` cost, in forward passes of all training images.
+
+    An epoch costs as many as a step costs of its batch, whatever the batch size; NaN where not counted.
+    """
+    return epoch * run.forward_passes_per_step
+
+
+def epochs_within_passes(run: RunRecord, passes: float) -> int:
+    """The last epoch that was finished within so many forward passes of all training images; 0 for none."""
+    done = [int(e) for e in run.metrics["epoch"] if passes_over_data(run, e) <= passes * (1 + 1e-9)]
+    return done[-1] if done else 0
+
+
 def time_to(run: RunRecord, measure: Column, target: float) -> float:
     """Seconds of training by the end of the first epoch that is as good as ``target``; infinite for none."""
     gains = run.metrics[measure.name].to_numpy(float) - target

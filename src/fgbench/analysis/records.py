@@ -127,9 +127,23 @@ class RunRecord:
         """What the trainer uses backwards, a value of ``Backwards``, such as ``nothing``."""
         return str(self.summary.get("uses_backwards") or uses_backwards(self.config["trainer"]))
 
+    @property
+    def forward_passes_per_step(self) -> float:
+        """What a step costs in forward passes of its batch, whatever the machine; NaN where not counted."""
+        return _number(self.summary.get("forward_passes_per_step"))
+
+    @property
+    def drawing_ms_per_step(self) -> float:
+        """What drawing random numbers takes of a step, in ms on the machine of the run; NaN where unknown."""
+        return _number(self.summary.get("drawing_ms_per_step"))
+
     def notes(self, column: str) -> list[str]:
         """The different texts in a text column, in order of appearance."""
         return list(dict.fromkeys(self.metrics[column].dropna()))
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

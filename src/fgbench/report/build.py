@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from fgbench.analysis import compare_tables
 from fgbench.analysis.claims.claims import audit
 from fgbench.analysis.claims.rules import MIN_SEEDS
 from fgbench.analysis.compare import Comparison, compare
+from fgbench.analysis.control import AgainstControl, controls_of
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import Results, RunRecord, read_results
 from fgbench.analysis.rendering import Table
@@ -153,7 +154,7 @@ def render(results: Results, command: str) -> str:
     records = results.runs
     groups = group_series(records)
     comparisons = _compare(records)
-    answers = find_answers(comparisons)
+    answers, controls = find_answers(comparisons), controls_of(records)
     environments = _environments(records)
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("fgbench", "report"),
@@ -169,8 +170,9 @@ def render(results: Results, command: str) -> str:
     page = templates.get_template("template.html.j2").render(
         headline=summarise(answers),
         answers=answers,
+        controls=controls,
         summary=compare_tables.summary_lines(comparisons),
-        groups=_groups(groups, comparisons),
+        groups=_groups(groups, comparisons, controls),
         rows=_rows(records, groups, environments),
         series=[each for series in groups.values() for each in series],
         environments=environments,
@@ -204,7 +206,11 @@ def _compare(records: Sequence[RunRecord]) -> list[Comparison]:
         return []
 
 
-def _groups(groups: dict[tuple[str, str], list[Series]], comparisons: Sequence[Comparison]) -> list[Group]:
+def _groups(
+    groups: dict[tuple[str, str], list[Series]],
+    comparisons: Sequence[Comparison],
+    controls: Mapping[Path, AgainstControl],
+) -> list[Group]:
     shown = []
     for number, ((dataset, model), series) in enumerate(groups.items(), 1):
         paths = {run.path for each in series for run in each.runs}
@@ -215,14 +221,14 @@ def _groups(groups: dict[tuple[str, str], list[Series]], comparisons: Sequence[C
                 f"{model} on {dataset}",
                 re.sub(r"[^\w.-]+", "-", f"{model}_{dataset}"),
                 draw_charts(series, f"g{number}"),
-                _tables(own),
+                _tables(own, controls),
                 find_confusions(best_series(series)),
             )
         )
     return shown
 
 
-def _tables(comparisons: Sequence[Comparison]) -> list[Table]:
+def _tables(comparisons: Sequence[Comparison], controls: Mapping[Path, AgainstControl]) -> list[Table]:
     tables = []
     for _, same_task in groupby(comparisons, key=lambda each: each.pair.task):
         group = list(same_task)
@@ -233,7 +239,9 @@ def _tables(comparisons: Sequence[Comparison]) -> list[Table]:
             )
             if measure.learns:
                 tables.append(compare_tables.budget_table(of_measure))
-        tables.append(compare_tables.cost_table(list(dict.fromkeys(each.pair for each in group))))
+        pairs = list(dict.fromkeys(each.pair for each in group))
+        tables += compare_tables.control_tables(pairs, controls)
+        tables.append(compare_tables.cost_table(pairs))
     return tables
 
 

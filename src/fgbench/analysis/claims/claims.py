@@ -15,6 +15,7 @@ from fgbench.analysis.bench_steps import Step
 from fgbench.analysis.claims.judging import MIN_SEEDS
 from fgbench.analysis.claims.rules import RULES, WITH_STEPS
 from fgbench.analysis.claims.verdicts import SILENT, Finding, Verdict
+from fgbench.analysis.control import CONTROL, find_control
 from fgbench.analysis.formats import Format
 from fgbench.analysis.pairing import (
     TUNABLE,
@@ -170,7 +171,8 @@ def find_pairs(tasks: Iterable[Task], claim: Claim) -> list[Pair]:
     """The series a claim is about, each with the nearest one that differs in nothing but how it is trained.
 
     Trainer, optimizer and schedule may differ; epochs, batch size, device and the like may not, nor whether
-    the output layer's gradient is exact, where both trainers have that option.
+    the output layer's gradient is exact, where both trainers have that option. A frozen body is taken at its
+    own best rate, see :func:`find_control`.
     """
     pairs = []
     for task in tasks:
@@ -180,7 +182,8 @@ def find_pairs(tasks: Iterable[Task], claim: Claim) -> list[Pair]:
                 continue
             for baseline in claim.baseline:
                 others = [each for each in able if _matches(each, baseline) and _comparable(series, each)]
-                if found := nearest(series, others):
+                frozen = all(each.trainer == CONTROL for each in others)
+                if found := (find_control if frozen else nearest)(series, others):
                     pairs.append(Pair(task.title, series, found))
     return pairs
 
