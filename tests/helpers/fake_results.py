@@ -30,6 +30,7 @@ def make_run(
     options=None,
     status=None,
     cells=None,
+    summary=None,
     **settings,
 ) -> Path:
     """Write one plausible run directory and return it.
@@ -47,6 +48,7 @@ def make_run(
         options: more keys for the trainer's block.
         status: more fields for status.json.
         cells: more cells for every row of metrics.csv.
+        summary: more of what a finished run's summary.json holds.
         **settings: more keys for the config; blocks are merged.
     """
     model_block = {"name": model} if isinstance(model, str) else {"name": "fc", **model}
@@ -93,5 +95,5 @@ def make_run(
         run.append_metrics({**row, **(cells or {})})
     run.write_status(state, epoch=epochs, **(status or {}))
     if state == "finished":
-        run.write_summary({"test_accuracy": accuracy})
+        run.write_summary({"test_accuracy": accuracy, **(summary or {})})
     return run.path

@@ -126,7 +126,10 @@ def test_all_draws_what_there_is_something_to_show_of(tmp_path):
     assert [path.name for path in written] == ["fig.svg", "fig-time.svg", "fig-tradeoff.svg"]
 
 
-@pytest.mark.parametrize(("kind", "told"), [("cosine", "diagnostics.every"), ("lr", "optimizer.lr")])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("cosine", "diagnostics.every"), ("lr", "optimizer.lr"), ("cost", "forward_passes_per_step")],
+)
 def test_a_kind_without_data_says_what_is_missing(tmp_path, kind, told):
     make_run(tmp_path)
     with pytest.raises(ConfigError, match=told):
@@ -145,3 +148,48 @@ def test_dollars_in_names_are_not_read_as_formulas(tmp_path):
     make_run(tmp_path, "lab.rules:$\\frac$")
     plot_results(tmp_path, tmp_path / "fig.svg", None)
     assert r"lab.rules:$\frac$" in (tmp_path / "fig.svg").read_text()
+
+
+def test_cost_shows_every_trainer_between_the_lines_of_backprop_and_frozen(tmp_path):
+    passes = {"backprop": 3.0, "frozen": 1.0, "zeroth-order": 2.0, "local-loss": 2.5, "forward-gradient": 3.0}
+    accuracy = {
+        "backprop": 0.9,
+        "frozen": 0.6,
+        "zeroth-order": 0.5,
+        "local-loss": 0.8,
+        "forward-gradient": 0.7,
+    }
+    for trainer, cost in passes.items():
+        for seed in range(3):
+            summary = {"forward_passes_per_step": cost}
+            if (trainer, seed) != ("forward-gradient", 0):
+                at = accuracy[trainer] + 0.001 * seed * (1 if trainer == "frozen" else -1)
+                make_run(tmp_path, trainer, seed=seed, cells={"test_accuracy": at}, summary=summary)
+    make_run(tmp_path, "guided-forward-gradient")  # whose passes were not counted
+    figure = draw(tmp_path, "cost")
+    by_passes, by_time = figure.axes
+    points = {bars.get_label(): bars.lines[0] for bars in by_passes.containers}
+    assert set(points) == set(passes)
+    assert {name: line.get_xdata()[0] for name, line in points.items()} == {
+        name: pytest.approx(5 * cost) for name, cost in passes.items()
+    }
+    hollow = {name for name, line in points.items() if line.get_markerfacecolor() == "white"}
+    assert hollow == {"zeroth-order"}, (
+        "local-loss and forward-gradient beat frozen, backprop and it are lines"
+    )
+    across = [line.get_ydata()[0] for line in by_passes.lines if line.get_gid() == "across"]
+    assert sorted(across) == pytest.approx([0.6, 0.9], abs=0.002)
+    for axes in (by_passes, by_time):
+        assert {text.get_text() for text in axes.texts} == set(passes), "every point is named"
+    assert "not shown to beat frozen" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_many_points_of_cost_have_numbers_that_the_legend_begins_with(tmp_path):
+    for lr in range(1, 11):
+        make_run(tmp_path, optimizer={"lr": lr / 1000}, summary={"forward_passes_per_step": 3.0})
+    figure = draw(tmp_path, "cost")
+    for axes in figure.axes:
+        assert {text.get_text() for text in axes.texts} == {str(place) for place in range(1, 11)}
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[0].startswith("1  backprop, lr=0.001")
+    assert legend[9].startswith("10  backprop, lr=0.01")

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -22,8 +23,11 @@ from fgbench.analysis.series import Series
 from fgbench.plotting.panels import MARKS, draw_curves, limit_values
 from fgbench.plotting.style import Look, plain, series_marker
 
+ACROSS = "across"
+"""What lines through the whole axes, which no name may touch, are marked with."""
+
 MOST_LABELS = 8
-"""With more series than this, points carry no names; the legend does."""
+"""With more series than this, points carry no names; the legend has them, in some figures by number."""
 
 
 def training_time(run: RunRecord) -> float:
@@ -45,17 +49,17 @@ def draw_accuracy_over_time(axes: Axes, series: Sequence[Series], looks: Sequenc
 
 def draw_time_tradeoff(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Final test accuracy against the time it took."""
-    unit, seconds = _time_unit(
+    unit, seconds = time_unit(
         max((training_time(run) for each in series for run in each.averaged), default=0)
     )
     axes.set(title="Accuracy against time", xlabel=f"training time, {unit}", ylabel="final test accuracy")
-    return _draw_points(axes, series, looks, lambda run: training_time(run) / seconds)
+    return draw_points(axes, series, looks, lambda run: training_time(run) / seconds)
 
 
 def draw_memory_tradeoff(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Final test accuracy against peak memory."""
     axes.set(title="Accuracy against memory", xlabel="peak memory, MiB", ylabel="final test accuracy")
-    return _draw_points(axes, series, looks, lambda run: read(run, "peak_memory_mib"))
+    return draw_points(axes, series, looks, lambda run: read(run, "peak_memory_mib"))
 
 
 def draw_cosine(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
@@ -167,7 +171,7 @@ def _draw_over_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look],
         times = each.curve("epoch_time_s").cumsum().mean(axis=1).reindex(values.index)
         curves.append((values, times))
     longest = max((times.max() for _, times in curves if len(times)), default=0.0)
-    unit, seconds = _time_unit(longest)
+    unit, seconds = time_unit(longest)
     axes.set_xlabel(f"training time, {unit}")
     for (values, times), look in zip(curves, looks, strict=True):
         x = times / seconds
@@ -179,25 +183,30 @@ def _draw_over_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look],
     return set()
 
 
-def _time_unit(longest_s: float) -> tuple[str, float]:
+def time_unit(longest_s: float) -> tuple[str, float]:
     """A unit in which ``longest_s`` is easy to read, and its seconds."""
     return ("h", 3600.0) if longest_s > 3 * 3600 else ("min", 60.0) if longest_s > 300 else ("s", 1.0)
 
 
-def _draw_points(
-    axes: Axes, series: Sequence[Series], looks: Sequence[Look], cost: Callable[[RunRecord], float]
+def draw_points(
+    axes: Axes,
+    series: Sequence[Series],
+    looks: Sequence[Look],
+    cost: Callable[[RunRecord], float],
+    filled: Sequence[bool] | None = None,
 ) -> set[str]:
-    """A point for every series, with whiskers from its smallest to its largest seed."""
+    """A point for every series, ``filled`` or hollow, with whiskers from its smallest to its largest seed."""
     marks: set[str] = set()
     lost: list[tuple[float, str]] = []
     farthest = 0.0
-    for each, look in zip(series, looks, strict=True):
+    for each, look, solid in zip(series, looks, filled or [True] * len(series), strict=True):
         table = pd.DataFrame([(cost(run), final_accuracy(run)) for run in each.averaged])
         x, y = table.mean(skipna=False)
         farthest = max(farthest, table[0].max()) if isfinite(x) else farthest
         if isfinite(x) and isfinite(y):
             reach = np.array([table.mean() - table.min(), table.max() - table.mean()]).clip(min=0)
             style = {"fmt": series_marker(each), "ms": 5, "lw": 1, "color": look["color"]}
+            style |= {} if solid else {"mfc": "white"}
             bars = axes.errorbar(x, y, reach[:, [1]], reach[:, [0]], **style)
             bars.set_label(each.label)
         elif isfinite(x):
@@ -210,10 +219,17 @@ def _draw_points(
     return marks
 
 
-def name_points(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> None:
-    """A name beside every point where one fits without touching a name, a point, a whisker or the border."""
+def name_points(
+    axes: Axes, series: Sequence[Series], looks: Sequence[Look], *, numbered: bool = False
+) -> None:
+    """A name beside every point where one fits without touching a name, a point, a whisker or the border.
+
+    Where there are more points than ``MOST_LABELS`` none. With ``numbered`` these have the places of their
+    series, from 1, and what does not fit beside a point stands away from it, joined to it by a thin line.
+    """
     points = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
-    if len(points) > MOST_LABELS:
+    many = len(series) > MOST_LABELS
+    if many and not numbered:
         return
     figure = cast(Figure, axes.figure)
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -222,14 +238,19 @@ def name_points(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> 
     axes.get_xlim(), axes.get_ylim()  # what has been drawn decides the limits only when they are asked for
     drawn = [[_extent(axes, each) for each in (bars.lines[0], *bars.lines[2])] for bars in points]
     taken = [box for boxes in drawn for box in boxes]
+    taken += [_extent(axes, line) for line in axes.lines if line.get_gid() == ACROSS]
+    places = {each.label: str(place) for place, each in enumerate(series, 1)}
     for bars, boxes in zip(points, drawn, strict=True):
         own, line = Bbox.union(boxes), bars.lines[0]
         at = tuple(np.asarray(line.get_xydata())[0])
         x, y = axes.transData.transform(at)
         reach = np.array([own.x0 - x, own.x1 - x, own.y0 - y, own.y1 - y]) * 72 / figure.dpi
-        for offset, align in _places(*reach):
+        label = str(bars.get_label())
+        near = _places(*reach)
+        for place, (offset, align) in enumerate([*near, *(_far_places() if numbered else ())]):
+            joined = {"arrowstyle": "-", "lw": 0.4, "color": line.get_color(), "shrinkA": 2, "shrinkB": 3}
             text = axes.annotate(
-                plain(str(bars.get_label())),
+                places[label] if many else plain(label),
                 at,
                 offset,
                 textcoords="offset points",
@@ -237,8 +258,10 @@ def name_points(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> 
                 va="center",
                 fontsize=6.5,
                 color=line.get_color(),
+                arrowprops=joined if place >= len(near) else None,
             )
-            box = text.get_window_extent(renderer)
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)  # without the line
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
             inside &= axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
             if inside and box.count_overlaps(taken) == 0:
@@ -265,4 +288,13 @@ def _places(left: float, right: float, below: float, above: float) -> list[tuple
         ((4, -8), "left"),
         ((-4, 8), "right"),
         ((-4, -8), "right"),
+    ]
+
+
+def _far_places() -> list[tuple[tuple[float, float], str]]:
+    """Where a number may stand away from its point, nearest first."""
+    return [
+        ((length * np.cos(angle), length * np.sin(angle)), "center")
+        for length in range(14, 60, 6)
+        for angle in np.deg2rad(range(0, 360, 20))
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from fgbench.analysis.readings import read
+from fgbench.analysis.readings import passes_over_data, read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
 from fgbench.plotting.charts import training_time
@@ -15,6 +15,9 @@ Data = Callable[[Sequence[Series]], pd.DataFrame]
 
 TIME = "training_time_s"
 """Seconds of training alone, evaluation left out, by the end of an epoch."""
+
+PASSES = "forward_passes"
+"""Forward passes of all training images that training took."""
 
 
 def by_epoch(*columns: str) -> Data:
@@ -36,11 +39,13 @@ def by_epoch(*columns: str) -> Data:
 
 
 def by_run(*columns: str) -> Data:
-    """Readings of metrics.csv, ``TIME`` or settings by dotted key, a row for every run that is averaged."""
+    """Readings of metrics.csv, ``TIME``, ``PASSES``, settings by dotted key; a row for every averaged run."""
 
     def cell(run: RunRecord, column: str) -> Any:
         if column == TIME:
             return training_time(run)
+        if column == PASSES:
+            return passes_over_data(run, run.last_epoch)
         return run.settings.get(column) if "." in column else read(run, column)
 
     def make(series: Sequence[Series]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import Series, group_series
 from fgbench.errors import ConfigError
-from fgbench.plotting import charts, layers
-from fgbench.plotting.data import TIME, Data, by_epoch, by_layer, by_run
+from fgbench.plotting import charts, cost, layers
+from fgbench.plotting.data import PASSES, TIME, Data, by_epoch, by_layer, by_run
 from fgbench.plotting.panels import FOUR_PANELS, MARKS, Panel, count_runs
 from fgbench.plotting.style import (
     SHEETS,
@@ -46,6 +46,8 @@ class FigureSpec:
         data: tables of the numbers behind it, by what a row of each is for.
         lines: the series that stand for a line each, where a line is not a series.
         points: whether a series is a point, and not a line or a bar.
+        numbered: whether names begin with the number that stands beside a point, where there are many.
+        columns: how many panels stand side by side at most.
     """
 
     title: str
@@ -55,6 +57,12 @@ class FigureSpec:
     data: dict[str, Data]
     lines: Callable[[Sequence[Series]], list[Series]] | None = None
     points: bool = False
+    numbered: bool = False
+    columns: int = 2
+
+    def name(self, place: int, label: str, count: int) -> str:
+        """How a legend of ``count`` series calls the one at a place, from 1."""
+        return f"{place}  {label}" if self.numbered and count > charts.MOST_LABELS else label
 
 
 def _having(*columns: str) -> Callable[[Sequence[Series]], list[Series]]:
@@ -76,6 +84,8 @@ def _swept(block: str, key: str) -> Callable[[Sequence[Series]], list[Series]]:
 
     return choose
 
+
+_number = partial(charts.name_points, numbered=True)
 
 KINDS = {
     "panels": FigureSpec(
@@ -105,6 +115,21 @@ KINDS = {
         "has measured its test accuracy yet",
         {"runs": by_run(TIME, "peak_memory_mib", "test_accuracy")},
         points=True,
+    ),
+    "cost": FigureSpec(
+        "Accuracy against cost, with backprop and a frozen body",
+        (
+            Panel(cost.draw_accuracy_by_passes, finish=_number, inches=3.2),
+            Panel(cost.draw_accuracy_by_time, finish=_number, inches=3.2),
+        ),
+        lambda series: _having("test_accuracy")(
+            [each for each in series if any(isfinite(run.forward_passes_per_step) for run in each.averaged)]
+        ),
+        "has both its test accuracy and forward_passes_per_step in summary.json",
+        {"runs": by_run(PASSES, TIME, "test_accuracy")},
+        points=True,
+        numbered=True,
+        columns=1,
     ),
     "cosine": FigureSpec(
         "Quality of the gradient",
@@ -210,12 +235,13 @@ def compose(
     lines = kind.lines(series) if kind.lines else series
     looks = series_looks(lines)
     names = [each.label if kind.lines else f"{each.label} ({count_runs(each)})" for each in lines]
+    names = [kind.name(place, name, len(names)) for place, name in enumerate(names, 1)]
     columns = 2 if max(map(len, names)) < 52 and sheet.columns > 1 else 1
     letters = round(100 * sheet.width / SHEETS["screen"].width)
     names = [_wrap(name, letters) for name in names]
     spread = textwrap.fill(SPREAD, letters)
     legend_lines = 3 + spread.count("\n") + sum(name.count("\n") + 1 for name in names) / columns
-    across = min(sheet.columns, len(kind.panels))
+    across = min(sheet.columns, kind.columns, len(kind.panels))
     rows = ceil(len(kind.panels) / across)
     heights = [
         max(panel.height(len(lines)) for panel in kind.panels[row * across : (row + 1) * across])

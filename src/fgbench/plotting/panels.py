@@ -18,9 +18,10 @@ from fgbench.plotting.style import Look, plain
 
 MARKS: dict[str, dict[str, Any]] = {
     "diverged": {"marker": "X", "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.5},
+    "not shown to beat frozen": {"marker": "o", "markersize": 5, "markerfacecolor": "white"},
     "not finished": {"marker": "o", "markersize": 4.5, "markerfacecolor": "white"},
 }
-"""How the end of a run that did not finish is marked."""
+"""How the end of a run that did not finish is marked, and a point that says less than others."""
 
 Draw = Callable[[Axes, Sequence[Series], Sequence[Look]], set[str]]
 """Draws series into axes, title and labels included; returns the ``MARKS`` it used."""
@@ -34,15 +35,17 @@ class Panel:
         draw: what fills it.
         bars: whether it needs a line of its own for every series.
         finish: what is added once the axes have their final place.
+        inches: height, where it does not need more.
     """
 
     draw: Draw
     bars: bool = False
     finish: Callable[[Axes, Sequence[Series], Sequence[Look]], None] | None = None
+    inches: float = 2.3
 
     def height(self, num_series: int) -> float:
         """Height in inches."""
-        return max(2.3, 0.8 + 0.27 * num_series) if self.bars else 2.3
+        return max(self.inches, 0.8 + 0.27 * num_series) if self.bars else self.inches
 
 
 def draw_accuracy(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:

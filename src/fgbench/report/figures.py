@@ -126,12 +126,12 @@ def _draw_chart(name: str, kind: FigureSpec, series: Sequence[Series], left_out:
     looks = series_looks(lines)
     legend = [
         Line(
-            each.label,
+            kind.name(place, each.label, len(lines)),
             "" if kind.lines else count_runs(each),
             look,
             series_marker(each) if kind.points else "",
         )
-        for each, look in zip(lines, looks, strict=True)
+        for place, (each, look) in enumerate(zip(lines, looks, strict=True), 1)
     ]
     height = max(panel.height(len(looks)) for panel in kind.panels)
     panels = [
