@@ -143,6 +143,12 @@ def test_every_link_leads_somewhere(page) -> None:
             assert anchor in slugs, f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_written_is_taken_for_html_and_vanishes(page) -> None:
+    text = re.sub(r"```.*?```|`[^`]*`|<!--.*?-->", "", PAGES[page], flags=re.DOTALL)
+    assert not re.findall(r"<[A-Za-z/][^>\n]*>", text)
+
+
 def test_pages_made_from_the_code_are_what_the_code_says() -> None:
     made = subprocess.run(
         [sys.executable, ROOT / "scripts" / "make_docs.py", "--check"], capture_output=True, text=True
