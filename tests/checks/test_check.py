@@ -11,7 +11,8 @@ from fgbench.config.config import load_config
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
 from fgbench.options import Options
-from fgbench.registry import TRAINERS, load
+from fgbench.registry import TRAINERS
+from fgbench.trainers import build
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.base import Trainer
 from fgbench.trainers.forward_gradient import ForwardGradient
@@ -48,7 +49,9 @@ def test_every_trainer_passes_its_check(tmp_path, name):
     assert report.endswith("verdict: consistent")
 
 
-@pytest.mark.parametrize("model", ["cnn, width: 2, hidden: 8", "vgg16, width: 2", "resnet18, width: 2"])
+@pytest.mark.parametrize(
+    "model", ["vgg16, width: 2", "resnet18, width: 2", "vit, width: 8, depth: 1, heads: 2"]
+)
 def test_the_check_takes_every_model(tmp_path, model):
     config = config_of(tmp_path, f"model: {{name: {model}}}\ntrainer: {{name: forward-gradient}}")
     report, ok = check(config, DataSearch(download=False), draws=4)
@@ -93,10 +96,7 @@ def test_a_wrong_factor_is_found():
 
 
 def test_an_inconsistent_gradient_is_reported(tmp_path, monkeypatch):
-    def wrong(kind, name):
-        return TenPercentTooLong if kind == "trainer" else load(kind, name)
-
-    monkeypatch.setattr(check_module, "load", wrong)
+    monkeypatch.setattr(build, "load", lambda kind, name: TenPercentTooLong)
     config = config_of(tmp_path, "model: {name: fc, hidden: 8}\ntrainer: {name: forward-gradient}")
     report, ok = check(config, DataSearch(download=False), draws=4)
     assert not ok
@@ -129,6 +129,15 @@ def test_a_wrong_derivative_rule_is_found():
     assert directional_derivatives(small_model(), LOSS, inputs, labels, 0).agree
     wrong = nn.Sequential(*small_model(), Layer())
     assert not directional_derivatives(wrong, LOSS, inputs, labels, 0).agree
+
+
+def test_where_forward_mode_refuses_a_model_the_other_two_are_compared():
+    model, (inputs, labels) = small_model(), batch()
+    model[0].register_full_backward_hook(lambda *_: None)
+    found = directional_derivatives(model, LOSS, inputs, labels, 0)
+    assert found.agree
+    assert "not checked: " in found.lines()[0]
+    assert "backward hook" in found.lines()[0]
 
 
 def test_a_trainer_that_cannot_train_the_model_says_so(tmp_path):
@@ -182,9 +191,7 @@ class HalfDeclared(OwnTrainer):
 def test_of_an_own_trainer_what_it_declares_is_checked_and_the_rest_is_not_called_consistent(
     tmp_path, monkeypatch, trainer, verdict
 ):
-    monkeypatch.setattr(
-        check_module, "load", lambda kind, name: trainer if kind == "trainer" else load(kind, name)
-    )
+    monkeypatch.setattr(build, "load", lambda kind, name: trainer)
     config = config_of(tmp_path, "model: {name: fc, hidden: 8}\ntrainer: {name: backprop}")
     report, ok = check(config, DataSearch(download=False), draws=4)
     assert ok, report

@@ -23,12 +23,14 @@ SMALL = {
 CPU = torch.device("cpu")
 FULL_SIZE = pytest.mark.nightly
 """The models as they are and a batch of 64, which ``fgbench check`` takes by default."""
-RANK_ONE = ("forward-gradient", {"structure": "rank1", "guess": "rademacher"})
-ALL = [(name, {}) for name in TRAINERS if name != "guided-forward-gradient"] + [RANK_ONE]
-DRAWING = [
-    case for case in ALL if case[0] not in ("backprop", "frozen", "local-loss", "guided-forward-gradient")
+ALL = [
+    *((name, {}) for name in TRAINERS),
+    ("forward-gradient", {"structure": "rank1", "guess": "rademacher"}),
+    ("guided-forward-gradient", {"guess": "normal"}),
 ]
-DRAWING = [case for case in DRAWING if case[0] != "feedback-alignment"]
+WITHOUT_DRAWS = [(name, {}) for name in ("backprop", "frozen", "local-loss", "feedback-alignment")]
+WITHOUT_DRAWS += [("guided-forward-gradient", {})]
+DRAWING = [case for case in ALL if case not in WITHOUT_DRAWS]
 
 
 def models_of(cases, small=("fc", "cnn", "local-mixer")):

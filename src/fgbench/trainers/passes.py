@@ -1,4 +1,4 @@
-"""What every trainer needs around a forward pass: running statistics, replayed dropout, checked losses."""
+"""What every trainer needs around a forward pass: running statistics, checked losses."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -170,31 +170,3 @@ def forward_mode_statistics(model: nn.Module, *, update: bool = True) -> Iterato
             norm.momentum = momentum
             if update:
                 counter += 1
-
-
-class DropoutReplay:
-    """Gives several passes over one batch the same dropout masks.
-
-    ``with replay:`` around each pass; every pass after the first starts from the generator state of the
-    first. Does nothing for a model without active dropout.
-    """
-
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.active = any(
-            isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
-            for module in model.modules()
-        )
-        self.generators = [torch.default_generator] if self.active else []
-        if self.active and device.type == "cuda":
-            self.generators.append(torch.cuda.default_generators[device.index or 0])
-        self.states: list[Tensor] | None = None
-
-    def __enter__(self) -> None:
-        if self.states is None:
-            self.states = [generator.get_state() for generator in self.generators]
-        else:
-            for generator, state in zip(self.generators, self.states, strict=True):
-                generator.set_state(state)
-
-    def __exit__(self, *_: object) -> None:
-        pass
