@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fgbench.config.config import Config, load_config
     from fgbench.errors import ConfigError, DataError, FgbenchError
     from fgbench.options import Backwards, Options, TrainerOptions
+    from fgbench.run.loggers import Logger
     from fgbench.run.weights import load_model
     from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
     from fgbench.trainers.backprop import Backprop
@@ -31,6 +32,7 @@ _MODULES = {
     "ConfigError": "errors",
     "DataError": "errors",
     "FgbenchError": "errors",
+    "Logger": "run.loggers",
     "Options": "options",
     "StepStats": "trainers.base",
     "Trainer": "trainers.base",
@@ -58,6 +60,7 @@ __all__ = [
     "GuidedForwardGradient",
     "LocalForwardGradient",
     "LocalLoss",
+    "Logger",
     "Options",
     "StepStats",
     "Trainer",

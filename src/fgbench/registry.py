@@ -208,6 +208,9 @@ TRAINERS = {
 
 TABLES = {"dataset": DATASETS, "model": MODELS, "trainer": TRAINERS}
 
+LOGGERS = {"tensorboard": "fgbench.run.tensorboard:TensorBoard"}
+"""What ``log`` may name beside ``package.module:Class``."""
+
 OTHER_WORDS = {
     **dict.fromkeys(("bp", "backpropagation", "back-propagation", "reverse-mode"), "backprop"),
     **dict.fromkeys(("fg", "fgd", "forward-mode", "forward-ad", "fwdgrad", "forward"), "forward-gradient"),

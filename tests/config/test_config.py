@@ -398,10 +398,11 @@ VALUES = [
     "val_loss",
     "words",
     "[words]",
+    "[tensorboard]",
 ]
 UNHASHED = {
     *("name", "seed", "tuned", "tags", "note", "device", "data_dir", "results_dir"),
-    *("saving", "diagnostics", "verify"),
+    *("saving", "diagnostics", "log", "verify"),
 }
 COMPONENTS = [(kind, name) for kind, table in TABLES.items() for name in table]
 

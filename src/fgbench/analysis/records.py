@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from fgbench.analysis.bench_steps import Step, load_steps
-from fgbench.config.source import read_yaml
+from fgbench.config.source import flatten, read_yaml
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.registry import uses_backwards
 from fgbench.storage.metrics import METRICS, TEXT_COLUMNS
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = (
     *("name", "seed", "tuned", "tags", "note", "data_dir", "results_dir"),
-    *("saving", "diagnostics", "verify"),
+    *("saving", "diagnostics", "log", "verify"),
 )
 """Config keys that do not change what is measured."""
 
@@ -144,15 +143,6 @@ class RunRecord:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested blocks by dotted key."""
-    for key, value in block.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 @dataclass(frozen=True)

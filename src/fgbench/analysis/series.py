@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from fgbench.analysis.records import IDENTITY, RunRecord, flatten
+from fgbench.analysis.records import IDENTITY, RunRecord
 from fgbench.analysis.settings import default_options, differing, is_off, not_default, setting_word
 from fgbench.config.config import Config
+from fgbench.config.source import flatten
 from fgbench.registry import TRAINERS
 from fgbench.storage.run_directory import ENDED
 

@@ -33,6 +33,14 @@ ResultsOption = Annotated[
     Path | None,
     typer.Option(help="Folder of the run directories.", show_default=False, callback=expanded),
 ]
+Log = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME",
+        help="Tell this logger too: tensorboard, or package.module:Class; may be repeated.",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Run again what is finished already.")]
 
 
@@ -76,6 +84,7 @@ def run(
     data_dir: DataDir = None,
     no_download: NoDownload = False,
     results: ResultsOption = None,
+    log: Log = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
     force: Force = False,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Start unfinished runs anew.")] = False,
@@ -96,6 +105,7 @@ def run(
         Override("epochs", epochs, "--epochs"),
         Override("device", device, "--device"),
         Override("results_dir", results and str(results), "--results"),
+        Override("log", log or None, "--log"),
     ]
     said = [flag for flag in flags if flag.value is not None]
     variants = (
@@ -149,6 +159,7 @@ def sweep(
     data_dir: DataDir = None,
     no_download: NoDownload = False,
     results: ResultsOption = None,
+    log: Log = [],  # noqa: B006
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the runs, with an estimate of time and memory.")
     ] = False,
@@ -162,7 +173,7 @@ def sweep(
 
     Example: fgbench sweep configs/sweeps/learning_rate.yaml --jobs 2 -o epochs=5
     """
-    loaded = _load(file, override, seeds, results)
+    loaded = _load(file, override, seeds, results, log)
     _check_exclusive(loaded, file, jobs, ray)
     if ray is None and (cpus_per_run, gpus_per_run) != (None, None):
         raise ConfigError("--cpus-per-run and --gpus-per-run go with --ray")
@@ -339,9 +350,12 @@ def print_summary(paths: Iterable[Path]) -> None:
         typer.echo(f"\n{summary_table(records)}")
 
 
-def _load(file: Path, override: list[str], seeds: str | None, results: Path | None) -> "Sweep":
+def _load(
+    file: Path, override: list[str], seeds: str | None, results: Path | None, log: Sequence[str] = ()
+) -> "Sweep":
     from fgbench.config.overrides import Override
     from fgbench.config.sweep import load_sweep
 
     said = [Override("results_dir", str(results), "--results")] if results else []
+    said += [Override("log", [*log], "--log")] if log else []
     return load_sweep(file, [*override, *said], None if seeds is None else parse_seeds(seeds))

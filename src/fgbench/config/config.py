@@ -1,5 +1,6 @@
 """Configs: YAML and overrides to a checked ``Config``."""
 
+import difflib
 import hashlib
 import json
 import logging
@@ -32,13 +33,13 @@ from fgbench.config.source import Location, Source, dump_yaml, read_yaml, show
 from fgbench.errors import ConfigError
 from fgbench.options import Options
 from fgbench.paths import expand_path
-from fgbench.registry import TABLES, find, options_model
+from fgbench.registry import LOGGERS, TABLES, find, options_model
 
 logger = logging.getLogger(__name__)
 
 UNHASHED = {
     *("name", "seed", "tuned", "tags", "note", "device", "data_dir", "results_dir"),
-    *("saving", "diagnostics", "verify"),
+    *("saving", "diagnostics", "log", "verify"),
 }
 """Keys that do not make another experiment; the device's type is hashed in place of ``device``."""
 
@@ -80,8 +81,17 @@ def _error_at(location: Location, value: Any, kind: LiteralString, text: str) ->
 Tag = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-def _distinct(tags: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(tags))
+def _check_logger(name: str) -> str:
+    """Refuse what names no logger; whether it can be imported is found before a run."""
+    if name in LOGGERS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    near = difflib.get_close_matches(name.lower(), LOGGERS, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"got {show(name)}, expected {', '.join(LOGGERS)}, or package.module:Class{hint}")
+
+
+def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))
 
 
 Folder = Annotated[Path, AfterValidator(expand_path)]
@@ -153,6 +163,8 @@ class Config(BaseModel):
     """When state files to resume from are written, and which weights they keep."""
     diagnostics: DiagnosticsOptions = DiagnosticsOptions()
     """What is measured beside training."""
+    log: Annotated[tuple[Annotated[str, AfterValidator(_check_logger)], ...], AfterValidator(_distinct)] = ()
+    """Who else is told what a run writes: `tensorboard`, or `package.module:Class` of one's own."""
     verify: bool = True
     """Before training, compare the first step's derivatives and gradient with those by backprop."""
     deterministic: bool = False

@@ -189,6 +189,15 @@ def dump_yaml(data: dict[str, Any]) -> str:
     )
 
 
+def flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested blocks by dotted key, such as ``optimizer.lr``."""
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def show(value: Any) -> str:
     """A value as an error message shows it: short, on one line, as YAML spells it."""
     if value is None or isinstance(value, bool):

@@ -9,6 +9,7 @@ from fgbench.errors import ConfigError, MissingDataError
 from fgbench.run.build import build_training
 from fgbench.run.data import check_data, check_ended
 from fgbench.run.failures import explain_failure, is_out_of_memory
+from fgbench.run.loggers import find_loggers
 from fgbench.run.plan import Plan, describe_missing_data, find_ended
 from fgbench.run.world import World
 
@@ -35,13 +36,14 @@ def plan_run(
         known: what was loaded for other runs of the same command; added to.
 
     Raises:
-        ConfigError: the device, the data or the output place are not there, the parts do not go together, do
-            not fit into memory, or the run was begun on other data.
+        ConfigError: the device, the data, the output place or a logger are not there, the parts do not go
+            together, do not fit into memory, or the run was begun on other data.
     """
     world = world or World()
     with world.agreed():
         plan = Plan(config, world.resolve_device(config.device), search, world)
         plan.directory.check_place()
+        find_loggers(config.log)
     plan = replace(plan, ended=world.on_main(lambda: find_ended(plan.directory)))
     if plan.ended and not force:
         return replace(

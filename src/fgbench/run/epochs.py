@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class EpochLoop:
         rows: of metrics.csv, one per epoch done. A state file holds them too, so that going on from it
             restores them whatever has become of metrics.csv.
         best: the weights of the best epoch so far, where they are kept; see :func:`keep_best`.
+        after_epoch: given every new row once it is written.
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class EpochLoop:
         stop: StopRequest,
         world: World | None = None,
         best: dict[str, Any] | None = None,
+        after_epoch: Callable[[dict[str, Cell]], None] = lambda row: None,
     ) -> None:
         self.config, self.run, self.directory = config, run, directory
         self.training, self.rows, self.stop = training, rows, stop
-        self.world, self.best = world or World(), best
+        self.world, self.best, self.after_epoch = world or World(), best, after_epoch
         self.cpu_memory_mib: float | None = None
 
     @property
@@ -82,6 +85,7 @@ class EpochLoop:
             self.rows.append(row)
             self.best = keep_best(self.config.saving.best, self.rows, training.model, self.best)
             start_next_epoch(training)
+            self.after_epoch(row)
             if self.ended or self.stop.requested or training.epochs_done % self.config.saving.every == 0:
                 self.save()
             if self.stop.requested and not self.ended:

@@ -19,6 +19,7 @@ from fgbench.run.cost import measure_step_cost
 from fgbench.run.data import check_state, is_known
 from fgbench.run.epochs import EpochLoop
 from fgbench.run.failures import explain_failure, is_expected
+from fgbench.run.loggers import Loggers
 from fgbench.run.loop import TrainingState
 from fgbench.run.plan import Plan, find_ended
 from fgbench.run.signals import Interrupted, StopRequest
@@ -168,14 +169,22 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
             directory.write_layers(len(rows) + 1, [])  # epochs that are made again
         directory.write_config(to_yaml(config))
         data = training.splits.fingerprint.to_dict() if training.splits.fingerprint else None
-        directory.write_env(_describe_environments(plan, directory, data, resumed=training.step > 0))
+        environment = _describe_environments(plan, directory, data, resumed=training.step > 0)
+        directory.write_env(environment)
         directory.write_status("running", epoch=training.epochs_done, epochs=config.epochs)
     world.share_parameters(training.model)
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
-        loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world, best)
+        loggers = Loggers(config.log if world.is_main else ())
+        loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world, best, loggers.log)
         verified = verify_next_step(training, world) if config.verify and not loop.ended else None
         cost = measure_step_cost(config, plan.device, training.splits) if world.size == 1 else None
-        state = loop.train()
+        loggers.start(directory.path, config.model_dump(mode="json"), environment, rows)
+        try:
+            state = loop.train()
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            loggers.finish("interrupted" if stopped else "failed")
+            raise
         extra = {
             "uses_backwards": declared_backwards(config.trainer),
             "forward_passes_per_step": cost and cost.forward_passes,
@@ -185,11 +194,13 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
             "best_saved": describe_best(config.saving.best, rows),
             "test_class_accuracy": world.on_main(lambda: measure_classes(training, directory, state)),
         }
-        directory.write_summary(summarise(rows) | extra)
+        summary = summarise(rows) | extra
+        directory.write_summary(summary)
         reason = {"reason": loop.stopped_early} if loop.stopped_early else {}
         directory.write_status(state, epoch=training.epochs_done, epochs=config.epochs, **reason)
         for line in reason.values():
             print(line)
+        loggers.finish(state, summary)
     return state, stop
 
 
