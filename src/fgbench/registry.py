@@ -155,7 +155,7 @@ TRAINERS = {
         "Bacho and Chu (2024), arXiv 2212.07282",
         bias="biased: the direction follows the feedback matrices",
         cost="2, and the weight-gradient products; projection: 4",
-        revision=3,
+        revision=4,
         backwards="nothing",
     ),
     "zeroth-order": Component(

@@ -22,7 +22,7 @@ FORWARD = [
     ("activity-forward-gradient", {"tangents": 2}),
     ("activity-forward-gradient", {"exact_output": True, "guess": "normal"}),
     ("feedback-forward-gradient", {}),
-    ("feedback-forward-gradient", {"correction": 0.5}),
+    ("feedback-forward-gradient", {"correction": 0.5, "grid": None}),
     ("feedback-forward-gradient", {"combine": "projection"}),
 ]
 GUIDED = [

@@ -55,6 +55,12 @@ def test_shipped_configs_load_and_are_named_by_their_file(path):
         )
 
 
+def test_shipped_configs_of_settings_other_than_the_studys_load():
+    paths = [path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "sweeps"]
+    assert {path.parent.name for path in paths} == {"baydin", "feedback", "fournier"}
+    assert all(load_config(path).name == path.stem for path in paths)
+
+
 def test_the_studys_grid_is_complete():
     models = ("fc", "cnn", "vgg16", "resnet18")
     names = {f"{m}_{d}_{t}" for m in models for d in ("mnist", "fmnist", "cifar10") for t in ("bp", "fg")}
@@ -381,6 +387,7 @@ ENABLERS = [
     ["schedule.name=step"],
     ["schedule.name=cosine"],
     ["schedule.name=one-cycle"],
+    ["trainer.grid=null"],
 ]
 VALUES = [
     "true",

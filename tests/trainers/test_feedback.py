@@ -13,7 +13,8 @@ from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import options_model
 from fgbench.trainers.backprop import Backprop
-from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient, corrected
+from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
+from fgbench.trainers.feedback_matrices import corrected
 from fgbench.trainers.sampling import sample_tangents
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
@@ -55,6 +56,19 @@ def hidden_layers(model, inputs):
     return [each.detach() for each in hidden], jacobians, error.detach()
 
 
+def patches_of(output, grid):
+    """Shape (positions, patches): 1 / side where a position lies in a patch; the identity without patches."""
+    if output.dim() != 4:
+        return torch.ones(1, 1, dtype=torch.float64)
+    height, width = output.shape[2:]
+    side = math.ceil(max(height, width) / grid) if grid else 1
+    across = math.ceil(width / side)
+    patches = torch.zeros(height * width, math.ceil(height / side) * across, dtype=torch.float64)
+    for row, column in itertools.product(range(height), range(width)):
+        patches[row * width + column, row // side * across + column // side] = 1 / side
+    return patches
+
+
 def check_second_step(trainer, name):
     """The second step's matrices and first layer's gradient against the formula, entry by entry."""
     model, inputs, labels = shipped(name)
@@ -66,24 +80,54 @@ def check_second_step(trainer, name):
     generator.set_state(state)
     hidden, jacobians, error = hidden_layers(model, inputs)
     masks = [rows(output > 0) for output in hidden]
-    changes = [
-        rows(sample_tangents({"output": output}, "rademacher", generator)["output"]) * mask
-        for output, mask in zip(hidden, masks, strict=True)
-    ]
+    changes, shared = [], []
+    for output, mask in zip(hidden, masks, strict=True):
+        patches = patches_of(output, trainer.options.grid)
+        count = math.isqrt(patches.shape[1])  # of square images
+        shape = (*output.shape[:2], count, count)[: output.dim()]
+        like = torch.empty(shape, dtype=output.dtype)
+        like = like.to(memory_format=torch.channels_last) if output.dim() == 4 else like
+        signs = sample_tangents({"": like}, "rademacher", generator)[""]
+        signs = signs.flatten(2) if output.dim() == 4 else signs[..., None]
+        change = (signs @ patches.T).movedim(1, -1).flatten(1) * mask
+        by_channel = change.view(len(change), -1, output.shape[1]).movedim(-1, 1)
+        changes.append(change)
+        shared.append((by_channel @ patches).movedim(1, -1).flatten(1))
     seen = sum(torch.einsum("bcn,bn->bc", j, u) for j, u in zip(jacobians, changes, strict=True))
-    left = seen - sum(u @ f.T for u, f in zip(changes, before, strict=True))
-    batch, active = len(inputs), sum(float(mask.sum()) for mask in masks) / len(inputs)
+    left = seen - sum(u @ f.T for u, f in zip(shared, before, strict=True))
+    batch, active = len(inputs), sum(float(u.square().sum()) for u in shared) / len(inputs)
     step = trainer.options.rate * batch / (batch + active)
-    for f, u, after in zip(before, changes, trainer.state_dict()["feedback"], strict=True):
+    for f, u, after in zip(before, shared, trainer.state_dict()["feedback"], strict=True):
         assert torch.allclose(after, f + step / batch * left.T @ u, atol=1e-12)
-    delta = (error @ before[0]) * masks[0] / batch
     bias = next(param for own, param in model.named_parameters() if own.endswith("bias"))
+    by_patch = (error @ before[0]).view(batch, -1, len(bias)).movedim(-1, 1)
+    delta = (by_patch @ patches_of(hidden[0], trainer.options.grid).T).movedim(1, -1).flatten(1)
+    delta = delta * masks[0] / batch
     assert torch.allclose(bias.grad, delta.view(batch, -1, len(bias)).sum((0, 1)), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_step_is_least_mean_squares_on_what_all_matrices_leave_unexplained(name):
-    check_second_step(FeedbackForwardGradient(rate=0.5), name)
+@pytest.mark.parametrize(("name", "grid"), [("fc", None), ("cnn", None), ("cnn", 4), ("cnn", 3), ("cnn", 1)])
+def test_a_step_is_least_mean_squares_on_what_all_matrices_leave_unexplained(name, grid):
+    check_second_step(FeedbackForwardGradient(rate=0.5, grid=grid), name)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 3, None])
+def test_a_patchs_column_explains_all_of_it_where_the_jacobian_is_that_of_a_linear_network(grid):
+    """At 5 x 5 positions, which no grid but 1 divides; the truth by backprop, patch by patch."""
+    torch.manual_seed(0)
+    conv, last = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(50, CLASSES)
+    model = nn.Sequential(conv, nn.Flatten(), last).double()
+    inputs = torch.randn(4, 1, 5, 5, dtype=torch.float64)
+    patches = patches_of(torch.empty(4, 2, 5, 5), grid)
+    sizes = patches.sum(0) / patches.max()
+    side = 1 / patches.max()
+    mean = last.weight.detach().view(CLASSES, 2, 25) @ patches * side / sizes  # over a patch's positions
+    trainer = FeedbackForwardGradient(grid=grid)
+    matrix = (mean * side).movedim(1, -1).flatten(1)
+    trainer.load_state_dict({"feedback": [matrix]})
+    labels = torch.arange(4) % CLASSES
+    found = trainer.unexplained(model, LOSS, inputs, labels, torch.Generator())
+    assert found == pytest.approx({"": 0.0, "0": 0.0}, abs=1e-20)
 
 
 class Backwards(FeedbackForwardGradient):
@@ -105,7 +149,7 @@ class Unmasked(FeedbackForwardGradient):
 @pytest.mark.parametrize("wrong", [Backwards, Unmasked])
 def test_a_wrong_step_is_seen(wrong):
     with pytest.raises(AssertionError):
-        check_second_step(wrong(rate=0.5), "fc")
+        check_second_step(wrong(rate=0.5, grid=None), "fc")
 
 
 @pytest.mark.parametrize(("name", "least"), [("fc", 0.95), ("cnn", 0.8)])
@@ -181,11 +225,11 @@ def test_a_whole_correction_is_unbiased_whatever_the_matrices(monkeypatch):
     for share in (1.0, 0.5):
         total = torch.zeros_like(truth)
         for signs in itertools.product([-1.0, 1.0], repeat=6):
-            drawn = {"output": torch.tensor([signs], dtype=torch.float64)}
+            drawn = torch.tensor([signs], dtype=torch.float64)
             monkeypatch.setattr(
-                "fgbench.trainers.feedback_forward_gradient.sample_tangents", lambda *_, drawn=drawn: drawn
+                "fgbench.trainers.feedback_forward_gradient.draw_signs", lambda *_, drawn=drawn: drawn
             )
-            trainer = FeedbackForwardGradient(correction=share)
+            trainer = FeedbackForwardGradient(correction=share, grid=None)
             trainer.load_state_dict({"feedback": [matrix]})
             total += flat_gradient(trainer, model, inputs, labels, torch.Generator())
         assert torch.allclose(total / 2**6, truth) == (share == 1.0)
@@ -195,8 +239,10 @@ def test_a_correction_is_refused_where_samples_interact_and_beside_a_projection(
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
     _, inputs, labels = shipped("fc")
     with pytest.raises(ConfigError, match="samples interact"):
-        FeedbackForwardGradient(correction=0.5).compute_gradients(
+        FeedbackForwardGradient(correction=0.5, grid=None).compute_gradients(
             model, LOSS, inputs, labels, torch.Generator()
         )
     with pytest.raises(ConfigError, match="correction goes with combine: direction"):
-        FeedbackForwardGradient(correction=0.5, combine="projection")
+        FeedbackForwardGradient(correction=0.5, combine="projection", grid=None)
+    with pytest.raises(ConfigError, match="correction needs grid: null"):
+        FeedbackForwardGradient(correction=0.5)

@@ -6,11 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
-from fgbench.trainers.activity_forward_gradient import per_sample, require_independent_samples
+from fgbench.trainers.activity_forward_gradient import require_independent_samples
 from fgbench.trainers.activity_pass import PassResult, layer_parameters, perturbed_pass
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
-from fgbench.trainers.feedback_matrices import from_rows, regress, to_rows, unexplained_shares
+from fgbench.trainers.feedback_matrices import (
+    corrected,
+    draw_signs,
+    entries,
+    from_rows,
+    regress,
+    to_rows,
+    unexplained_shares,
+)
 from fgbench.trainers.options import FeedbackForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.reference import differentiate_outputs, gradient_length, true_gradient
@@ -37,6 +45,10 @@ class FeedbackForwardGradient(Trainer):
     mean_i delta_i x_i^T; the output layer has its exact gradient, parameters of other layers d v with v a
     tangent of theirs in the same pass.
 
+    ``grid`` patches each way share a column of F_l behind a convolution, and a sign of u_li: an entry is a
+    patch's mean Jacobian. What varies within a patch is lost, but n, and with it the number of steps until F
+    is learnt, falls by the square of a patch's side, and so do memory and drawing.
+
     ``correction: beta`` adds a share of what the derivative d_i of the sample's loss says beyond the
     guidance c_i = F^T e_i: delta_i = c_i + beta (d_i - <c_i, u_i>) u_i. It is unbiased at 1, at the price of
     noise: E|delta_i - g_i|^2 = ((1 - beta)^2 + beta^2 (n - 1)) |g_i - c_i|^2 for the gradient g_i.
@@ -47,7 +59,8 @@ class FeedbackForwardGradient(Trainer):
 
     Bias: the distance of F from the Jacobians, times 1 - beta. Variance: none beyond that of F and of the
     correction. Cost: 2 forward passes (4 with ``projection``) and the products, and drawing a bit for
-    every output; memory: a matrix of (classes x outputs) per layer. Used backwards: nothing.
+    every output or patch; memory: a matrix of (classes x outputs or patches) per layer. Used backwards:
+    nothing.
 
     Source: Bacho and Chu (2024), "Low-variance Forward Gradients using Direct Feedback Alignment and
     momentum", arXiv 2212.07282, and their code (github.com/Florian-BACHO/FDFA), for ``average``; least mean
@@ -110,7 +123,7 @@ class FeedbackForwardGradient(Trainer):
         one_pass = OnePass(model, 1 + (self.options.combine == "projection"))
 
         def perturb(index: int, output: Tensor) -> Tensor:
-            return sample_tangents({"output": output}, "rademacher", generator)["output"]
+            return draw_signs(output, self.options.grid, generator)
 
         with output_layer, one_pass:
             result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
@@ -118,7 +131,7 @@ class FeedbackForwardGradient(Trainer):
         closed = output_layer.gradients(loss_fn, result.outputs, labels)
         error = loss_gradient(loss_fn, result.outputs, labels) / len(inputs)
         deltas = [
-            call.reached(from_rows(error @ matrix, call.perturbation))
+            call.reached(from_rows(error @ matrix, call.perturbation, self.options.grid))
             for matrix, call in zip(self.feedback, result.calls, strict=True)
         ]
         changes = [call.reached(call.perturbation) for call in result.calls]
@@ -161,16 +174,16 @@ class FeedbackForwardGradient(Trainer):
         true = differentiate_outputs(model, loss_fn, inputs, labels, layers)
         samples, options = len(labels), self.options
         tangents = sample_tangents(others, "rademacher", generator) if others else {}
-        drawn = [
-            sample_tangents({"output": call.output}, "rademacher", generator)["output"] for call in true.calls
-        ]
+        drawn = [draw_signs(call.output, options.grid, generator) for call in true.calls]
         (error,) = torch.autograd.grad(true.losses.sum(), true.outputs, retain_graph=True)
         masks = [
             torch.ones_like(u) if mask is None else mask for u, mask in zip(drawn, true.masks, strict=True)
         ]
-        matrices = self.feedback or [error.new_zeros(error.shape[1], u[0].numel()) for u in drawn]
+        matrices = self.feedback or [
+            error.new_zeros(error.shape[1], entries(u.shape, options.grid)) for u in drawn
+        ]
         deltas = [
-            from_rows(error / samples @ matrix.to(error), u) * mask
+            from_rows(error / samples @ matrix.to(error), u, options.grid) * mask
             for matrix, u, mask in zip(matrices, drawn, masks, strict=True)
         ]
         derivatives = true.losses_along(drawn, tangents)
@@ -205,7 +218,7 @@ class FeedbackForwardGradient(Trainer):
     def _match(self, result: PassResult) -> None:
         """Make matrices of zeros, as the authors' code does, or move those there are to the device."""
         classes = result.outputs.shape[1]
-        shapes = [(classes, call.perturbation[0].numel()) for call in result.calls]
+        shapes = [(classes, entries(call.shape, self.options.grid)) for call in result.calls]
         if not self.feedback:
             self.feedback = [result.outputs.new_zeros(shape) for shape in shapes]
         if [tuple(matrix.shape) for matrix in self.feedback] != shapes:
@@ -219,14 +232,13 @@ class FeedbackForwardGradient(Trainer):
     def _learn(self, result: PassResult, changes: list[Tensor]) -> None:
         """Move every matrix, by regression or towards this batch's estimate of the Jacobian."""
         samples, tangents = len(result.outputs), result.output_tangents
-        rows = [to_rows(change).to(tangents.dtype) for change in changes]
+        rows = [to_rows(change, self.options.grid).to(tangents.dtype) for change in changes]
         if self.options.learning == "regression":
             regress(self.feedback, rows, tangents, self.options.rate)
             return
-        for matrix, call, row in zip(self.feedback, result.calls, rows, strict=True):
-            active = to_rows(call.reached(torch.ones_like(call.perturbation))).to(matrix.dtype).mean(0)
+        for matrix, row in zip(self.feedback, rows, strict=True):
             estimate = tangents.T @ row / samples
-            matrix += (1 - self.options.feedback_momentum) * (estimate - matrix * active)
+            matrix += (1 - self.options.feedback_momentum) * (estimate - matrix * row.square().mean(0))
 
     def unexplained(
         self,
@@ -238,7 +250,9 @@ class FeedbackForwardGradient(Trainer):
     ) -> dict[str, float]:
         """|y - F_l u_l|^2 / |y|^2 over the batch, layer by layer; see :meth:`Trainer.unexplained`."""
         layers, _ = layer_parameters(model, OutputLayer(model).names)
-        return unexplained_shares(self.feedback, model, loss_fn, inputs, labels, layers, generator)
+        return unexplained_shares(
+            self.feedback, model, loss_fn, inputs, labels, layers, generator, self.options.grid
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The feedback matrices, in the order their layers run."""
@@ -247,17 +261,3 @@ class FeedbackForwardGradient(Trainer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over feedback matrices."""
         self.feedback = [matrix.clone() for matrix in state["feedback"]]
-
-
-def corrected(deltas: list[Tensor], changes: list[Tensor], derivatives: Tensor, share: float) -> list[Tensor]:
-    """Guidance c and a share of (d - <c, u>) u, per sample over all layers together.
-
-    Args:
-        deltas: c of every layer, shape (B, ...).
-        changes: u of every layer, shape (B, ...), 0 where nothing passes.
-        derivatives: d, shape (B,).
-        share: from 0 to 1.
-    """
-    pairs = list(zip(deltas, changes, strict=True))
-    known = sum((each * u).flatten(1).sum(1) for each, u in pairs)
-    return [each + per_sample(share * (derivatives - known), u) for each, u in pairs]

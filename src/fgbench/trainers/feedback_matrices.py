@@ -1,24 +1,65 @@
-"""Matrices from the outputs of layers to the model's outputs: how they are regressed, what they leave."""
+"""Matrices from the outputs of layers to the model's outputs: how they are regressed, what they leave.
 
+Behind a convolution a matrix may have one column for a patch of positions: under a perturbation u / side that
+is the same over a patch of side x side positions, the outputs change by the Jacobian's sum over the patch. A
+row then has the patch's summed perturbation / side, and the matrix the patch's mean Jacobian times side.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from fgbench.trainers.activity_forward_gradient import per_sample
 from fgbench.trainers.activity_pass import perturbed_pass
 from fgbench.trainers.base import LossFunction
 from fgbench.trainers.forward_mode.layers import LayerCall
 from fgbench.trainers.sampling import sample_tangents
 
 
-def to_rows(values: Tensor) -> Tensor:
-    """Shape (B, C, ...) as (B, entries), channels last: a view of a channels_last tensor."""
+def patch_side(shape: torch.Size, grid: int | None) -> int:
+    """How many positions an entry of F covers each way: images, shape (B, C, H, W), have ``grid`` patches."""
+    return 1 if grid is None or len(shape) != 4 else -(-max(shape[2:]) // grid)
+
+
+def entries(shape: torch.Size, grid: int | None) -> int:
+    """Columns of the matrix of a layer whose output has this shape, of which the first entry is the batch."""
+    side = patch_side(shape, grid)
+    sizes = [-(-size // side) for size in shape[2:]] if side > 1 else shape[2:]
+    return math.prod((*shape[1:2], *sizes))
+
+
+def draw_signs(output: Tensor, grid: int | None, generator: torch.Generator) -> Tensor:
+    """Independent +-1 for every entry of an output; +-1 / side for every patch, the same all over it."""
+    side = patch_side(output.shape, grid)
+    like = output[..., ::side, ::side] if side > 1 else output
+    signs = sample_tangents({"output": like}, "rademacher", generator)["output"]
+    return signs if side == 1 else _spread(signs, side, output)
+
+
+def to_rows(values: Tensor, grid: int | None) -> Tensor:
+    """Shape (B, C, ...) as (B, entries), channels last; of a patch its sum / side."""
+    side = patch_side(values.shape, grid)
+    if side > 1:
+        values = F.avg_pool2d(values, side, ceil_mode=True, divisor_override=side)
     return values.movedim(1, -1).flatten(1)
 
 
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``to_rows``, with the shape and dtype of ``like``."""
-    return rows.view(like.movedim(1, -1).shape).movedim(-1, 1).to(like.dtype)
+def from_rows(rows: Tensor, like: Tensor, grid: int | None) -> Tensor:
+    """Rows of entries in the shape and dtype of ``like``, (B, C, ...); in a patch each entry / side."""
+    side = patch_side(like.shape, grid)
+    if side == 1:
+        return rows.view(like.movedim(1, -1).shape).movedim(-1, 1).to(like.dtype)
+    patches = like[..., ::side, ::side].movedim(1, -1).shape
+    return _spread(rows.view(patches).movedim(-1, 1), side, like).to(like.dtype)
+
+
+def _spread(patches: Tensor, side: int, like: Tensor) -> Tensor:
+    """Every patch's entry over side x side positions, divided by side, cut to the shape of ``like``."""
+    wide = F.interpolate(patches / side, scale_factor=side, mode="nearest-exact")
+    return wide[..., : like.shape[2], : like.shape[3]]
 
 
 def left_over(matrices: Sequence[Tensor], rows: Sequence[Tensor], change: Tensor) -> Tensor:
@@ -45,6 +86,20 @@ def regress(matrices: Sequence[Tensor], rows: Sequence[Tensor], change: Tensor, 
         matrix.addmm_(step.T, row)
 
 
+def corrected(deltas: list[Tensor], changes: list[Tensor], derivatives: Tensor, share: float) -> list[Tensor]:
+    """Guidance c and a share of (d - <c, u>) u, per sample over all layers together.
+
+    Args:
+        deltas: c of every layer, shape (B, ...).
+        changes: u of every layer, shape (B, ...), 0 where nothing passes.
+        derivatives: d, shape (B,).
+        share: from 0 to 1.
+    """
+    pairs = list(zip(deltas, changes, strict=True))
+    known = sum((each * u).flatten(1).sum(1) for each, u in pairs)
+    return [each + per_sample(share * (derivatives - known), u) for each, u in pairs]
+
+
 @torch.no_grad()
 def unexplained_shares(
     matrices: Sequence[Tensor],
@@ -54,6 +109,7 @@ def unexplained_shares(
     labels: Tensor,
     layers: Mapping[Tensor, str],
     generator: torch.Generator,
+    grid: int | None,
 ) -> dict[str, float]:
     """sum_i |y_i - F_l u_li|^2 / sum_i |y_i|^2 for every layer, perturbed alone; under "" all together.
 
@@ -68,17 +124,18 @@ def unexplained_shares(
         labels: shape (B,).
         layers: which layers: their weights and biases, with names.
         generator: on the model's device.
+        grid: patches of an image each way; None: every position has an entry of its own.
     """
 
     def share(names: Sequence[str] | None, of_calls: Sequence[str]) -> tuple[float, list[LayerCall]]:
         def perturb(index: int, output: Tensor) -> Tensor:
             if names is not None and of_calls[index] not in names:
                 return torch.zeros_like(output)
-            return sample_tangents({"output": output}, "rademacher", generator)["output"]
+            return draw_signs(output, grid, generator)
 
         result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, {})
         change = result.output_tangents.double()
-        rows = [to_rows(call.reached(call.perturbation)).double() for call in result.calls]
+        rows = [to_rows(call.reached(call.perturbation), grid).double() for call in result.calls]
         known = matrices or [change.new_zeros(change.shape[1], row.shape[1]) for row in rows]
         left = left_over([matrix.to(change) for matrix in known], rows, change)
         return (left.square().sum() / change.square().sum()).item(), result.calls

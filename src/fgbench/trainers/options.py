@@ -153,10 +153,12 @@ class FeedbackForwardGradientOptions(ForwardOptions):
     name: str = "feedback-forward-gradient"
     learning: Literal["regression", "average"] = "regression"
     """How the matrices learn: from what they leave unexplained of the outputs' change, or as averages."""
-    rate: float = Field(default=0.1, gt=0.0, lt=2.0)
+    rate: float = Field(default=0.3, gt=0.0, lt=2.0)
     """Step of `regression`, in parts of the one that explains a batch's outputs wholly."""
     feedback_momentum: float = Field(default=0.99, ge=0.0, lt=1.0)
     """Momentum of `average`, over the directional derivatives of the outputs."""
+    grid: PositiveInt | None = 7
+    """Patches a convolution's output is cut into each way, each with one column of the matrix; null: none."""
     correction: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the unbiased correction by the loss's own derivative: 0 trusts the matrices, 1 is unbiased."""
     combine: Literal["direction", "projection"] = "direction"
@@ -166,6 +168,8 @@ class FeedbackForwardGradientOptions(ForwardOptions):
     def _check(self) -> "FeedbackForwardGradientOptions":
         if self.correction and self.combine == "projection":
             raise ValueError("correction goes with combine: direction")
+        if self.correction and self.grid is not None:
+            raise ValueError("correction needs grid: null (of shared entries it would not be unbiased)")
         return self
 
 
