@@ -17,6 +17,9 @@ from fgbench.analysis.claims.verdicts import Verdict
 from fgbench.analysis.readings import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results, read_results
 from fgbench.analysis.time_to import geometric_mean
+from fgbench.checks import formula, verify
+from fgbench.models.fc import build_fc
+from fgbench.models.options import FCOptions
 
 PAGE = PAGES["docs/results.md"]
 COSTS = PAGES["docs/costs.md"]
@@ -177,3 +180,16 @@ def test_the_costs_with_adam_are_those_of_the_timed_runs():
         in text
     )
     assert "the study's forward gradient {} and {}, {} and {}.)".format(*study) in text
+
+
+def test_the_bounds_of_what_is_proven_are_those_that_are_checked():
+    text = plain(PAGES["docs/trainers.md"])
+    assert f"within {verify.TOLERANCE:.0%} of".replace("%", " %") in text
+    assert f"(bfloat16: {verify.TOLERANCE_BF16:.0%})".replace("%", " %") in text
+    assert f"asks for {formula.EXACT:.0e}".replace("e-0", "e-") in text
+
+
+def test_the_size_of_the_fc_network_is_the_models():
+    model = build_fc(FCOptions(), (1, 28, 28), 10)
+    count = sum(param.numel() for param in model.parameters())
+    assert f"P is {count:,}" in plain(PAGES["docs/trainers.md"])
