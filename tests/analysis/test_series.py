@@ -184,7 +184,8 @@ def test_the_table_shows_mean_and_spread_with_units(tmp_path):
     assert "time per epoch (s)" in head
     assert "peak memory (MiB)" in head
     assert "0.7200 ± 0.0200" in row
-    assert row.split()[:3] == ["backprop", "3", "5"]
+    assert head.split()[:3] == ["trainer", "uses", "backwards"]
+    assert row.split()[:4] == ["backprop", "everything", "3", "5"]
     assert row.split()[-1] == "-"
 
 

@@ -49,6 +49,10 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     assert float(rank_one["gradients_mib"]) == 0
     assert float(rank_one["gflop"]) < float(full["gflop"]) <= 3 * float(rows[bench.FORWARD]["gflop"])
     in_backward = rows[bench.IN_BACKWARD]
+    assert {rows["backprop"]["uses_backwards"], in_backward["uses_backwards"]} == {"everything"}
+    assert {rank_one["uses_backwards"], rows[bench.FORWARD]["uses_backwards"]} == {"nothing"}
+    assert rows["feedback-alignment"]["uses_backwards"] == "fixed random matrices"
+    assert "fixed random matrices" in told[0]
     assert float(in_backward["gradients_mib"]) == 0
     assert float(in_backward["peak_memory_mib"]) < float(rows["backprop"]["peak_memory_mib"])
     assert "memory without recomputation: backprop, optimizer in backward;" in rank_one["best_backprop"]

@@ -25,7 +25,7 @@ def summary_table(records: Iterable[RunRecord]) -> str:
         more = f" (and {len(busy) - 1} more such notes in timing_note)" if len(busy) > 1 else ""
         notes.append(f"* in some epochs {busy[-1]}{more}")
     for (dataset, model), series in group_series(all_records).items():
-        head = ["trainer", "runs", "epochs", "tuned", *(column.title for column in SHOWN)]
+        head = ["trainer", "uses backwards", "runs", "epochs", "tuned", *(column.title for column in SHOWN)]
         blocks.append(f"{model} on {dataset}\n" + align(head, list(map(_row, series))))
     return "\n\n".join(blocks) + "\n" + "\n".join(notes)
 
@@ -51,7 +51,7 @@ def _row(series: Series) -> list[str]:
         cells[2] += " *"
     tuned = "yes" if all(run.config.get("tuned") for run in series.runs) else "no"
     span = "-".join(map(str, epochs[:1] + epochs[1:][-1:]))
-    return [series.label, describe_runs(series), span, tuned, *cells]
+    return [series.label, series.uses_backwards, describe_runs(series), span, tuned, *cells]
 
 
 def _mean(runs: Sequence[RunRecord], column: Column) -> str:

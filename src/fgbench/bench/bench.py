@@ -23,6 +23,7 @@ from fgbench.config.optimizer import ScheduleOptions
 from fgbench.datasets.base import Split, Splits
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
+from fgbench.options import Backwards
 from fgbench.registry import MODELS, TRAINERS, load, options_model
 from fgbench.run.loop import TrainingState, start_next_epoch, train_epoch
 from fgbench.run.optimizers import build_schedule
@@ -181,6 +182,14 @@ def bench_model(
     return name_best_backprop(measured) + rows
 
 
+def _uses_backwards(case: Case) -> str:
+    if case.bare is not None:
+        return _uses_backwards(case.bare)
+    if case.trainer is not None:
+        return case.trainer.uses_backwards
+    return Backwards.EVERYTHING if case.name.startswith(BACKPROP) else Backwards.NOTHING
+
+
 def _row(
     model: str,
     batch_size: int,
@@ -194,6 +203,7 @@ def _row(
         model,
         batch_size,
         case.name,
+        _uses_backwards(case),
         times_s=tuple(case.times_s),
         forward_s=tuple(forward_s),
         backprop_s=tuple(backprop_s),

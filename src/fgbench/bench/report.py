@@ -27,13 +27,15 @@ class BenchRow:
     ``bare_s`` are the times of the step alone, for a case inside the training loop; its memory is not
     measured. ``best_backprop_s`` are the times of backprop in its fastest form, ``best_backprop_mib`` is its
     memory in its leanest form without recomputation, and ``best_backprop`` says which these are. ``gflop``
-    counts the operations of matrix products and convolutions, 0 where they cannot be counted. ``note`` says
-    why a case was not measured; it has no times then.
+    counts the operations of matrix products and convolutions, 0 where they cannot be counted.
+    ``uses_backwards`` says what the step uses backwards. ``note`` says why a case was not measured; it has no
+    times then.
     """
 
     model: str
     batch_size: int
     case: str
+    uses_backwards: str = ""
     times_s: tuple[float, ...] = ()
     forward_s: tuple[float, ...] = ()
     backprop_s: tuple[float, ...] = ()
@@ -57,6 +59,7 @@ class BenchRow:
     def columns(self) -> dict[str, Any]:
         """The row of the CSV; what does not apply is empty."""
         first = {"model": self.model, "batch_size": self.batch_size, "case": self.case}
+        first |= {"uses_backwards": self.uses_backwards}
         if not self.times_s:
             return first | {"note": self.note}
         values: dict[str, float | None] = {
@@ -185,6 +188,7 @@ def table(rows: Sequence[BenchRow]) -> str:
         "/forward",
         "/backprop",
         "/best",
+        "uses backwards",
     )
     lines = []
     for (model, size), group in groupby(rows, key=lambda row: (row.model, row.batch_size)):
@@ -211,6 +215,7 @@ def table(rows: Sequence[BenchRow]) -> str:
                     ("memory_to_best_backprop", 2),
                 )
             ]
+            cells.append(row.uses_backwards)
             body.append((row.case, *cells) if row.times_s else (row.case, f"not measured: {row.note}"))
         widths = [max(len(line[i]) for line in body if len(line) > 2) for i in range(len(head))]
         for line in body:
