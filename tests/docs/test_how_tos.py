@@ -92,7 +92,7 @@ def printed(copy: Path) -> dict[str, str]:
 
 
 def test_a_trainer_is_a_file_and_a_row(printed):
-    assert "by torch.func.jvp" in printed["list trainers textbook"]
+    assert "along it, in one pass" in printed["list trainers textbook"]
     assert "verdict: consistent" in printed["check textbook.yaml --draws 20"]
     assert "textbook" in printed["compare results --metric weight_norm --metric test_accuracy"]
 

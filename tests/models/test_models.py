@@ -4,6 +4,7 @@ import weakref
 import pytest
 import torch
 import torchvision
+from textbook import counters_hidden
 from torch import nn
 from torch.func import functional_call, jvp, vmap
 from torch.nn import functional as F
@@ -17,7 +18,6 @@ from fgbench.models.vit import TransformerBlock
 from fgbench.options import Options
 from fgbench.registry import MODELS, load, options_model
 from fgbench.trainers.local.blocks import split_stages
-from fgbench.trainers.passes import forward_mode_statistics
 
 SHAPES = [(1, 28, 28), (3, 32, 32)]
 NORMALIZATIONS = ["batch", "group", "none"]
@@ -227,7 +227,7 @@ def test_forward_mode_agrees_with_backprop(name, changes):
     expected = sum(
         (tangents[name] * param.grad).flatten(1).sum(1) for name, param in model.named_parameters()
     )
-    with torch.no_grad(), forward_mode_statistics(model), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), counters_hidden(model), sdpa_kernel(SDPBackend.MATH):
         one = jvp(loss, (params,), ({name: value[0] for name, value in tangents.items()},))[1]
         many = vmap(lambda tangent: jvp(loss, (params,), (tangent,))[1])(tangents)
     torch.testing.assert_close(one, expected[0], rtol=1e-9, atol=1e-11)

@@ -1,12 +1,13 @@
 import pytest
 import torch
 import torchvision
+from textbook import counters_hidden, mean_loss
 from torch import nn
 from torch.func import jvp
 
 from fgbench.trainers.forward_gradient import ForwardGradient
 from fgbench.trainers.forward_mode import Factors
-from fgbench.trainers.passes import forward_mode_statistics, mean_loss, trainable_parameters
+from fgbench.trainers.passes import trainable_parameters
 from fgbench.trainers.rank_one import RankOneTangents
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
@@ -95,7 +96,7 @@ def test_fast_pass_agrees_with_dense_forward_mode(name, memory_format):
             model.load_state_dict(before)
             torch.manual_seed(0)
             params, direction = trainable_parameters(model), tangents.weighted_sum(signs, unit)
-            with forward_mode_statistics(model):
+            with counters_hidden(model):
                 _, derivative, outputs = jvp(
                     mean_loss(model, LOSS, inputs, labels), (params,), (direction,), has_aux=True
                 )

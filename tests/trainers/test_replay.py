@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fgbench.errors import ConfigError
+from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.replay import OnePass
 
 
@@ -84,3 +86,51 @@ def test_counters_of_a_model_count_one_pass():
         with one_pass:
             assert torch.equal(model(x), x)
     assert model.steps == 1
+
+
+def test_recomputation_is_the_first_pass_again_whatever_a_stage_draws_or_moves():
+    def begin():
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(1)
+        return nn.Sequential(Chance(), Scaled(), nn.Linear(3, 2)).double()
+
+    inputs, labels = torch.randn(8, 3, dtype=torch.float64), torch.arange(8) % 2
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    plain, again = begin(), None
+    Backprop().compute_gradients(plain, loss_fn, inputs, labels, torch.Generator())
+    again = begin()
+    Backprop(recompute=True).compute_gradients(again, loss_fn, inputs, labels, torch.Generator())
+    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(dict(again.state_dict()), dict(plain.state_dict()), rtol=1e-12, atol=1e-14)
+
+
+class Scaled(nn.Module):
+    """Multiplies by a buffer, which its graph keeps, and then moves it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3))
+
+    def forward(self, x):
+        outputs = x * self.scale.clone()
+        self.scale.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return outputs
+
+
+def test_a_buffer_that_is_written_to_by_another_name_cannot_be_run_twice_with_a_graph():
+    class Aliased(nn.BatchNorm1d):
+        def __init__(self):
+            super().__init__(3)
+            self.other = [self.running_mean]
+
+        def forward(self, x):
+            self.other[0].add_(1)
+            return super().forward(x)
+
+    model, x = Aliased(), torch.randn(4, 3)
+    one_pass = OnePass(model, with_graph=True)
+    with one_pass:
+        model(x)
+    with pytest.raises(ConfigError, match="by another name"), one_pass:
+        model(x)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
-from fgbench.trainers.reference import RepeatedChance, gradient_length
+from fgbench.trainers.reference import gradient_length
+from fgbench.trainers.replay import RandomStates
 
 TOLERANCE = 1e-2
 """How far a derivative may be from the true one in float32, as a share of its root mean square."""
@@ -108,8 +109,8 @@ def compare_step(
         half = half or getattr(trainer.options, "tangent_precision", None) == "bf16"
         tolerance = TOLERANCE_BF16 if half else TOLERANCE
     with put_back(trainer, model, inputs.device, generator):
-        chance, start = RepeatedChance(inputs.device), generator.get_state()
-        with chance, put_back(trainer, model, inputs.device):
+        chance, start = RandomStates(), generator.get_state()
+        with put_back(trainer, model, inputs.device):
             try:
                 reference = trainer.reference(model, loss_fn, inputs, labels, generator)
             except RuntimeError as error:
@@ -122,8 +123,8 @@ def compare_step(
         if reference is None or not (exact or reference.derivatives.numel()):
             return Verification("nothing to verify")
         generator.set_state(start)
-        with chance:
-            stats, gradient = _step(trainer, model, loss_fn, inputs, labels, generator, sgd_step=sgd_step)
+        chance.restore()
+        stats, gradient = _step(trainer, model, loss_fn, inputs, labels, generator, sgd_step=sgd_step)
         return _compare(trainer, stats, gradient, reference, tolerance)
 
 

@@ -6,16 +6,17 @@ from torch.utils.checkpoint import checkpoint
 
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.options import BackpropOptions
-from fgbench.trainers.passes import begin_step, forward_mode_statistics, gradient_norm, sample_losses
+from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses
 from fgbench.trainers.reference import reference_of_gradient, true_gradient
+from fgbench.trainers.replay import OnePass
 
 
 class Backprop(Trainer):
     """The exact gradient of the batch's mean loss by reverse mode: the baseline.
 
     With ``recompute=True`` a sequential model keeps only what passes between its stages and computes the rest
-    again in the backward pass (Chen et al., 2016, arXiv 1604.06174); normalisation statistics still move
-    once.
+    again in the backward pass (Chen et al., 2016, arXiv 1604.06174), from the same chance and buffers, which
+    still move once.
 
     Bias: none. Variance: none, given the batch. Cost: about 3 forward passes, 4 with ``recompute``.
 
@@ -73,13 +74,10 @@ class Backprop(Trainer):
 def recomputing(model: nn.Module, inputs: Tensor) -> Tensor:
     """A forward pass that keeps only the tensors between the model's stages."""
     stages = list(model) if isinstance(model, nn.Sequential) else [model]
-    passes = dict.fromkeys(range(len(stages)), 0)
+    once = [OnePass(stage, with_graph=True) for stage in stages]
 
     def run(index: int, value: Tensor) -> Tensor:
-        passes[index] += 1
-        if passes[index] == 1:
-            return stages[index](value)
-        with forward_mode_statistics(stages[index], update=False):
+        with once[index]:
             return stages[index](value)
 
     value = inputs

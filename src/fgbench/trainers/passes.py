@@ -1,13 +1,11 @@
-"""What every trainer needs around a forward pass: running statistics, checked losses."""
+"""What every trainer needs around a forward pass: checked batches and losses, gradients put in place."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction
@@ -94,18 +92,6 @@ def sample_losses(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Ten
     return losses
 
 
-def mean_loss(
-    model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
-) -> Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]:
-    """The batch's mean loss as a function of the parameters, ``params -> (loss, outputs)``."""
-
-    def function(params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        outputs = functional_call(model, params, (inputs,))
-        return sample_losses(loss_fn, outputs, labels).mean(), outputs
-
-    return function
-
-
 def differentiate(
     outputs: Sequence[Tensor],
     params: Sequence[Tensor],
@@ -139,34 +125,3 @@ def differentiate(
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """Euclidean norm over all tensors together, shape ()."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
-
-
-@contextmanager
-def forward_mode_statistics(model: nn.Module, *, update: bool = True) -> Iterator[None]:
-    """Let BatchNorm run under ``torch.func``, its statistics moved once or (``update=False``) not at all.
-
-    Under ``torch.func.jvp`` BatchNorm fails only at ``num_batches_tracked += 1``, which would change a
-    captured tensor: the counter is hidden for the pass and advanced afterwards. With ``update=False`` the
-    momentum is 0 for the pass, so a second pass over the same batch leaves the statistics as the first one
-    left them.
-    """
-    kept = [
-        (module, counter, module.momentum)
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.training
-        if (counter := module.num_batches_tracked) is not None
-    ]
-    for norm, counter, momentum in kept:
-        norm.num_batches_tracked = None
-        if not update:
-            norm.momentum = 0.0
-        elif momentum is None:  # a cumulative average
-            norm.momentum = 1.0 / (int(counter) + 1)
-    try:
-        yield
-    finally:
-        for norm, counter, momentum in kept:
-            norm.num_batches_tracked = counter
-            norm.momentum = momentum
-            if update:
-                counter += 1

@@ -60,23 +60,6 @@ def gradient_by_blocks(
     return gradient
 
 
-class RepeatedChance:
-    """A context in which the global generators start, each time, from where they were at first."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.generators = [torch.default_generator]
-        if device.type == "cuda":
-            self.generators.append(torch.cuda.default_generators[device.index or 0])
-        self.states = [generator.get_state() for generator in self.generators]
-
-    def __enter__(self) -> None:
-        for generator, state in zip(self.generators, self.states, strict=True):
-            generator.set_state(state)
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def reference_of_tangents(
     gradient: Mapping[str, Tensor],
     tangents: Mapping[str, Tensor],

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgbench.errors import ConfigError
+
 
 class RandomStates:
     """The states of every global generator that a model may draw from, to be put back."""
@@ -35,6 +37,7 @@ class ModelState:
     """A model's buffers and plain attributes (counters, flags) as they are now."""
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._kept: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = [
             (module._buffers, name, buffer, buffer.clone())
             for module in model.modules()
@@ -54,6 +57,34 @@ class ModelState:
             buffers[name] = buffer
             with torch.no_grad():
                 buffer.copy_(value)
+        self._restore_attributes()
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Within, copies of the buffers as they were stand in for them; those themselves are not touched.
+
+        Raises:
+            ConfigError: the model wrote to one of them by another name.
+        """
+        now = ModelState(self._model)
+        versions = [buffer._version for _, _, buffer, _ in now._kept]
+        copies: dict[int, Tensor] = {}
+        for buffers, name, buffer, value in self._kept:
+            buffers[name] = copies.setdefault(id(buffer), value.clone())
+        self._restore_attributes()
+        try:
+            yield
+        finally:
+            for buffers, name, buffer, _ in now._kept:
+                buffers[name] = buffer
+            now._restore_attributes()
+        if versions != [buffer._version for _, _, buffer, _ in now._kept]:
+            raise ConfigError(
+                "the model writes to a buffer by another name than the one it is registered by, so that "
+                "parts of it cannot be run twice"
+            )
+
+    def _restore_attributes(self) -> None:
         for attributes, name, value in self._plain:
             attributes[name] = value
 
@@ -73,12 +104,13 @@ class OnePass:
     """``with one_pass:`` around every pass of a step: all begin alike, and only the first leaves its traces.
 
     Every later pass begins with the random states, buffers, counters and flags that the first began with, and
-    puts back what it found; so all passes together draw, and move running statistics, as one pass does. A
-    graph has to be used up within its pass, since buffers are written to at the end of it.
+    puts back what it found; so all passes together draw, and move running statistics, as one pass does.
 
     Args:
         model: whose buffers.
         passes: how many there will be; with one, nothing is kept.
+        with_graph: a graph outlives its pass, so that no buffer may be written to at the end of it: copies of
+            buffers stand in for them. Otherwise a graph has to be used up within its pass.
 
     Example:
         >>> model, inputs = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()), torch.randn(4, 3)
@@ -91,9 +123,10 @@ class OnePass:
         (True, 1)
     """
 
-    def __init__(self, model: nn.Module, passes: int = 2) -> None:
+    def __init__(self, model: nn.Module, passes: int = 2, *, with_graph: bool = False) -> None:
         self._model = model
         self._keep = passes > 1
+        self._with_graph = with_graph
         self._first: tuple[RandomStates, ModelState] | None = None
         self._stack = ExitStack()
 
@@ -103,11 +136,16 @@ class OnePass:
         if self._first is None:
             self._first = RandomStates(), ModelState(self._model)
             return
-        self._stack.enter_context(restoring_state(self._model))
-        for each in self._first:
-            each.restore()
+        states, before = self._first
+        if self._with_graph:
+            self._stack.callback(RandomStates().restore)
+            self._stack.enter_context(before.swapped_in())
+        else:
+            self._stack.enter_context(restoring_state(self._model))
+            before.restore()
+        states.restore()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, traceback)

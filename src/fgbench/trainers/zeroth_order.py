@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
@@ -16,7 +15,6 @@ from fgbench.trainers.forward_mode.shifted import ShiftedParameters
 from fgbench.trainers.options import ZerothOrderOptions
 from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses, write_gradient
 from fgbench.trainers.reference import (
-    RepeatedChance,
     mean_of_tangents,
     reference_of_tangents,
     true_gradient,
@@ -112,7 +110,7 @@ class ZerothOrder(Trainer):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Reference:
-        """The central differences again, of whole copies of the parameters; see :meth:`Trainer.reference`."""
+        """The differences again, by moving the parameters; see :meth:`Trainer.reference`."""
         options = self.options
         exact = OutputLayer(model).names if options.exact_output else set()
         params = {n: param for n, param in model.named_parameters() if param.requires_grad and n not in exact}
@@ -124,17 +122,24 @@ class ZerothOrder(Trainer):
         tangents = {
             name: torch.stack([each.of(param) for each in directions]) for name, param in params.items()
         }
-        replay = RepeatedChance(inputs.device)
+        one_pass = OnePass(model, 2 * len(directions) + 1)
+        centre = {name: param.clone() for name, param in params.items()}
+
+        def move(index: int, step: float) -> None:
+            torch.clear_autocast_cache()  # of weights cast elsewhere
+            for name, param in params.items():
+                param.copy_(torch.add(centre[name], tangents[name][index], alpha=step))
 
         def loss_at(index: int, step: float) -> Tensor:
-            with replay:
-                moved = {n: torch.add(p, tangents[n][index], alpha=step) for n, p in params.items()}
-                losses = sample_losses(loss_fn, functional_call(model, moved, (inputs,)), labels)
+            move(index, step)
+            with one_pass:
+                losses = sample_losses(loss_fn, model(inputs), labels)
             return self.workers.average(losses.double().mean())
 
         step = options.epsilon
         derivatives = [(loss_at(k, step) - loss_at(k, -step)) / (2 * step) for k in range(len(directions))]
-        with replay:
+        move(0, 0.0)
+        with one_pass:
             gradient = true_gradient(model, loss_fn, inputs, labels)
         gradient = {name: self.workers.average(part) for name, part in gradient.items()}
         return reference_of_tangents(gradient, tangents, mean_of_tangents, torch.stack(derivatives))
