@@ -205,7 +205,7 @@ def test_an_own_trainer_that_returns_something_else_is_one_line(trainer, line):
 
 def test_so_is_a_step_of_its_own():
     with pytest.raises(ConfigError, match=r"StepsOnItsOwn\.sgd_step returned a float, expected StepStats"):
-        StepsOnItsOwn().sgd_step()
+        StepsOnItsOwn().sgd_step(small_model())
 
 
 def test_a_config_that_names_no_trainer_ends_before_its_run_begins(tmp_path, monkeypatch):
@@ -223,3 +223,33 @@ def test_a_config_that_names_no_trainer_ends_before_its_run_begins(tmp_path, mon
     line = r"^trainer\.name: own_trainers:Own is no subclass of fgbench\.Trainer$"
     with pytest.raises(ConfigError, match=line):
         build_training(config, torch.device("cpu"), splits)
+
+
+class PlainBackward(Trainer):
+    """A trainer of one's own as it is first written: it leaves old gradients to others."""
+
+    class Options(Options):
+        name: str = "plain"
+
+    def compute_gradients(self, model, loss_fn, inputs, labels, generator, *, accumulate=False):
+        outputs = model(inputs)
+        loss = loss_fn(outputs, labels).mean()
+        loss.backward()
+        return StepStats(loss.detach(), outputs.detach(), torch.zeros(0), torch.zeros(()))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_step_of_ones_own_adds_to_old_gradients_only_where_it_is_asked_to(accumulate):
+    own, known = small_model(), small_model()
+    for trainer, model in ((PlainBackward(), own), (Backprop(), known)):
+        for _ in range(3):
+            trainer.compute_gradients(
+                model=model,
+                loss_fn=LOSS,
+                inputs=images(),
+                labels=LABELS,
+                generator=torch.Generator(),
+                accumulate=accumulate,
+            )
+    for mine, other in zip(own.parameters(), known.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)

@@ -57,12 +57,15 @@ class Reference:
     gradient: dict[str, Tensor]
 
 
-def _returning_stats(step: Callable[..., Any]) -> Callable[..., StepStats]:
-    """The step, checked for what it returns."""
+def _whole_step(step: Callable[..., Any]) -> Callable[..., StepStats]:
+    """The step, begun without old gradients unless it accumulates, and checked for what it returns."""
 
     @functools.wraps(step)
-    def checked(self: "Trainer", *args: Any, **kwargs: Any) -> StepStats:
-        stats = step(self, *args, **kwargs)
+    def checked(self: "Trainer", model: nn.Module, *args: Any, **kwargs: Any) -> StepStats:
+        if not kwargs.get("accumulate"):
+            for param in [*model.parameters(), *self.parameters()]:
+                param.grad = None
+        stats = step(self, model, *args, **kwargs)
         if not isinstance(stats, StepStats):
             what = "None" if stats is None else f"a {type(stats).__name__}"
             raise ConfigError(f"{type(self).__name__}.{step.__name__} returned {what}, expected StepStats")
@@ -93,10 +96,10 @@ class Trainer:
     Options: ClassVar[type[Options]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let every step of a subclass end in one line where it returns other than ``StepStats``."""
+        """Let no step of a subclass add to old gradients unasked, or return other than ``StepStats``."""
         super().__init_subclass__(**kwargs)
         for name in {"compute_gradients", "sgd_step"} & vars(cls).keys():
-            setattr(cls, name, _returning_stats(vars(cls)[name]))
+            setattr(cls, name, _whole_step(vars(cls)[name]))
 
     def __init__(self, options: Any = None, **changes: Any) -> None:
         try:
@@ -134,7 +137,7 @@ class Trainer:
         *,
         accumulate: bool = False,
     ) -> StepStats:
-        """Fill ``param.grad`` of every parameter in ``trained_names``.
+        """Fill ``param.grad`` of every parameter in ``trained_names``; it is None before, unless accumulated.
 
         Args:
             model: the model, in training mode; its running statistics move as after one forward pass.
