@@ -31,6 +31,7 @@ def check_demo(command, folder, env=None):
     assert sorted(path.parent.name for path in folder.glob("demo/*/s0-*")) == ["demo_bp", "demo_fg"]
     [figure] = folder.glob("demo/*.png")
     assert str(figure.relative_to(folder)) in done.stdout
+    assert done.stdout.endswith("fgbench report demo\n")
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):

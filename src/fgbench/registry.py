@@ -236,6 +236,9 @@ def import_target(target: str) -> Any:
         raise ConfigError(f"cannot import {target!r}: {error}") from error
 
 
+_OPTIONS = {"trainer": "fgbench.TrainerOptions", "dataset": "fgbench.datasets.options.DatasetOptions"}
+
+
 def find(kind: str, name: str) -> Component:
     """The row of ``name`` in the table of ``kind`` (``dataset``, ``model`` or ``trainer``).
 
@@ -248,7 +251,10 @@ def find(kind: str, name: str) -> Component:
     if ":" in name:
         options = getattr(import_target(name), "Options", None)
         if not (isinstance(options, type) and issubclass(options, Options)):
-            raise ConfigError(f"{name!r} has no class attribute Options that is a fgbench.options.Options")
+            base = _OPTIONS.get(kind, "fgbench.Options")
+            raise ConfigError(
+                f"{name!r} has no class Options({base}), with a field for each key of its block"
+            )
         return Component(name, f"{name}.Options", "user's own")
     near = nearest_name(kind, name)
     hint = f" (did you mean {near!r}?)" if near else ""

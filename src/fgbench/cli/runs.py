@@ -1,6 +1,7 @@
 """The commands that train: ``fgbench demo``, ``run``, ``sweep`` and ``tune``."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def demo(
     override: Overrides = [],  # noqa: B006
     seeds: Seeds = None,
     results: Annotated[Path, typer.Option(help="Folder of the runs.", callback=expanded)] = Path("demo"),
+    force: Force = False,
 ) -> None:
     """Train with backprop and with forward gradient on images that are shipped, and draw the figure.
 
@@ -64,12 +66,13 @@ def demo(
     from fgbench.plotting.figures import plot_results
     from fgbench.run.runner import run_configs
 
-    code, paths = run_configs(loaded, download=False)
+    code, paths = run_configs(loaded, download=False, force=force)
     print_summary(paths)
     if code:
         raise typer.Exit(code)
     for figure in plot_results(results):
         typer.echo(figure)
+    typer.echo(f"What came out, with every run, on one page: fgbench report {shlex.quote(str(results))}")
 
 
 def run(
