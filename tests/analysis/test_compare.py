@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fgbench.analysis.compare import compare, compare_pair, find_measure, pair_all
 from fgbench.analysis.compare_tables import compare_report
-from fgbench.analysis.pairing import make_tasks
+from fgbench.analysis.pairing import describe_unknown_data, make_tasks, may_pair
 from fgbench.analysis.time_to import time_to_accuracy, time_to_same_loss
 from fgbench.cli.app import app
 from fgbench.errors import ConfigError
@@ -233,6 +233,25 @@ def test_an_unknown_baseline_or_metric_names_what_there_is():
         compare(records, baseline="backdrop")
     with pytest.raises(ConfigError, match=r"accuracy: expected one of .*test_accuracy"):
         compare(records, ["accuracy"])
+
+
+def test_runs_of_other_data_are_not_paired_and_unknown_data_is_said():
+    def on(digests):
+        return [{"data": {"loaded": digest}} if digest else {} for digest in digests]
+
+    runs = [make_record(seed=seed, test_accuracy=0.9, env=env) for seed, env in enumerate(on("aaa"))]
+    others = [
+        make_record("forward-gradient", seed, test_accuracy=0.7, env=env)
+        for seed, env in enumerate(on(["a", "b", None]))
+    ]
+    found = at(runs + others)
+    assert found.pair.seeds == (0, 2)
+    assert not may_pair(runs[1], others[1])
+    assert may_pair(runs[2], others[2])
+    assert describe_unknown_data(runs + others) == (
+        "1 of 6 runs did not record their data: taken to be that of the others"
+    )
+    assert describe_unknown_data(runs) == ""
 
 
 def test_environments_that_differ_are_named():

@@ -303,6 +303,14 @@ def test_unfinished_and_empty_runs_are_shown_not_hidden(tmp_path):
     assert "No epoch finished." in page.text
 
 
+def test_a_run_that_cannot_be_read_is_named_on_the_page(tmp_path, no_figures):
+    make_run(tmp_path)
+    lost = make_run(tmp_path, "forward-gradient")
+    (lost / "config.yaml").unlink()
+    page = Page(build_report(tmp_path, tmp_path / "report.html").read_text())
+    assert f"Left out: {lost}: has no config.yaml" in page.text
+
+
 def test_500_runs_fit_in_a_few_megabytes():
     html = page_of(many_records(), "")
     assert len(html) < 6e6

@@ -1,9 +1,11 @@
 """Tuning: equal budgets, what is written, and going on after an interruption."""
 
+import json
 import os
 import signal
 
 import pytest
+from data_files import write_mnist
 
 from fgbench.config.config import config_hash, load_config
 from fgbench.config.sweep import load_sweep
@@ -72,7 +74,9 @@ def test_an_interrupted_search_goes_on_and_ends_where_it_would_have(tmp_path, mo
     assert count[0] == before
 
 
-def test_trials_stop_early_as_runs_do(tmp_path, monkeypatch):
+@pytest.fixture
+def count(monkeypatch):
+    """How many epochs of trials have been evaluated."""
     evaluate, count = tune.evaluate, [0]
 
     def counted(*arguments):
@@ -80,6 +84,48 @@ def test_trials_stop_early_as_runs_do(tmp_path, monkeypatch):
         return evaluate(*arguments)
 
     monkeypatch.setattr(tune, "evaluate", counted)
+    return count
+
+
+def test_trials_that_diverge_count_as_diverged_as_runs_do_and_not_as_stopped_early(tmp_path):
+    path = tmp_path / "s.yaml"
+    text = TEXT.replace("{log: [1e-6, 1]}", "[0.1, 1e+4, 1e+30]").replace("trials: 8", "trials: 5")
+    path.write_text(
+        text.replace("epochs: 4", "epochs: 4\n  optimizer: sgd").replace(
+            ", {name: forward-gradient, tangents: 2}", ""
+        )
+    )
+    (backprop,) = tune.tune_sweep(
+        load_sweep(path, [f"results_dir={tmp_path}/results"]), DataSearch(None, None, False)
+    )
+    assert backprop.values == {"optimizer.lr": 0.1}
+    assert (backprop.trials, backprop.stopped) == (5, 0)
+    journal = (tmp_path / "results/tuned/s.journal").read_text().splitlines()
+    tried = [json.loads(line) for line in journal if '"param_name"' in line]
+    rates = [each["param_value_internal"] for each in tried]
+    assert {1, 2} <= set(rates), "both an absurd loss and an infinite one are meant to be tried"
+    assert backprop.diverged == sum(rate > 0 for rate in rates)
+    row = next(line for line in tuning_table([backprop]).splitlines() if "backprop" in line)
+    assert row.split()[-6:-3] == ["5", str(backprop.diverged), "0"]
+
+
+def test_the_journal_answers_for_the_same_images_alone(tmp_path, count):
+    path = tmp_path / "s.yaml"
+    text = TEXT.replace("{name: synthetic, shape: [1, 8, 8], classes: 3, train: 60, test: 12}", "mnist")
+    path.write_text(
+        text.replace("trials: 8, epochs: 2", "trials: 2, epochs: 1").replace("hidden: 6", "hidden: 2")
+    )
+
+    def tune_on(seed):
+        write_mnist(tmp_path / "data", seed=seed)
+        sweep = load_sweep(path, [f"results_dir={tmp_path}/results"])
+        tune.tune_sweep(sweep, DataSearch(tmp_path / "data", None, False))
+        return count[0]
+
+    assert (tune_on(0), tune_on(0), tune_on(1), tune_on(0)) == (4, 4, 8, 8)
+
+
+def test_trials_stop_early_as_runs_do(tmp_path, count):
     path = tmp_path / "s.yaml"
     path.write_text(TEXT.replace("trials: 8, epochs: 2", "trials: 2, epochs: 4"))
     stopping = ["early_stopping={metric: val_loss, patience: 1, min_delta: 1000.0}"]

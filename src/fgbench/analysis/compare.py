@@ -24,6 +24,7 @@ from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
 from fgbench.analysis.statistics import Paired, adjust_holm, log_ratios, summarise_differences
 from fgbench.errors import ConfigError
+from fgbench.formatting import format_number
 
 Budget = Literal["epochs", "time", "memory", "passes"]
 BUDGETS: tuple[Budget, ...] = ("epochs", "time", "memory", "passes")
@@ -233,7 +234,7 @@ def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comp
         if math.isnan(limit) or math.isnan(needed):
             obstacle = "memory not measured"
         elif needed > limit * MEMORY_TOLERANCE:
-            obstacle = f"does not fit: needs {needed:.1f} MiB"
+            obstacle = f"does not fit: needs {format_number(needed, '.1f')} MiB"
     values = tuple(
         (read(run, measure, first), read(other, measure, second))
         for (run, other), (first, second) in zip(pair.runs, epochs, strict=True)

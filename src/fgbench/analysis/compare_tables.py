@@ -246,7 +246,7 @@ def _means(comparison: Comparison) -> list[str]:
 
 def _effect_text(comparison: Comparison) -> str:
     effect = comparison.paired.effect_size if comparison.paired else None
-    return "-" if effect is None or math.isinf(effect) else f"{effect:+.1f}"
+    return "-" if effect is None or math.isinf(effect) else format_number(effect, "+.1f")
 
 
 def _p_text(comparison: Comparison) -> str:
@@ -259,7 +259,7 @@ def _budget_text(comparison: Comparison) -> str:
     unit = {
         "epochs": f"epoch {limit}",
         "time": f"{limit} s",
-        "memory": f"{comparison.limit:.1f} MiB",
+        "memory": f"{format_number(comparison.limit, '.1f')} MiB",
         "passes": f"{limit} passes",
     }
     paired, form = comparison.paired, comparison.measure.form
@@ -300,7 +300,7 @@ def _step_text(pair: Pair, attribute: str, form: str) -> str:
 def _ratio_text(pair: Pair, measure: Column) -> str:
     values = compare_pair(pair, measure).values
     ratio = geometric_mean([mine / other if other else math.nan for mine, other in values])
-    return "-" if math.isnan(ratio) else f"{ratio:.2f}×"
+    return "-" if math.isnan(ratio) else f"{format_number(ratio, '.2f')}×"
 
 
 def _time_to_text(reached: TimeTo | None) -> str:
@@ -313,7 +313,7 @@ def _time_to_text(reached: TimeTo | None) -> str:
     if arrived != [n, n]:
         return f"reached by {arrived[0]} of {n}; baseline {arrived[1]} of {n}"
     mine, other = (fmean(side) for side in zip(*reached.seconds, strict=True))
-    return f"{reached.ratio:.2f}× ({mine:.3g} s / {other:.3g} s)"
+    return f"{format_number(reached.ratio, '.2f')}× ({mine:.3g} s / {other:.3g} s)"
 
 
 def _flat_row(comparison: Comparison, controls: Mapping[Path, AgainstControl]) -> list[Any]:

@@ -9,6 +9,7 @@ from fgbench.analysis.formats import Format
 from fgbench.analysis.readings import counted
 from fgbench.analysis.records import Results, RunRecord
 from fgbench.analysis.rendering import Table, render
+from fgbench.formatting import format_number
 from fgbench.storage.run_directory import STATES
 
 
@@ -95,7 +96,7 @@ def _cells(run: Progress, root: Path) -> list[str]:
         _name(run.path, root),
         run.state,
         f"{run.epoch}/{run.epochs}",
-        "-" if run.epoch_s is None else f"{run.epoch_s:.1f}",
+        "-" if run.epoch_s is None else format_number(run.epoch_s, ".1f"),
         "-" if run.left_s is None else duration(run.left_s),
         "-" if run.heard_s is None else f"{duration(run.heard_s)} ago",
         " ".join(run.tags) or "-",

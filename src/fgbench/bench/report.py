@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from fgbench.formatting import format_number
 from fgbench.plotting.style import STYLE, save_figure, trainer_hue
 from fgbench.storage.files import atomic_write
 
@@ -227,7 +228,7 @@ def table(rows: Sequence[BenchRow]) -> str:
 
 
 def _cell(value: Any, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else format_number(value, f".{digits}f")
 
 
 def draw(rows: Sequence[BenchRow]) -> Figure:
@@ -266,7 +267,9 @@ def _draw_bars(axes: Any, cases: Sequence[str], values: dict[str, float]) -> Non
         axes.barh(place, value or 0, color=_hue(case), height=0.7)
         inside = value is None or value < 0.9 * limit
         axes.annotate(
-            "not measured" if value is None else f"{value:.2f}" + (" →" if value > limit else ""),
+            "not measured"
+            if value is None
+            else format_number(value, ".2f") + (" →" if value > limit else ""),
             (min(value or 0, limit), place),
             xytext=(2 if inside else -2, 0),
             textcoords="offset points",

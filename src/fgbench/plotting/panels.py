@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
+from fgbench.formatting import format_number
 from fgbench.plotting.style import Look, plain
 
 MARKS: dict[str, dict[str, Any]] = {
@@ -167,7 +168,7 @@ def _draw_bars(
         texts = list(dict.fromkeys(note for run in each.averaged for note in run.notes(notes)))
         found |= dict.fromkeys(texts)
         mean, reach = (float(np.mean(values)), max(values)) if values else (0.0, 0.0)
-        text = (f"{mean:#.3g}" if mean < 99.95 else f"{mean:,.0f}") if values else "not measured"
+        text = (f"{mean:#.3g}" if mean < 99.95 else format_number(mean, ",.0f")) if values else "not measured"
         star = " *" if texts and notes == "timing_note" else ""
         beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
         axes.barh(place + 0.16, mean, height=0.42, color=look["color"])

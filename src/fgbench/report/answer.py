@@ -10,6 +10,7 @@ from fgbench.analysis.compare import Comparison
 from fgbench.analysis.pairing import Pair, plainest
 from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.time_to import geometric_mean
+from fgbench.formatting import format_number
 from fgbench.storage.metrics import COLUMNS
 
 ANSWERED = ("test_accuracy", "epoch_time_s", "peak_memory_mib")
@@ -142,7 +143,7 @@ def _state(comparison: Comparison) -> Fact:
     mine, other = (fmean(side) for side in zip(*comparison.values, strict=True))
     ratio = geometric_mean([first / second if second else math.nan for first, second in comparison.values])
     amount = _amount(name, paired.mean)
-    value, size = f"×{ratio:.2f}", ratio
+    value, size = f"×{format_number(ratio, '.2f')}", ratio
     if name == "test_accuracy" or math.isnan(ratio):
         value, size = _signed(name, paired.mean), paired.mean
     conclusion = comparison.conclusion
@@ -189,4 +190,4 @@ def _signed(column: str, difference: float) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return format_number(value, ".3g" if value < 1000 else ",.0f")

@@ -30,6 +30,7 @@ from fgbench.analysis.rendering import Table
 from fgbench.analysis.series import Series, group_series
 from fgbench.config.source import dump_yaml
 from fgbench.errors import ConfigError
+from fgbench.formatting import format_number
 from fgbench.plotting.figures import SPREAD
 from fgbench.plotting.style import trainer_hue
 from fgbench.registry import TABLES, TRAINERS
@@ -115,7 +116,7 @@ class Row:
             if len(finite):
                 low, high = float(finite.min()), float(finite.max())
                 path = sparkline(values, low, high)
-                last = format(float(values.iloc[-1]), form)
+                last = format_number(float(values.iloc[-1]), form)
                 drawn.append((column, title, path, f"{low:{form}} to {high:{form}}", last))
         return drawn
 
@@ -308,4 +309,4 @@ def _percent(share: float | None) -> str:
 
 def _number(value: Any, form: str = ".4g") -> str:
     """A number as text; a dash for what is missing."""
-    return format(value, form) if isinstance(value, int | float) and isfinite(value) else "–"
+    return format_number(value, form) if isinstance(value, int | float) and isfinite(value) else "–"

@@ -15,6 +15,7 @@ from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
 from fgbench.run.build import build_training
+from fgbench.run.epochs import has_diverged
 from fgbench.run.loop import evaluate, start_next_epoch, train_epoch
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.validation import reason_to_stop
@@ -107,10 +108,11 @@ def _tune(
                 study.tell(trial, state=State.FAIL)
                 study.enqueue_trial(chosen)
                 raise Interrupted(stop.number, f"tuning {label}")
+            train_loss, _, _ = training.train_means()
             start_next_epoch(training)
             loss, accuracy = evaluate(training.model, training.loss_fn, splits.validation)
             score = accuracy if options.metric == "val_accuracy" else loss
-            if not math.isfinite(loss):
+            if has_diverged(train_loss, loss):
                 trial.set_user_attr("diverged", True)
                 score = math.nan
                 break

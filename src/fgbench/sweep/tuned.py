@@ -10,6 +10,7 @@ from fgbench.analysis.rendering import align
 from fgbench.config.config import Config, check_config, to_yaml
 from fgbench.config.overrides import Override
 from fgbench.config.source import Source
+from fgbench.formatting import format_number
 from fgbench.storage.files import atomic_write
 
 
@@ -82,7 +83,7 @@ def write_tuned(config: Config, label: str, values: dict[str, Any], origin: str,
 
 def describe_tuned(tuned: Tuned) -> str:
     """One line about one configuration."""
-    summary = f"{_values(tuned)}, score {tuned.score:.4f}, {tuned.trials} trials"
+    summary = f"{_values(tuned)}, score {format_number(tuned.score, '.4f')}, {tuned.trials} trials"
     if tuned.at_edge:
         summary += ", the best value is the last one tried: the best may lie beyond it"
     return f"{summary}; {tuned.path}"
@@ -94,7 +95,7 @@ def tuning_table(results: Sequence[Tuned]) -> str:
     rows = [
         [
             *(each.label, str(each.trials), str(each.diverged), str(each.stopped)),
-            *(_values(each), f"{each.score:.4f}", _noise(each)),
+            *(_values(each), format_number(each.score, ".4f"), _noise(each)),
         ]
         for each in results
     ]
@@ -104,7 +105,7 @@ def tuning_table(results: Sequence[Tuned]) -> str:
 def _noise(tuned: Tuned) -> str:
     if tuned.noise is None:
         return "-"
-    return f"{tuned.noise:.4f}" if tuned.noise == tuned.noise else "a choice diverges"
+    return format_number(tuned.noise, ".4f") if tuned.noise == tuned.noise else "a choice diverges"
 
 
 def _values(tuned: Tuned) -> str:

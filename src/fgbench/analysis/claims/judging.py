@@ -154,4 +154,5 @@ def interval_text(paired: Paired, form: str) -> str:
 def ratio_text(logs: Paired) -> str:
     """Such as ``1.500× [1.400, 1.600]``, from paired logarithms."""
     low, high = logs.interval or (math.nan, math.nan)
-    return f"{math.exp(logs.mean):.3f}× [{math.exp(low):.3f}, {math.exp(high):.3f}]"
+    mean, left, right = (format_number(math.exp(value), ".3f") for value in (logs.mean, low, high))
+    return f"{mean}× [{left}, {right}]"

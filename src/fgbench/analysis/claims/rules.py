@@ -35,6 +35,7 @@ from fgbench.analysis.readings import Column, at_chance, has_diverged, negligibl
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.statistics import Paired, log_ratios, summarise_differences
 from fgbench.analysis.time_to import time_to_same_loss
+from fgbench.formatting import format_number
 
 Rule = Callable[..., Finding]
 
@@ -300,7 +301,7 @@ def _judge_equal_memory(pair: Pair, measure: Column) -> Outcome:
     budget, needed = peak_memory(pair.series), peak_memory(pair.baseline)
     if math.isnan(budget) or math.isnan(needed):
         return outcome_of(Stance.too_few, pair, "memory not measured")
-    memory = f"{needed:.1f} MiB for {budget:.1f}"
+    memory = f"{format_number(needed, '.1f')} MiB for {format_number(budget, '.1f')}"
     if needed > budget * COMPARABLE_MEMORY:
         return outcome_of(Stance.too_few, pair, f"{pair.baseline.label} does not fit: {memory}")
     return Outcome(outcome.kind, f"{outcome.text}; {memory}")
