@@ -71,7 +71,7 @@ Overrides = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder to look for datasets in first.", show_default=False, callback=expanded),
+    typer.Option(help="The only folder to look for datasets in.", show_default=False, callback=expanded),
 ]
 NoDownload = Annotated[
     bool, typer.Option("--no-download", help="Never download; fail where data is missing.")

@@ -142,7 +142,7 @@ class Config(BaseModel):
     note: str | None = Field(None, max_length=1000)
     """What the run is for, in words that the run directory keeps."""
     epochs: PositiveInt = 100
-    """How often the training images are gone through."""
+    """Passes over the training images."""
     batch_size: PositiveInt = 64
     """Images per step, over all workers."""
     dataset: Annotated[SerializeAsAny[Options], BeforeValidator(_choose("dataset"))]
@@ -156,7 +156,7 @@ class Config(BaseModel):
     schedule: ScheduleOptions = ScheduleOptions()
     """How the learning rate changes from step to step."""
     clip_gradient_norm: PositiveFloat | None = None
-    """Largest norm of the gradient; longer ones are shortened to it."""
+    """Largest norm of the gradient; a longer one is scaled down to it."""
     early_stopping: EarlyStoppingOptions | None = None
     """When a run stops before its last epoch; never when null."""
     saving: SavingOptions = SavingOptions()
@@ -164,7 +164,7 @@ class Config(BaseModel):
     diagnostics: DiagnosticsOptions = DiagnosticsOptions()
     """What is measured beside training."""
     log: Annotated[tuple[Annotated[str, AfterValidator(_check_logger)], ...], AfterValidator(_distinct)] = ()
-    """Who else is told what a run writes: `tensorboard`, or `package.module:Class` of one's own."""
+    """Loggers that also get what a run writes: `tensorboard`, or your own as `package.module:Class`."""
     verify: bool = True
     """Before training, compare the first step's derivatives and gradient with those by backprop."""
     deterministic: bool = False
@@ -178,7 +178,7 @@ class Config(BaseModel):
     device: Annotated[str, BeforeValidator(_check_device)] = Field("auto", pattern=DEVICES)
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     data_dir: Folder | None = None
-    """A folder to look for datasets in, before the usual ones."""
+    """The only folder to look for datasets in; the usual ones when null."""
     results_dir: Folder = Path("results")
     """The folder that run directories are made in."""
 

@@ -1,4 +1,4 @@
-"""Blocks of a config about what happens between epochs: stopping, saving, measuring. Imports no torch."""
+"""Blocks of a config about what happens between epochs: stopping, saving, measuring."""
 
 from typing import Annotated, Any, Literal
 
@@ -41,7 +41,7 @@ class SavingOptions(_Block):
     every: PositiveInt = 1
     """Epochs between two savings."""
     keep: PositiveInt = 2
-    """How many state files stay."""
+    """How many state files are kept."""
     every_steps: PositiveInt | None = None
     """Steps between two savings within an epoch, for long epochs."""
     best: ValidationMetric | None = None

@@ -1,4 +1,4 @@
-"""Configs built on configs: ``extends: other.yaml``. Imports no torch."""
+"""Configs built on configs: ``extends: other.yaml``."""
 
 from collections.abc import Callable
 from pathlib import Path

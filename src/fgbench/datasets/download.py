@@ -1,4 +1,4 @@
-"""Fetching a dataset so that neither a crash nor another process leaves half a file. No torch at import."""
+"""Fetching a dataset so that neither a crash nor another process leaves half a file."""
 
 import fcntl
 import shutil

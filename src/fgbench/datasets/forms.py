@@ -1,4 +1,4 @@
-"""The forms in which MNIST, Fashion-MNIST and CIFAR-10 are kept as files, and finding them. No torch.
+"""The forms in which MNIST, Fashion-MNIST and CIFAR-10 are kept as files, and finding them.
 
 A form's function looks into one folder and says which files are the dataset, or None where they are not all
 there; it opens none of them.

@@ -1,4 +1,4 @@
-"""The datasets kept as files: where they are looked for, and where they come from. No torch."""
+"""The datasets kept as files: where they are looked for, and where they come from."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG that takes the page's fonts and its light or dark colours. No torch."""
+"""Figures of the report as inline SVG that takes the page's fonts and its light or dark colours."""
 
 import io
 import re

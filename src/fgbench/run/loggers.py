@@ -1,4 +1,4 @@
-"""Who else is told what a run writes: TensorBoard, or a logger of one's own."""
+"""Loggers that also get what a run writes: TensorBoard, or a user's own."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
