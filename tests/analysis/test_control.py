@@ -73,6 +73,13 @@ def test_a_control_run_otherwise_is_none(other):
     )
 
 
+def test_a_control_made_on_another_number_of_threads_is_one():
+    records = make_seeds("frozen", FROZEN, threads=8) + make_seeds(
+        "forward-gradient", [0.9, 0.91, 0.905], threads=1
+    )
+    assert verdict(records, "forward-gradient").verdict.startswith("yes (+0.0")
+
+
 def test_stages_trained_by_backprop_are_held_against_a_frozen_front():
     stages = {"trainer_options": {"exact_stages": 2}}
     records = make_seeds("frozen", FROZEN) + make_seeds("frozen", [0.85, 0.87, 0.86], **stages)

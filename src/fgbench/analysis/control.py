@@ -31,6 +31,9 @@ MEASURE = MEASURES["test_accuracy"]
 
 ABSENT = "no frozen run here"
 
+OF_THE_MACHINE = ("device type", "threads", "allocator", "deterministic")
+"""Settings that change times, but accuracies by no more than rounding."""
+
 
 @dataclass(frozen=True)
 class AgainstControl:
@@ -72,9 +75,9 @@ class AgainstControl:
 def compare_with_control(tasks: Iterable[Task]) -> dict[Path, AgainstControl]:
     """For every series but the control's and backprop's: does it beat the control.
 
-    The control of a series has the same model, data, epochs and every other setting but those that are tuned,
-    which it has at its own best: of several rates the one with the highest validation accuracy. Where the
-    series' last stages are trained by backprop, so are the control's.
+    The control of a series has the same model, data, epochs and every other setting but those of the machine
+    and those that are tuned, which it has at its own best: of several rates the one with the highest
+    validation accuracy. Where the series' last stages are trained by backprop, so are the control's.
 
     Returns:
         By the path of the series' first run. p values are adjusted (Holm) over the series of a task.
@@ -118,7 +121,7 @@ def _stages(series: Series) -> Any:
 
 def _differ_in_tuning(first: Series, second: Series) -> bool:
     different = setting_differences(settings(first), settings(second))
-    return all(key.startswith(TUNABLE) or key == "device type" for key in different)
+    return all(key.startswith(TUNABLE) or key in OF_THE_MACHINE for key in different)
 
 
 def _rate(series: Series) -> float:
