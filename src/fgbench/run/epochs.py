@@ -96,9 +96,8 @@ class EpochLoop:
     def train_epoch(self) -> dict[str, Cell]:
         """Train and evaluate one epoch, or the rest of it; returns its row."""
         training, every = self.training, self.config.saving.every_steps
-        start = time.perf_counter() - training.epoch_time_s
         first_step, sent_before = training.step, self.world.bytes_sent
-        is_resumed = training.batches_done > 0
+        is_resumed, start = training.batches_done > 0, 0.0
 
         def after_step() -> bool:
             self.stop.update()
@@ -119,9 +118,10 @@ class EpochLoop:
             measure.OtherLoad() as load,
             measure.GpuEnergy(training.device) as energy,
         ):
+            start = time.perf_counter() - training.epoch_time_s
             whole = train_epoch(training, after_step)
             measure.synchronize(training.device)
-        training.epoch_time_s = time.perf_counter() - start
+            training.epoch_time_s = time.perf_counter() - start
         if not whole:
             self.save()
             raise Interrupted(self.stop.number, self.directory.path)
