@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
     from fgbench.trainers.backprop import Backprop
     from fgbench.trainers.base import StepStats, Trainer
+    from fgbench.trainers.compiled import compile_steps
     from fgbench.trainers.feedback_alignment import FeedbackAlignment
     from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
     from fgbench.trainers.forward_gradient import ForwardGradient
@@ -37,6 +38,7 @@ _MODULES = {
     "StepStats": "trainers.base",
     "Trainer": "trainers.base",
     "TrainerOptions": "options",
+    "compile_steps": "trainers.compiled",
     "load_config": "config.config",
     "load_model": "run.weights",
     "read_runs": "analysis.frames",
@@ -66,6 +68,7 @@ __all__ = [
     "Trainer",
     "TrainerOptions",
     "ZerothOrder",
+    "compile_steps",
     "load_config",
     "load_model",
     "read_runs",

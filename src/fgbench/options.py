@@ -42,6 +42,11 @@ class TrainerOptions(Options):
         """What a step uses backwards; a trainer declares it here, since it may depend on its options."""
         return Backwards.UNKNOWN
 
+    @property
+    def can_compile(self) -> bool:
+        """Whether its pass can be compiled (``compile: true``) with these options."""
+        return False
+
 
 def declared_backwards(options: Options) -> Backwards:
     """What the options of a trainer say it uses backwards; unknown where they are plain ``Options``."""

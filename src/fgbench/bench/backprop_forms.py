@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgbench.errors import ConfigError
+from fgbench.trainers.compiled import require_compiler
 
 COMPILED = "backprop, compiled model"
+COMPILED_STEP = "backprop, compiled step"
 IN_BACKWARD = "backprop, optimizer in backward"
 
 
@@ -51,20 +52,3 @@ def step_in_backward(model: nn.Module, inputs: Tensor, labels: Tensor, lr: float
         loss_fn(model(inputs), labels).backward()
 
     return step
-
-
-def require_compiler() -> None:
-    """Refuse where torch finds no C++ compiler.
-
-    Raises:
-        ConfigError: in one line, what to install.
-    """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise ConfigError(
-            "needs a C++ compiler (g++ or clang++, or the variable CXX), and there is none"
-        ) from error

@@ -17,7 +17,7 @@ from torch.func import functional_call, jvp
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgbench import measure
-from fgbench.bench.backprop_forms import COMPILED, IN_BACKWARD, compiled_step, step_in_backward
+from fgbench.bench.backprop_forms import COMPILED, COMPILED_STEP, IN_BACKWARD, compiled_step, step_in_backward
 from fgbench.bench.report import BenchRow, name_best_backprop, table, write_report
 from fgbench.config.optimizer import ScheduleOptions
 from fgbench.datasets.base import Split, Splits
@@ -29,6 +29,7 @@ from fgbench.run.loop import TrainingState, start_next_epoch, train_epoch
 from fgbench.run.optimizers import build_schedule
 from fgbench.seeds import derive_generator
 from fgbench.trainers.base import Trainer
+from fgbench.trainers.compiled import compile_steps
 from fgbench.trainers.forward_gradient import ForwardGradient
 
 IMAGE_SHAPE = (1, 28, 28)
@@ -55,6 +56,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     **{name: (name, {}) for name in TRAINERS if name not in ("backprop", "forward-gradient")},
 }
+COMPILED_VARIANTS = {
+    COMPILED_STEP: BACKPROP,
+    **{
+        f"{name}, compiled": name
+        for name in (
+            "forward-gradient, normal",
+            "forward-gradient, rank-one",
+            "forward-gradient, rank-one, K=4",
+        )
+    },
+}
+"""Variants whose pass is also measured compiled (``compile: true``)."""
 TEXTBOOK = "textbook forward gradient (reference)"
 IN_LOOP = (BACKPROP, "forward-gradient, rank-one")
 """Cases that are also measured inside the training loop, which adds batches, sums, schedule and seeds."""
@@ -164,10 +177,20 @@ def bench_model(
     if not quick:  # compiling takes half a minute
         try:
             cases.append(_compiled_case(model, inputs, labels))
+            for compiled, variant in COMPILED_VARIANTS.items():
+                trainer_name, changes = VARIANTS[variant]
+                trainer = compile_steps(load("trainer", trainer_name)(**changes))
+                case = _trainer_case(compiled, trainer, model, inputs, labels)
+                cases.append(replace(case, counted=False))
         except ConfigError as error:
             rows.append(BenchRow(name, batch_size, COMPILED, note=str(error)))
     for case in cases:
         case.step()
+    for case in list(cases):
+        compiled_pass = case.trainer and case.trainer.compiled
+        if compiled_pass and compiled_pass.reason:
+            rows.append(BenchRow(name, batch_size, case.name, note=compiled_pass.reason))
+            cases.remove(case)
     if not quick:
         cases += [_loop_case(case, model, inputs, labels) for case in cases if case.name in IN_LOOP]
     for _ in range(rounds):

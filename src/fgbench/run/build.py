@@ -15,6 +15,7 @@ from fgbench.run.world import World
 from fgbench.seeds import derive_generator
 from fgbench.trainers.base import Trainer
 from fgbench.trainers.build import build_trainer
+from fgbench.trainers.compiled import compile_steps
 
 
 def build_training(
@@ -40,6 +41,8 @@ def build_training(
     if config.optimizer.exact_lr is not None:
         _check_exact_lr(trainer, model)
     optimizer = build_optimizer(config.optimizer, model, trainer.parameters(), trainer.exact_names(model))
+    if config.compile:
+        compile_steps(trainer)
     trainer, workers = distribute(trainer, world or World(), batch_size)
     if batch_size == workers.shards:
         _check_normalization(model, inputs[:1], batch_size)

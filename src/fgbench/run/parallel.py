@@ -176,6 +176,11 @@ def distribute(trainer: Trainer, world: World, batch_size: int) -> tuple[Trainer
     else:
         workers = DataWorkers(world)
     if type(trainer) is Backprop:
+        if trainer.compiled is not None:
+            raise ConfigError(
+                f"compile: true with backprop expected one process, not {world.size} workers, which exchange "
+                "gradients while they are formed; set compile: false"
+            )
         return DataParallelBackprop(trainer, world), workers
     trainer.workers = workers
     return trainer, workers

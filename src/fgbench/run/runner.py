@@ -177,6 +177,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
         loggers = Loggers(config.log if world.is_main else ())
         loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world, best, loggers.log)
         verified = verify_next_step(training, world) if config.verify and not loop.ended else None
+        _record_compiled(training, directory)
         cost = measure_step_cost(config, plan.device, training.splits) if world.size == 1 else None
         loggers.start(directory.path, config.model_dump(mode="json"), environment, rows)
         try:
@@ -185,6 +186,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             loggers.finish("interrupted" if stopped else "failed")
             raise
+        _record_compiled(training, directory)
         extra = {
             "uses_backwards": declared_backwards(config.trainer),
             "forward_passes_per_step": cost and cost.forward_passes,
@@ -234,6 +236,19 @@ def _resume(
         ) from error
     print(f"resumes after epoch {training.epochs_done}, batch {training.batches_done} of the next")
     return rows, saved.get("best")
+
+
+def _record_compiled(training: TrainingState, directory: RunDirectory) -> None:
+    """Keep in env.json whether steps run compiled, and say once where they do not."""
+    if training.trainer.compiled is None:
+        return
+    reason = training.trainer.compiled.reason
+    env = directory.read_env()
+    found = f"no: {reason}" if reason else "yes"
+    if env and env.get("compiled") != found:
+        directory.write_env({**env, "compiled": found})
+        if reason:
+            print(f"fgbench: compile: true, but steps run eagerly: {reason}", file=sys.stderr)
 
 
 def _describe_environments(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fgbench.checks.verify import verify
+from fgbench.checks.verify import compare_step
 from fgbench.errors import FgbenchError
 from fgbench.run.loop import (
     TrainingState,
@@ -32,9 +32,10 @@ def verify_next_step(training: TrainingState, world: World) -> dict[str, Any]:
         inputs, labels = next_batch(training, seed_dropout)
         with autocast(training):
             try:
-                found = verify(
+                found = compare_step(
                     training.trainer, training.model, training.loss_fn, inputs, labels,
                     seed_tangents(training, torch.Generator(training.device)), sgd_step=sgd_step,
+                    exact=training.trainer.compiled is not None,
                 )  # fmt: skip
             except FgbenchError as error:
                 failure = error

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.options import BackpropOptions
-from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses
+from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses, write_gradients
 from fgbench.trainers.reference import reference_of_gradient, true_gradient
 from fgbench.trainers.replay import OnePass
 
@@ -49,6 +49,11 @@ class Backprop(Trainer):
         """Fill ``param.grad`` with the exact gradient; see :meth:`Trainer.compute_gradients`."""
         begin_step(model, labels, accumulate=accumulate)
         parameters = [param for param in model.parameters() if param.requires_grad]
+        if self.compiled is not None:
+            loss, outputs, gradients = self.compiled.gradient(model, loss_fn, inputs, labels, parameters)
+            found: dict[Tensor, Tensor] = dict(zip(parameters, gradients, strict=True))
+            norm = write_gradients(found, accumulate=accumulate)
+            return StepStats(loss, outputs, loss.new_empty(0), norm)
         with torch.enable_grad():
             outputs = recomputing(model, inputs) if self.options.recompute else model(inputs)
             loss = sample_losses(loss_fn, outputs, labels).mean()

@@ -94,6 +94,8 @@ class Trainer:
     """
 
     Options: ClassVar[type[Options]]
+    compiled: Any = None
+    """The ``CompiledPass`` of a trainer whose steps are compiled; see ``fgbench.trainers.compiled``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let no step of a subclass add to old gradients unasked, or return other than ``StepStats``."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from fgbench.trainers.options import ForwardGradientOptions
 from fgbench.trainers.replay import OnePass
 from fgbench.trainers.tangents import Tangents
 from fgbench.trainers.workers import Workers
+
+if TYPE_CHECKING:
+    from fgbench.trainers.compiled import CompiledPass
 
 
 class Estimate:
@@ -37,7 +40,9 @@ class Estimate:
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        compiled: "CompiledPass | None" = None,
     ) -> None:
+        self.compiled = compiled
         self.options, self.workers, self.tangents = options, workers, tangents
         self.model, self.loss_fn, self.batch, self.generator = model, loss_fn, (inputs, labels), generator
         self.num_tangents = options.tangents * workers.sets
@@ -88,7 +93,7 @@ class Estimate:
             number = min(self.chunk, count - start)
             with self.one_pass, self.output or nullcontext():
                 self._last = self.tangents.derivatives(
-                    self.model, self.loss_fn, *self.batch, some, number, self.output
+                    self.model, self.loss_fn, *self.batch, some, number, self.output, self.compiled
                 )
             parts.append(self._last.derivatives)
         derivatives, self._loss = self.workers.exchange(torch.cat(parts), self._last.loss)

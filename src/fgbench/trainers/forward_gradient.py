@@ -39,6 +39,8 @@ class ForwardGradient(Trainer):
     backprop that ends before them (ElasticZO, arXiv 2501.04287, does so with zeroth-order before them): one
     more pass, whose graph is those stages', and P counts the parameters before them.
 
+    After ``compile_steps`` (``compile: true``) the pass with its tangents is one compiled graph.
+
     Differs from the paper in taking any K (the paper: 1) and other guesses than ``normal``.
 
     Source: Baydin et al. (2022), algorithm 1, arXiv 2202.08587; projection: Fluegel et al. (2025), arXiv
@@ -177,4 +179,6 @@ class ForwardGradient(Trainer):
         generator: torch.Generator,
     ) -> Estimate:
         tangents = self.tangents_for(model, self.exact_names(model))
-        return Estimate(self.options, self.workers, tangents, model, loss_fn, inputs, labels, generator)
+        return Estimate(
+            *(self.options, self.workers, tangents, model, loss_fn, inputs, labels, generator), self.compiled
+        )

@@ -19,6 +19,11 @@ class BackpropOptions(TrainerOptions):
         """See :class:`TrainerOptions`."""
         return Backwards.EVERYTHING
 
+    @property
+    def can_compile(self) -> bool:
+        """See :class:`TrainerOptions`."""
+        return not self.recompute
+
 
 class FrozenOptions(TrainerOptions):
     """Options of ``frozen``."""
@@ -78,6 +83,11 @@ class ForwardGradientOptions(TangentOptions):
     def uses_backwards(self) -> Backwards:
         """See :class:`TrainerOptions`."""
         return Backwards.NOTHING if self.exact_stages is None else Backwards.STAGES
+
+    @property
+    def can_compile(self) -> bool:
+        """See :class:`TrainerOptions`."""
+        return self.exact_stages is None and not self.exact_output
 
     @model_validator(mode="after")
     def _check(self) -> "ForwardGradientOptions":

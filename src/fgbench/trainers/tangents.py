@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.forward_mode import Factors, ForwardPass
 from fgbench.trainers.passes import gradient_norm, sample_losses
 from fgbench.trainers.sampling import sample_tangents
+
+if TYPE_CHECKING:
+    from fgbench.trainers.compiled import CompiledPass
 
 
 class JvpResult(NamedTuple):
@@ -99,11 +102,15 @@ class Tangents(ABC):
         drawn: Any,
         count: int,
         output: OutputLayer | None = None,
+        compiled: "CompiledPass | None" = None,
     ) -> JvpResult:
         """One pass along all ``count`` tangents together; the values are computed once."""
         tangents: dict[Tensor, Tensor | Factors] = {
             self.params[name]: tangent for name, tangent in self.along(drawn).items()
         }
+        if compiled is not None:
+            loss, outputs, found = compiled.derivatives(model, loss_fn, inputs, labels, tangents, count)
+            return JvpResult(loss, outputs, outputs.new_empty(0), found)
         with ForwardPass(model, tangents, count) as forward:
             outputs = model(inputs)
             loss = sample_losses(loss_fn, outputs, labels).mean()

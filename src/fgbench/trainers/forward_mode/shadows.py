@@ -128,6 +128,13 @@ class Shadows(TorchDispatchMode):
         else:
             self.put(value, tangent.dense() if isinstance(tangent, Factors) else tangent)
 
+    def give_leaf(self, value: Tensor, tangent: Tensor | Factors) -> None:
+        """The same for a tensor that shares its memory with none."""
+        if isinstance(tangent, Factors):
+            self.put_factors(value, tangent)
+        else:
+            self.put(value, tangent)
+
     def has(self, value: Tensor) -> bool:
         """Whether a tensor has a tangent."""
         if _REQUIRES_GRAD(value):
@@ -155,6 +162,15 @@ class Shadows(TorchDispatchMode):
         if key not in self._shadows:
             self._make_dense(key)
         _, rows, start, distance = self._shadows[key]
+        if (
+            rows.stride()[1:] == value.stride()
+            and rows.shape[1:] == value.shape
+            and rows.dtype == value.dtype
+        ):
+            size = rows.element_size()
+            whole = value.storage_offset() == 0 and start == rows.storage_offset() * size
+            if whole and distance == rows.stride(0) * size and not (value.is_conj() or value.is_neg()):
+                return rows
         if rows.dtype != value.dtype:
             rows = rows.as_strided((rows.untyped_storage().nbytes() // rows.element_size(),), (1,), 0)
             rows = rows.view(value.dtype)
