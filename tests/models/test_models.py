@@ -334,6 +334,8 @@ def test_a_model_that_does_not_fit_is_an_error_that_names_it(build_it, message):
     ("name", "changes"),
     [
         ("fc", {"layers": -1}),
+        ("fc", {"layers": 1001}),
+        ("vit", {"depth": 1001}),
         ("fc", {"dropout": 1.0}),
         ("cnn", {"width": 0}),
         ("vgg16", {"stem": "large"}),

@@ -72,13 +72,17 @@ PARTS = {
 }
 
 
-def torture(counts: dict[str, int], seed: int, report: Callable[[dict[str, Tally]], object]) -> bool:
+def torture(
+    counts: dict[str, int], seed: int, only: list[str], report: Callable[[dict[str, Tally]], object]
+) -> bool:
     """Run every part, reporting after each; whether nothing went wrong."""
     tallies = {}
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         _import_everything(Path(folder))
         arena = Arena(Path(folder), random.Random(seed))
         for title, (part, count) in PARTS.items():
+            if only and count not in only:
+                continue
             start = time.perf_counter()
             tallies[title] = part(arena, counts[count])
             print(
@@ -126,16 +130,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few of each, nothing written")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], choices=FULL, help="parts, by what they count")
     parser.add_argument("--out", type=Path, default=Path("results/reliability.md"))
     options = parser.parse_args()
     start = time.perf_counter()
     command = f"python tests/torture/torture.py --seed {options.seed}"
+    command += f" --only {' '.join(options.only)}" if options.only else ""
 
     def write(tallies: dict[str, Tally]) -> None:
         if not options.quick:
             options.out.write_text(to_markdown(tallies, command, time.perf_counter() - start))
 
-    return int(not torture(QUICK if options.quick else FULL, options.seed, write))
+    return int(not torture(QUICK if options.quick else FULL, options.seed, options.only, write))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from fgbench.options import Options
+
+MOST_LAYERS = 1000
+"""A deeper model takes minutes to build; a mistyped number is told at once."""
 
 
 class FCOptions(Options):
@@ -13,7 +16,7 @@ class FCOptions(Options):
     name: str = "fc"
     hidden: PositiveInt = 1024
     """Units of each hidden layer."""
-    layers: NonNegativeInt = 1
+    layers: int = Field(1, ge=0, le=MOST_LAYERS)
     """Hidden layers; 0 is logistic regression."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Probability with which a hidden unit is dropped."""
@@ -64,7 +67,7 @@ class ViTOptions(Options):
     """Height and width of the patches that become tokens."""
     width: PositiveInt = 128
     """Features of a token; a multiple of `heads`."""
-    depth: PositiveInt = 4
+    depth: int = Field(4, ge=1, le=MOST_LAYERS)
     """Transformer blocks."""
     heads: PositiveInt = 4
     """Attention heads of each block."""
@@ -88,7 +91,7 @@ class LocalMixerOptions(Options):
     """Groups of channels that some layers keep apart."""
     patches: PositiveInt = 1
     """Patches along each side of an image."""
-    blocks: PositiveInt = 1
+    blocks: int = Field(1, ge=1, le=MOST_LAYERS)
     """Blocks, each with a loss of its own under local trainers."""
 
     @model_validator(mode="after")
