@@ -29,6 +29,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_rooms.py
 
 docs: $(VENV)/.installed-docs
+	$(BIN)/python scripts/make_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 reproduce:  # all of results/, many hours; scripts/reproduce.sh --quick: a small part of each
