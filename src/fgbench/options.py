@@ -47,6 +47,16 @@ class TrainerOptions(Options):
         """Whether its pass can be compiled (``compile: true``) with these options."""
         return False
 
+    @property
+    def needs_independent_samples(self) -> bool:
+        """Whether a step takes one derivative per sample, so that samples may not interact in the model."""
+        return False
+
+
+def declared_independence(options: Options) -> bool:
+    """What the options of a trainer say of the samples; no need where they are plain ``Options``."""
+    return isinstance(options, TrainerOptions) and options.needs_independent_samples
+
 
 def declared_backwards(options: Options) -> Backwards:
     """What the options of a trainer say it uses backwards; unknown where they are plain ``Options``."""

@@ -70,7 +70,7 @@ def test_the_shipped_models_are_verified(name, options, model):
     trainer = load("trainer", name)(**options)
     # central differences take the output layer's gradient beside the parameters, not at them
     tolerance = 1e-4 if (name, "exact_output" in options) == ("zeroth-order", True) else 1e-8
-    for sgd_step in (False, True) if hasattr(trainer, "sgd_step") else (False,):
+    for sgd_step in (False, True) if trainer.has_sgd_step else (False,):
         found = verify(trainer, model, torch.float64, sgd_step=sgd_step, tolerance=tolerance)
         assert found.verdict == "verified"
         assert found.derivatives in (options.get("tangents", 1), 6 * options.get("tangents", 1))
@@ -151,7 +151,7 @@ def test_verifying_disturbs_nothing(name):
         model = shipped("local-mixer")
     trainer = ready(name, {}, model)
     trainer.compute_gradients(model, LOSS, *batch(), torch.Generator())
-    if hasattr(trainer, "sgd_step"):
+    if trainer.has_sgd_step:
         trainer.sgd_step(model, LOSS, *batch(), torch.Generator(), 1e-3)
     generator = torch.Generator().manual_seed(2)
     grads = [param.grad for param in model.parameters()]
@@ -162,7 +162,7 @@ def test_verifying_disturbs_nothing(name):
         )
 
     before = everything()
-    fgbench.verify(trainer, model, LOSS, *batch(), generator, sgd_step=hasattr(trainer, "sgd_step"))
+    fgbench.verify(trainer, model, LOSS, *batch(), generator, sgd_step=trainer.has_sgd_step)
     assert all(torch.equal(left, right) for left, right in zip(before, everything(), strict=True))
     assert all(param.grad is grad for param, grad in zip(model.parameters(), grads, strict=True))
 

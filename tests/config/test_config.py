@@ -541,3 +541,23 @@ def test_a_config_can_be_built_without_a_file():
     )
     source = Source("x", json.loads(config.model_dump_json()))
     assert validate_source(source, Config) == config
+
+
+@pytest.mark.parametrize(
+    ("trainer", "fits"),
+    [
+        ("{name: activity-forward-gradient}", False),
+        ("{name: guided-forward-gradient, space: activations}", False),
+        ("{name: guided-forward-gradient, space: activations, target: local}", True),
+        ("{name: guided-forward-gradient}", True),
+        ("{name: feedback-forward-gradient}", True),
+    ],
+)
+def test_derivatives_per_sample_do_not_go_with_batch_normalisation(tmp_path, trainer, fits):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"dataset: {{name: synthetic}}\nmodel: {{name: resnet18}}\ntrainer: {trainer}\n")
+    if fits:
+        load_config(path)
+        return
+    with pytest.raises(ConfigError, match=r"needs samples that do not interact; set model\.normalization"):
+        load_config(path)

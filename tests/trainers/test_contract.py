@@ -33,6 +33,7 @@ MODELS = {
     "resnet18": {"name": "resnet18", "width": 2},
     "local-mixer": {"name": "local-mixer", "channels": 8, "groups": 2, "patches": 2, "blocks": 2},
     "resnet18-group": {"name": "resnet18", "width": 2, "normalization": "group"},
+    "vit": {"name": "vit", "width": 4, "depth": 1, "heads": 2, "dropout": 0.3},
 }
 VARIANTS = [
     ("backprop", {"recompute": True}),
@@ -307,7 +308,7 @@ def test_frozen_parameters_get_no_gradient(name):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [case for case in DEFAULTS + VARIANTS if hasattr(load("trainer", case[0]), "sgd_step")],
+    [case for case in DEFAULTS + VARIANTS if load("trainer", case[0])().has_sgd_step],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_an_sgd_step_is_a_step_along_the_gradient(name, options, dtype, tolerance):

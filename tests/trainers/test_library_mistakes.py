@@ -208,19 +208,28 @@ def test_so_is_a_step_of_its_own():
         StepsOnItsOwn().sgd_step(small_model())
 
 
-def test_a_config_that_names_no_trainer_ends_before_its_run_begins(tmp_path, monkeypatch):
+class Unfinished(Trainer):
+    class Options(Options):
+        name: str = "unfinished"
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [(NotATrainer, r"is no subclass of fgbench\.Trainer"), (Unfinished, "has no method compute_gradients")],
+)
+def test_a_config_that_names_no_trainer_ends_before_its_run_begins(tmp_path, monkeypatch, own, words):
     (tmp_path / "own_trainers.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     import own_trainers
 
-    own_trainers.Own = NotATrainer
+    own_trainers.Own = own
     path = tmp_path / "c.yaml"
     path.write_text(
         "dataset: {name: synthetic}\nmodel: {name: fc, hidden: 4}\ntrainer: {name: 'own_trainers:Own'}\n"
     )
     config = load_config(path)
     splits = load_splits(config.dataset, 0, torch.device("cpu"), DataSearch(download=False))
-    line = r"^trainer\.name: own_trainers:Own is no subclass of fgbench\.Trainer$"
+    line = rf"^trainer\.name: own_trainers:Own {words}$"
     with pytest.raises(ConfigError, match=line):
         build_training(config, torch.device("cpu"), splits)
 

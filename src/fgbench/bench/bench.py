@@ -354,9 +354,9 @@ def _trainer_case(name: str, trainer: Trainer, model: nn.Module, inputs: Tensor,
         optimizer.step()
 
     def sgd_step() -> None:
-        trainer.sgd_step(own, LOSS, images, labels, generator, LEARNING_RATE)  # type: ignore[attr-defined]
+        trainer.sgd_step(own, LOSS, images, labels, generator, LEARNING_RATE)
 
-    fused = hasattr(trainer, "sgd_step")
+    fused = trainer.has_sgd_step
     if isinstance(trainer, ForwardGradient):
         tangents: Any = trainer.tangents_for(own)
         count = trainer.options.tangents

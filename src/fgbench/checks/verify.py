@@ -147,7 +147,7 @@ def _step(
             for name, param in params.items()
         }
     before = {name: param.detach().clone() for name, param in params.items()}
-    stats = trainer.sgd_step(model, loss_fn, inputs, labels, generator, 1.0)  # type: ignore[attr-defined]
+    stats = trainer.sgd_step(model, loss_fn, inputs, labels, generator, 1.0)
     return stats, {name: before[name] - param.detach() for name, param in params.items()}
 
 

@@ -31,7 +31,7 @@ from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
 from fgbench.config.overrides import Override, apply_override, expand_names, parse_override
 from fgbench.config.source import Location, Source, dump_yaml, read_yaml, show
 from fgbench.errors import ConfigError
-from fgbench.options import Options, TrainerOptions
+from fgbench.options import Options, TrainerOptions, declared_independence
 from fgbench.paths import expand_path
 from fgbench.registry import LOGGERS, TABLES, find, options_model
 
@@ -186,13 +186,10 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
-        if (
-            self.trainer.name == "activity-forward-gradient"
-            and getattr(self.model, "normalization", None) == "batch"
-        ):
+        if declared_independence(self.trainer) and getattr(self.model, "normalization", None) == "batch":
             text = (
-                "batch does not go with trainer.name: activity-forward-gradient, which needs samples "
-                "that do not interact; set model.normalization: group (or none)"
+                f"batch does not go with trainer.name: {self.trainer.name}, which needs samples that do not "
+                "interact; set model.normalization: group (or none)"
             )
             raise _error_at(("model", "normalization"), "batch", "combination", text)
         if self.compile and not (isinstance(self.trainer, TrainerOptions) and self.trainer.can_compile):

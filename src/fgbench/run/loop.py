@@ -182,7 +182,7 @@ def autocast(training: TrainingState) -> AbstractContextManager[Any]:
 def takes_sgd_steps(training: TrainingState) -> bool:
     """Whether the trainer has an SGD step of its own, and plain SGD allows it."""
     plain = is_plain_sgd(training.optimizer) and training.clip_gradient_norm is None
-    return plain and hasattr(training.trainer, "sgd_step")
+    return plain and training.trainer.has_sgd_step
 
 
 def start_next_epoch(training: TrainingState) -> None:
@@ -212,7 +212,7 @@ def _choose_step(training: TrainingState) -> Callable[[Tensor, Tensor], StepStat
         with autocast(training):
             lr = optimizer.param_groups[0]["lr"]
             tangents = seed_tangents(training, generator)
-            return trainer.sgd_step(model, training.loss_fn, inputs, labels, tangents, lr)  # type: ignore[attr-defined]
+            return trainer.sgd_step(model, training.loss_fn, inputs, labels, tangents, lr)
 
     if takes_sgd_steps(training):
         # or the schedule warns that the optimizer never stepped

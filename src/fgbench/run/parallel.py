@@ -24,7 +24,7 @@ from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.backprop import Backprop, recomputing
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
 from fgbench.trainers.passes import accumulating
-from fgbench.trainers.workers import Workers
+from fgbench.trainers.workers import Sharing, Workers
 
 
 class _Several(Workers):
@@ -97,7 +97,7 @@ class DataParallelBackprop(Trainer):
 
     Options = Backprop.Options
 
-    def __init__(self, backprop: Backprop, world: World) -> None:
+    def __init__(self, backprop: Trainer, world: World) -> None:
         super().__init__(backprop.options)
         self.world = world
         self._plain = Backprop(recompute=False)
@@ -161,7 +161,7 @@ def distribute(trainer: Trainer, world: World, batch_size: int) -> tuple[Trainer
     """
     if world.size == 1:
         return trainer, Workers()
-    if type(trainer) is not Backprop and not hasattr(trainer, "workers"):
+    if trainer.sharing is Sharing.NOTHING:
         raise ConfigError(
             f"trainer.name: {trainer.options.name} cannot train on {world.size} workers; under torchrun "
             "expected backprop, forward-gradient or zeroth-order"
@@ -175,7 +175,7 @@ def distribute(trainer: Trainer, world: World, batch_size: int) -> tuple[Trainer
         )
     else:
         workers = DataWorkers(world)
-    if type(trainer) is Backprop:
+    if trainer.sharing is Sharing.GRADIENTS:
         if trainer.compiled is not None:
             raise ConfigError(
                 f"compile: true with backprop expected one process, not {world.size} workers, which exchange "

@@ -9,6 +9,7 @@ from fgbench.trainers.options import BackpropOptions
 from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses, write_gradients
 from fgbench.trainers.reference import reference_of_gradient, true_gradient
 from fgbench.trainers.replay import OnePass
+from fgbench.trainers.workers import Sharing
 
 
 class Backprop(Trainer):
@@ -31,6 +32,7 @@ class Backprop(Trainer):
     """
 
     Options = BackpropOptions
+    sharing = Sharing.GRADIENTS
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """All; see :meth:`Trainer.exact_names`."""

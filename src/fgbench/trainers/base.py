@@ -1,6 +1,7 @@
 """What a trainer is: a rule that fills ``param.grad`` for one batch."""
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from fgbench.config.mistakes import explain
 from fgbench.errors import ConfigError
-from fgbench.options import Backwards, Options, declared_backwards
+from fgbench.options import Backwards, Options, declared_backwards, declared_independence
+from fgbench.trainers.workers import Sharing, Workers
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss_fn(outputs, labels)`` returns one loss per sample, shape (B,)."""
@@ -74,16 +76,15 @@ def _whole_step(step: Callable[..., Any]) -> Callable[..., StepStats]:
     return checked
 
 
-class Trainer:
+class Trainer(ABC):
     """A rule that fills ``param.grad`` for one batch; subclasses implement ``compute_gradients``.
 
     A trainer never calls the optimizer, never owns the loop, never reseeds a global generator and never waits
     for the device, so optimizers, clipping and schedules work with all of them, and
     ``trainer.compute_gradients(...)`` stands where ``loss.backward()`` stood.
 
-    It may also define ``sgd_step(model, loss_fn, inputs, labels, generator, lr) -> StepStats``, which does a
-    plain SGD step without forming a dense gradient; ``lr`` is a float. The loop prefers it where the
-    optimizer allows.
+    What else a trainer can, it says itself: ``has_sgd_step``, ``sharing``, ``needs_independent_samples``,
+    ``exact_names``, ``reference``, ``mean_gradient``.
 
     Args:
         options: the options model, as a config gives it.
@@ -96,6 +97,10 @@ class Trainer:
     Options: ClassVar[type[Options]]
     compiled: Any = None
     """The ``CompiledPass`` of a trainer whose steps are compiled; see ``fgbench.trainers.compiled``."""
+    sharing: ClassVar[Sharing] = Sharing.NOTHING
+    """What workers exchange to share a step; ``DERIVATIVES`` go through the trainer's ``workers``."""
+    workers: Workers = Workers()
+    """With whom a step is shared; a run sets it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let no step of a subclass add to old gradients unasked, or return other than ``StepStats``."""
@@ -114,7 +119,22 @@ class Trainer:
         """What a step uses backwards; the options model declares it."""
         return declared_backwards(self.options)
 
-    def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
+    @property
+    def needs_independent_samples(self) -> bool:
+        """Whether a step takes one derivative per sample, so that samples may not interact in the model.
+
+        The options model declares it; the trainer asks ``fgbench.trainers.independence`` about the model.
+        """
+        return declared_independence(self.options)
+
+    @property
+    def has_sgd_step(self) -> bool:
+        """Whether it has an ``sgd_step``; the loop prefers that where the optimizer allows."""
+        return type(self).sgd_step is not Trainer.sgd_step
+
+    def set_up(  # noqa: B027
+        self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator
+    ) -> None:
         """Build what depends on the model (auxiliary networks, feedback matrices); nothing by default.
 
         Called once before the first step, after the initial weights. Must leave the model as it was.
@@ -129,6 +149,7 @@ class Trainer:
             ConfigError: this trainer cannot train this model.
         """
 
+    @abstractmethod
     def compute_gradients(
         self,
         model: nn.Module,
@@ -151,6 +172,26 @@ class Trainer:
 
         Raises:
             ConfigError: ``loss_fn`` returns a scalar, or the model is one this trainer cannot train.
+        """
+
+    def sgd_step(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        lr: float,
+    ) -> StepStats:
+        """A step of plain SGD without forming a dense gradient, for trainers that have one.
+
+        Args:
+            model: see ``compute_gradients``.
+            loss_fn: one loss per sample.
+            inputs: shape (B, ...).
+            labels: shape (B,).
+            generator: on the model's device.
+            lr: the learning rate.
         """
         raise NotImplementedError
 
@@ -232,5 +273,5 @@ class Trainer:
         """Everything needed to resume bit for bit, as tensors and plain values; empty without state."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Resume from what ``state_dict`` gave, after ``set_up``."""

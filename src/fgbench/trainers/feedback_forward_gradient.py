@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
-from fgbench.trainers.activity_forward_gradient import require_independent_samples
 from fgbench.trainers.activity_pass import PassResult, layer_parameters, perturbed_pass
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
@@ -19,6 +18,7 @@ from fgbench.trainers.feedback_matrices import (
     to_rows,
     unexplained_shares,
 )
+from fgbench.trainers.independence import require_independent_samples
 from fgbench.trainers.options import FeedbackForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.reference import differentiate_outputs, gradient_length, true_gradient
@@ -226,7 +226,7 @@ class FeedbackForwardGradient(Trainer):
         self.feedback = [matrix.to(result.outputs.device) for matrix in self.feedback]
 
     def _check(self, model: nn.Module) -> None:
-        if self.options.correction:
+        if self.needs_independent_samples:
             require_independent_samples(model, self.options.name)
 
     def _learn(self, result: PassResult, changes: list[Tensor]) -> None:

@@ -1,7 +1,6 @@
 """Forward gradients: random directions times the directional derivatives along them."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from fgbench.trainers.reference import (
     true_gradient,
 )
 from fgbench.trainers.tangents import FullTangents, Tangents
-from fgbench.trainers.workers import Workers
+from fgbench.trainers.workers import Sharing
 
 
 class ForwardGradient(Trainer):
@@ -55,10 +54,7 @@ class ForwardGradient(Trainer):
     """
 
     Options = ForwardGradientOptions
-
-    def __init__(self, options: Any = None, **changes: Any) -> None:
-        super().__init__(options, **changes)
-        self.workers = Workers()
+    sharing = Sharing.DERIVATIVES
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The output layer's, with ``exact_output``; see :meth:`Trainer.exact_names`."""

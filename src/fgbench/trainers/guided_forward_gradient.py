@@ -116,7 +116,7 @@ class GuidedForwardGradient(Trainer):
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Build the auxiliary networks; see :meth:`Trainer.set_up`."""
         refuse_lazy(model)
-        if self._takes_samples_apart:
+        if self.needs_independent_samples:
             require_independent_samples(model, self.options.name)
         hidden = cut_model(model, self.options.blocks)[:-1]
         if not self._has_auxiliaries:
@@ -172,7 +172,7 @@ class GuidedForwardGradient(Trainer):
         def losses(outputs: Tensor) -> Tensor:
             return sample_losses(loss_fn, outputs, labels)
 
-        if self._takes_samples_apart:
+        if self.needs_independent_samples:
             require_independent_samples(model, self.options.name)
             if not is_known_independent(model):
                 derive = partial(_move_outputs, blocks, inputs, losses)
@@ -298,10 +298,6 @@ class GuidedForwardGradient(Trainer):
         if not self._random:
             return gradient
         return sample_like(outputs, self.options.guess, generator)
-
-    @property
-    def _takes_samples_apart(self) -> bool:
-        return self.options.space == "activations" and not self._local_learning
 
 
 def _move_outputs(

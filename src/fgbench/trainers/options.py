@@ -120,6 +120,11 @@ class ActivityForwardGradientOptions(ForwardOptions):
         """See :class:`TrainerOptions`."""
         return Backwards.WEIGHTS if self.guess == "next-weights" else Backwards.NOTHING
 
+    @property
+    def needs_independent_samples(self) -> bool:
+        """See :class:`TrainerOptions`."""
+        return True
+
     @model_validator(mode="after")
     def _check(self) -> "ActivityForwardGradientOptions":
         if self.guess == "next-weights" and not self.mask:
@@ -156,6 +161,12 @@ class GuidedForwardGradientOptions(ForwardOptions):
             return Backwards.STAGES
         return Backwards.BLOCKS
 
+    @property
+    def needs_independent_samples(self) -> bool:
+        """In the space of activations, unless both target and guess are local."""
+        local_learning = self.target == "local" and self.guess not in ("normal", "rademacher")
+        return self.space == "activations" and not local_learning
+
 
 class FeedbackForwardGradientOptions(ForwardOptions):
     """Options of ``feedback-forward-gradient``."""
@@ -173,6 +184,11 @@ class FeedbackForwardGradientOptions(ForwardOptions):
     """Share of the unbiased correction by the loss's own derivative: 0 trusts the matrices, 1 is unbiased."""
     combine: Literal["direction", "projection"] = "direction"
     """`direction`: the direction as it is; `projection`: the gradient projected on it (a pass more)."""
+
+    @property
+    def needs_independent_samples(self) -> bool:
+        """With a correction, which is taken sample by sample."""
+        return bool(self.correction)
 
     @model_validator(mode="after")
     def _check(self) -> "FeedbackForwardGradientOptions":

@@ -1,13 +1,23 @@
 """With whom a step is shared: all that a trainer knows of other processes."""
 
+from enum import StrEnum
+
 import torch
 from torch import Tensor
+
+
+class Sharing(StrEnum):
+    """What workers exchange to share a trainer's step."""
+
+    NOTHING = "nothing: one process alone trains"
+    GRADIENTS = "gradients, averaged by DistributedDataParallel"
+    DERIVATIVES = "directional derivatives; every worker draws the same tangents"
 
 
 class Workers:
     """One process by itself. ``fgbench.run.world`` has those that are several.
 
-    A trainer that needs no exchange of gradients has a ``workers``. It draws tangents from every one of
+    A trainer whose ``sharing`` is ``DERIVATIVES`` draws tangents from every one of
     ``generators``, takes derivatives only along those of ``generators[own]``, passes what it measured
     through ``exchange`` and forms the update from all tangents.
 

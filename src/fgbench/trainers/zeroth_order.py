@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from fgbench.trainers.reference import (
 )
 from fgbench.trainers.replay import OnePass
 from fgbench.trainers.sampling import sample_tangents
-from fgbench.trainers.workers import Workers
+from fgbench.trainers.workers import Sharing
 
 
 class ZerothOrder(Trainer):
@@ -48,10 +47,7 @@ class ZerothOrder(Trainer):
     """
 
     Options = ZerothOrderOptions
-
-    def __init__(self, options: Any = None, **changes: Any) -> None:
-        super().__init__(options, **changes)
-        self.workers = Workers()
+    sharing = Sharing.DERIVATIVES
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Only looks whether this trainer can train the model; see :meth:`Trainer.set_up`."""
