@@ -74,7 +74,7 @@ def left(model, loss, outputs, gradient, derivatives=None):
 def by_backprop(model, inputs):
     model.zero_grad()
     chance()
-    outputs = model(inputs)
+    outputs = model(inputs.clone())
     loss = LOSS(outputs, LABELS).mean()
     loss.backward()
     gradient = {
@@ -87,6 +87,7 @@ def by_backprop(model, inputs):
 
 def by_trainer(case, trainer, model, inputs, generator):
     chance()
+    inputs = inputs.clone()
     if case == "sgd step":
         stats = trainer.sgd_step(model, LOSS, inputs, LABELS, generator, 1.0)
         gradient = {}
@@ -170,7 +171,7 @@ def central_difference(row, batches, direction, epsilon):
                 if name in direction:
                     param.add_(direction[name], alpha=sign * epsilon)
         chance()
-        losses.append(float(LOSS(model(batches[-1]), LABELS).mean()))
+        losses.append(float(LOSS(model(batches[-1].clone()), LABELS).mean()))
     return (losses[0] - losses[1]) / (2 * epsilon)
 
 

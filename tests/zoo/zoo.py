@@ -126,6 +126,7 @@ add("in-place relu on a residual", lambda s, x: (h := s.a(x), h.relu_(), s.b(h) 
 add("index assignment", lambda s, x: (h := torch.zeros(len(x), 8), h.__setitem__((slice(None), slice(0, 4)), s.a(x)), h + x)[2], a=lin(8, 4))
 add("masked_fill_, clamp_, mul_", lambda s, x: (h := s.a(x) * 1, h.masked_fill_(x > 1, 0.5), h.clamp_(-1, 1), h.mul_(s.g))[3],
     a=lin(8, 8), g=par(8))
+add("the inputs written over", lambda s, x: s.a(x.mul_(2).add_(1)).tanh(), a=lin(8, 8))
 add("out of an in-place chain: h += a; h *= b; h -= c",
     lambda s, x: (h := s.a(x), h.add_(s.w), h.mul_(s.w), h.sub_(x))[3], a=lin(8, 8), w=par(8))
 add("convolution of a view of what goes on", lambda s, x: (x := s.a(x), (x + s.dw(x.transpose(1, 2)).transpose(1, 2)).mean(1))[1], tokens,

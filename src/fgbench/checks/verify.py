@@ -112,7 +112,7 @@ def compare_step(
         chance, start = RandomStates(), generator.get_state()
         with put_back(trainer, model, inputs.device):
             try:
-                reference = trainer.reference(model, loss_fn, inputs, labels, generator)
+                reference = trainer.reference(model, loss_fn, inputs.clone(), labels, generator)
             except RuntimeError as error:
                 if "use_reentrant=True" not in str(error):
                     raise
@@ -124,7 +124,7 @@ def compare_step(
             return Verification("nothing to verify")
         generator.set_state(start)
         chance.restore()
-        stats, gradient = _step(trainer, model, loss_fn, inputs, labels, generator, sgd_step=sgd_step)
+        stats, gradient = _step(trainer, model, loss_fn, inputs.clone(), labels, generator, sgd_step=sgd_step)
         return _compare(trainer, stats, gradient, reference, tolerance)
 
 

@@ -100,7 +100,7 @@ class ActivityForwardGradient(Trainer):
         gradients = {id(p): torch.zeros_like(p) for p in model.parameters() if p.requires_grad}
         params = dict(model.named_parameters())
         unseen = not is_known_independent(model)
-        one_pass = OnePass(model, options.tangents + unseen)
+        one_pass = OnePass(model, options.tangents + unseen, inputs)
         if unseen:
 
             def derive(perturb: Callable[[Tensor], Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.options import BackpropOptions
 from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses, write_gradients
@@ -89,5 +90,10 @@ def recomputing(model: nn.Module, inputs: Tensor) -> Tensor:
 
     value = inputs
     for index in range(len(stages)):
+        given, version = value, value._version
         value = checkpoint(run, index, value, use_reentrant=False)
+        if given._version != version:
+            raise ConfigError(
+                f"recompute: true needs stages that leave their inputs alone; stage {index} writes into them"
+            )
     return value

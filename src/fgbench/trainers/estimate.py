@@ -52,7 +52,7 @@ class Estimate:
         self.joint = options.structure == "rank1" or options.combine == "projection"
         total = options.tangents
         self.chunk = min(options.chunk or total, total)
-        self.one_pass = OnePass(model, -(-total // self.chunk) + (stages is not None))
+        self.one_pass = OnePass(model, -(-total // self.chunk) + (stages is not None), inputs)
         self.exact: dict[str, Tensor] = {}
         self._derivatives: list[Tensor] = []
 

@@ -120,7 +120,7 @@ class FeedbackForwardGradient(Trainer):
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         gradients = {id(param): torch.zeros_like(param) for param in params.values()}
         tangents = sample_tangents(others, "rademacher", generator) if others else {}
-        one_pass = OnePass(model, 1 + (self.options.combine == "projection"))
+        one_pass = OnePass(model, 1 + (self.options.combine == "projection"), inputs)
 
         def perturb(index: int, output: Tensor) -> Tensor:
             return draw_signs(output, self.options.grid, generator)

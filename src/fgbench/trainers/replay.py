@@ -109,8 +109,12 @@ class OnePass:
     Args:
         model: whose buffers.
         passes: how many there will be; with one, nothing is kept.
+        inputs: of every pass, which the model may then not write into.
         with_graph: a graph outlives its pass, so that no buffer may be written to at the end of it: copies of
             buffers stand in for them. Otherwise a graph has to be used up within its pass.
+
+    Raises:
+        ConfigError: at the end of a pass, where the model wrote into its inputs.
 
     Example:
         >>> model, inputs = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()), torch.randn(4, 3)
@@ -123,10 +127,14 @@ class OnePass:
         (True, 1)
     """
 
-    def __init__(self, model: nn.Module, passes: int = 2, *, with_graph: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, passes: int = 2, inputs: Tensor | None = None, *, with_graph: bool = False
+    ) -> None:
         self._model = model
         self._keep = passes > 1
         self._with_graph = with_graph
+        self._inputs = inputs
+        self._version = 0 if inputs is None else inputs._version
         self._first: tuple[RandomStates, ModelState] | None = None
         self._stack = ExitStack()
 
@@ -149,3 +157,9 @@ class OnePass:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
+        written = self._inputs is not None and self._inputs._version != self._version
+        if self._keep and written and error is None:
+            raise ConfigError(
+                "the model writes into its inputs in place, and this step passes them through it several "
+                "times: let it work on a copy"
+            )

@@ -118,7 +118,7 @@ class ZerothOrder(Trainer):
         tangents = {
             name: torch.stack([each.of(param) for each in directions]) for name, param in params.items()
         }
-        one_pass = OnePass(model, 2 * len(directions) + 1)
+        one_pass = OnePass(model, 2 * len(directions) + 1, inputs)
         centre = {name: param.clone() for name, param in params.items()}
 
         def move(index: int, step: float) -> None:
@@ -163,7 +163,7 @@ class ZerothOrder(Trainer):
         exact = output_layer.names if output_layer else set()
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         moved = [param for name, param in params.items() if name not in exact]
-        one_pass = OnePass(model, 2 * options.tangents)
+        one_pass = OnePass(model, 2 * options.tangents, inputs)
         generators = self.workers.generators(generator)
         directions = [
             SeededDirection(moved, options.guess, each)
