@@ -146,14 +146,16 @@ def torture_data(arena: Arena, count: int) -> Tally:
         case = f"trial {trial}: {form}, {path.name} {damage}: exit {code}: {text[-1500:]}"
         if code == 0 and outcome(results) == rows:
             tally.note("ran to the undisturbed rows")
-        elif code == 0 and form != OWN:
-            told = "(not the official set, which has" in text.partition("\n")[0]
-            tally.note("ran on another number of images and said so", "" if told else case)
+        elif code == 0 and "(not the official set, which has" in text.partition("\n")[0]:
+            tally.note("ran on another number of images and said so")
         elif code == 0:
             [env] = results.rglob("env.json")
-            loaded = RunDirectory(env.parent).read_env()["data"]["loaded"]
-            known = loaded != data.fingerprint(form, data.folder / form).loaded
-            tally.note("ran on other pictures of the user's own, as its digest says", "" if known else case)
+            found = RunDirectory(env.parent).read_env()["data"]
+            whole = data.fingerprint(form, data.folder / form)
+            reordered = found["content"] == whole.content and found["loaded"] != whole.loaded
+            known = reordered or (form == OWN and found["loaded"] != whole.loaded)
+            ended = "ran on the same images in another order" if reordered else "ran on other own pictures"
+            tally.note(f"{ended}, as its digest says", "" if known else case)
         else:
             told = code == 2 and "Traceback" not in text and not list(results.iterdir())
             tally.note("refused with exit code 2", "" if told else case)
