@@ -215,7 +215,7 @@ MEANS = [
     ("zeroth-order", {"exact_output": True, "guess": "rademacher"}),
     ("activity-forward-gradient", {"guess": "normal", "mask": False, "exact_output": True}),
     ("activity-forward-gradient", {"guess": "next-weights"}),
-    ("feedback-forward-gradient", {"learning": "average", "correction": 0.5}),
+    ("feedback-forward-gradient", {"learning": "average", "correction": 0.5, "grid": None}),
     ("feedback-forward-gradient", {"combine": "projection"}),
 ]
 
