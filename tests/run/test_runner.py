@@ -14,11 +14,13 @@ import torch
 from small_models import model_for
 
 from fgbench.config.config import Config
-from fgbench.errors import ConfigError
+from fgbench.datasets.search import DataSearch
+from fgbench.errors import ConfigError, FgbenchError
 from fgbench.measure import OtherLoad
 from fgbench.registry import TRAINERS
-from fgbench.run import epochs
+from fgbench.run import epochs, runner
 from fgbench.run.loop import TrainingState
+from fgbench.run.plan import locate
 from fgbench.run.progress import EpochProgress
 from fgbench.run.runner import run_configs
 from fgbench.run.signals import Interrupted
@@ -140,6 +142,16 @@ def test_a_finished_run_is_skipped_unless_forced(tmp_path: Path, capsys: pytest.
     assert run_configs([make_config(tmp_path)], force=True).code == 0
     assert (only_run(tmp_path).path / "metrics.csv").read_bytes() != before
     assert reproducible_rows(tmp_path) == first
+
+
+def test_a_run_that_another_process_looks_at_is_finished_all_the_same(tmp_path: Path) -> None:
+    config = make_config(tmp_path, epochs=1)
+    plan = locate(config, torch.device("cpu"), DataSearch())
+    run_configs([config])
+    with only_run(tmp_path).lock():
+        assert runner.run(plan) == "finished"
+        with pytest.raises(FgbenchError, match="in use by process"):
+            runner.run(plan, force=True)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

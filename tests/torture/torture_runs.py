@@ -121,6 +121,8 @@ def _judge_race(tally: Tally, case: str, ends: list[tuple[int, int, str]], same:
     told = [code == 1 and any(f"in use by process {pid} on" in text for pid in ran) for _, code, text in ends]
     late = [code == 0 and pid not in ran for pid, code, _ in ends]
     well = len(ran) == 1 and sum(told) + sum(late) == len(ends) - 1 and same
-    tally.note("races run by one process", "" if well else f"{case}: {ends}"[:800])
+    tally.note(
+        "races run by one process", "" if well else f"{case}: {[(*end, text[-200:]) for *end, text in ends]}"
+    )
     tally.outcomes["processes that were told who holds the run"] += sum(told)
     tally.outcomes["processes that found it finished"] += sum(late)
