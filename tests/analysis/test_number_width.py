@@ -85,8 +85,9 @@ def test_what_tuning_prints_is_short(tmp_path):
 
 def test_benchmarks_write_short_numbers():
     plain = BenchRow(
-        "fc", 64, "backprop", (1e-3,) * 3, (1e-3,) * 3, (1e-3,) * 3, peak_memory_mib=9, memory_to_backprop=1
-    )
+        "fc", 64, "backprop", times_s=(1e-3,) * 3, forward_s=(1e-3,) * 3, backprop_s=(1e-3,) * 3,
+        peak_memory_mib=9, memory_to_backprop=1,
+    )  # fmt: skip
     slow = replace(plain, case="mine", times_s=(4e9,) * 3, peak_memory_mib=3e12, memory_to_backprop=3e11)
     assert long_numbers(table([plain, slow])) == []
     texts = [text.get_text() for axes in draw([plain, slow]).axes for text in axes.texts]

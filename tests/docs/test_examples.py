@@ -43,7 +43,7 @@ def test_the_notebook_trains_checks_and_compares_a_trainer_of_ones_own():
         "verdict='verified', derivatives=8",
         "verdict='verified', derivatives=1",
         "off by 0.5, at most 0.01 is rounding",
-        "one_layer:OneLayer       1         5",
+        "one_layer:OneLayer           nothing       1         5",
     ):
         [place] = [place for place, each in enumerate(found) if text in each]
         assert text in kept[place], "the notebook is kept with other outputs than it has"

@@ -102,7 +102,7 @@ def directional_derivatives(
 
 
 @dataclass(frozen=True)
-class Figure:
+class Moment:
     """A sampled mean beside the value it should have (None: unknown, only shown)."""
 
     name: str
@@ -156,15 +156,15 @@ class Sampled:
     norm: float
     squares: dict[str, float]
 
-    def figures(self, expected: "Expected") -> list[Figure]:
+    def figures(self, expected: "Expected") -> list[Moment]:
         """The rows of the report."""
         draws = expected.tangents
         spread = math.sqrt(2 / draws) if draws else 0.0
         error = expected.error
         return [
-            Figure("mean of <g_hat,g>/|g|^2", self.projections, expected.projection, spread),
-            Figure("mean of |g_hat-g|^2/|g|^2", self.errors, error, (error or 0.0) * spread),
-            Figure("mean cosine of g_hat and g", self.cosines, expected.cosine),
+            Moment("mean of <g_hat,g>/|g|^2", self.projections, expected.projection, spread),
+            Moment("mean of |g_hat-g|^2/|g|^2", self.errors, error, (error or 0.0) * spread),
+            Moment("mean cosine of g_hat and g", self.cosines, expected.cosine),
         ]
 
 
