@@ -12,9 +12,9 @@ import distributed_workers as workers
 import numpy as np
 import pytest
 import yaml
+from run_directories import only_run
 
 from fgbench import load_model
-from fgbench.storage.run_directory import RunDirectory
 
 IMAGES = {"name": "synthetic", "shape": [1, 16, 16], "classes": 3, "train": 60, "test": 12}
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -158,11 +158,6 @@ def write_config(folder: Path, **changes) -> str:
     return str(path)
 
 
-def only_run(folder: Path) -> RunDirectory:
-    (status,) = (folder / "results").rglob("status.json")
-    return RunDirectory(status.parent)
-
-
 def reproducible_rows(folder: Path) -> list[dict]:
     columns = (
         "epoch",
@@ -173,7 +168,9 @@ def reproducible_rows(folder: Path) -> list[dict]:
         "grad_norm",
         "bytes_sent_per_step",
     )
-    return [{column: row[column] for column in columns} for row in only_run(folder).read_metrics()]
+    return [
+        {column: row[column] for column in columns} for row in only_run(folder / "results").read_metrics()
+    ]
 
 
 @pytest.mark.parametrize("trainer", ["backprop", "rank-one"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_directories import only_run
 from small_models import model_for
 
 from fgbench.config.config import Config
@@ -25,7 +26,6 @@ from fgbench.run.progress import EpochProgress
 from fgbench.run.runner import run_configs
 from fgbench.run.signals import Interrupted
 from fgbench.storage.metrics import METRICS
-from fgbench.storage.run_directory import RunDirectory
 from fgbench.storage.state import load_state, save_state
 
 MEASURED = {
@@ -60,11 +60,6 @@ def make_config(results: Path, **changes) -> Config:
         "results_dir": str(results),
     } | changes
     return Config.model_validate(settings)
-
-
-def only_run(results: Path) -> RunDirectory:
-    (folder,) = {path.parent for path in results.rglob("status.json")}
-    return RunDirectory(folder)
 
 
 def reproducible_rows(results: Path) -> list[dict]:

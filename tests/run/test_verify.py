@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from run_directories import only_run
 from small_models import model_for
 
 from fgbench.config.config import Config
 from fgbench.registry import TRAINERS
 from fgbench.run import runner
 from fgbench.run.runner import run_configs
-from fgbench.storage.run_directory import RunDirectory
 from fgbench.trainers.forward_gradient import ForwardGradient
 
 IMAGES = {"name": "synthetic", "shape": [1, 8, 8], "classes": 3, "train": 60, "test": 12, "augment": True}
@@ -27,11 +27,6 @@ def config(results: Path, **changes) -> Config:
         "results_dir": str(results),
     }
     return Config.model_validate(settings | changes)
-
-
-def only_run(results: Path) -> RunDirectory:
-    (path,) = results.rglob("status.json")
-    return RunDirectory(path.parent)
 
 
 def learnt(results: Path) -> list[dict]:
