@@ -193,3 +193,28 @@ def test_the_size_of_the_fc_network_is_the_models():
     model = build_fc(FCOptions(), (1, 28, 28), 10)
     count = sum(param.numel() for param in model.parameters())
     assert f"P is {count:,}" in plain(PAGES["docs/trainers.md"])
+
+
+def test_what_is_said_of_todays_pass_is_what_was_measured():
+    steps = pd.read_csv(RESULTS / "compiled" / "steps.csv").set_index(["case", "model"])
+    assert json.loads((RESULTS / "compiled" / "bench.json").read_text())["environment"]["git_dirty"] is False
+    rank_one, compiled = "forward-gradient, rank-one", "forward-gradient, rank-one, compiled"
+    rows = {
+        "rank-one / backprop, time": (rank_one, "time_to_backprop"),
+        "rank-one, compiled / backprop, time": (compiled, "time_to_backprop"),
+        "rank-one, compiled / backprop in its fastest form, time": (compiled, "time_to_best_backprop"),
+        "rank-one / backprop, memory": (rank_one, "memory_to_backprop"),
+        "rank-one, compiled / backprop, memory": (compiled, "memory_to_backprop"),
+    }
+    found = {
+        name: [f"{steps.loc[(case, model), column]:.2f}" for model in ("fc", "cnn")]
+        for name, (case, column) in rows.items()
+    }
+    text = COSTS.partition("## Today's pass")[2]
+    for name, cells in found.items():
+        assert f"| {name} | {cells[0]} | {cells[1]} |" in text
+    time, fast = found["rank-one / backprop, time"], found["rank-one, compiled / backprop, time"]
+    fc, cnn = found["rank-one / backprop, memory"]
+    said = f"takes {fc} (FC) and {cnn} (CNN) of backprop's memory, and {time[0]} and {time[1]} of its time; "
+    assert said + f"compiled {fast[0]} and {fast[1]}" in plain(README)
+    assert "optimizer in backward" in str(steps.iloc[0]["best_backprop"])
