@@ -111,6 +111,53 @@ def test_a_wrong_compiled_rule_is_found_before_it_is_used(monkeypatch):
     assert "off by" in trainer.compiled.reason
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Captures that run as they are: what is tested is what becomes of them, not inductor."""
+
+    def as_it_is(self, values, chosen, given):
+        return lambda values, given: self._along(values, chosen, given)
+
+    monkeypatch.setattr("fgbench.trainers.compiled._Program._compile", as_it_is)
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(128, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+
+
+def test_many_models_in_one_process_are_all_compiled(uncompiled):
+    for _ in range(12):
+        trainer = compile_steps(fgbench.ForwardGradient(**RANK_ONE))
+        assert_equal(trainer, linear())
+        assert trainer.compiled.reason == ""
+
+
+def test_a_step_that_trains_other_parameters_is_not_taken_for_the_one_that_was_compiled(uncompiled):
+    trainer, model = compile_steps(fgbench.ForwardGradient(**RANK_ONE)), linear()
+    first, second = model[1].bias, model[3].bias  # of one shape
+    loss_fn, generator = LOSS, torch.Generator()
+    for frozen, other in ((first, second), (second, first)):
+        frozen.requires_grad_(False)
+        other.requires_grad_(True)
+        stats = trainer.compute_gradients(model, loss_fn, *BATCH, generator.manual_seed(1))
+        eager = fgbench.ForwardGradient(**RANK_ONE)
+        true = eager.compute_gradients(model, loss_fn, *BATCH, generator.manual_seed(1))
+        torch.testing.assert_close(stats.directional_derivatives, true.directional_derivatives)
+    assert "other parameters" in trainer.compiled.reason
+
+
+def test_a_compiled_step_that_fails_under_way_is_not_taken_twice(uncompiled, monkeypatch):
+    trainer, model = compile_steps(fgbench.ForwardGradient(**RANK_ONE)), linear()
+    trainer.compute_gradients(model, LOSS, *BATCH, torch.Generator())
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("fgbench.trainers.compiled._Program._along", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        trainer.compute_gradients(model, LOSS, *BATCH, torch.Generator())
+
+
 def test_a_compiled_trainer_can_be_pickled_and_copied():
     trainer, model = (
         compile_steps(fgbench.ForwardGradient(**RANK_ONE)),

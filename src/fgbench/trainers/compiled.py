@@ -162,6 +162,8 @@ class CompiledPass:
         except FgbenchError:
             raise
         except Exception as error:  # whatever Dynamo cannot capture
+            if capture.running:  # too late for another pass: this one may have moved buffers
+                raise
             self.reason = _first_line(error)
         return eager(params) if self.reason else compiled(params)
 
@@ -174,7 +176,7 @@ class CompiledPass:
     ) -> str:
         """Why a new capture is not to be used; empty if it agrees with the eager pass."""
         one_pass = OnePass(capture.model, 2 * len(tests) + 1)
-        results: list[tuple[Tensor, Tensor]] = []
+        results: list[tuple[Tensor, list[Tensor]]] = []
         with one_pass:
             eager(tests[0])  # may refuse the model, in words of its own
         try:
@@ -184,14 +186,19 @@ class CompiledPass:
                         with one_pass:
                             loss, outputs, result = function(test)
                             state = [*capture.model.buffers(), loss, outputs]
-                            results.append((_flat(result), _flat(state)))
+                            results.append((_flat(result), [_flat(each) for each in state]))
         except FgbenchError:
             raise
         except Exception as error:  # whatever inductor cannot compile
             return _first_line(error)
         tolerance = AGREEMENT_BF16 if torch.is_autocast_enabled(results[0][0].device.type) else AGREEMENT
-        for part in range(2):  # the derivatives; loss, outputs and buffers
-            true, found = (torch.cat([both[part] for both in results[side::2]]) for side in range(2))
+        true, found = (torch.cat([result for result, _ in results[side::2]]) for side in range(2))
+        pairs = [(true, found)]  # of all directions together: by itself a derivative may be small
+        for (_, state), (_, other) in zip(results[::2], results[1::2], strict=True):
+            pairs += zip(state, other, strict=True)
+        for true, found in pairs:
+            if not true.numel():
+                continue
             off = float((found - true).abs().max() / true.square().mean().sqrt().clamp(min=1e-30))
             if not off <= tolerance:
                 return f"it is off by {off:.2g} from the eager pass"
@@ -216,8 +223,10 @@ class _Capture:
         self.model, self.count = model, count
         self.params: Mapping[Tensor, Any] = {}
         self.latest: tuple[Tensor, Any] | None = None
-        self.trying = False
+        self.trying = self.running = False
         self._programs: list[_Program] = []
+        # Code of its own, since Dynamo bounds how often one piece of code is captured.
+        mean_loss.__code__ = mean_loss.__code__.replace()
         self._function: Any = torch.compile(mean_loss, backend=self._backend, fullgraph=True, dynamic=False)
 
     def _backend(self, graph: torch.fx.GraphModule, examples: list[Tensor]) -> "_Program":
@@ -236,7 +245,7 @@ class _Capture:
             self.trying = False
 
     def __call__(self, inputs: Tensor, labels: Tensor, params: Mapping[Tensor, Any]) -> Result:
-        self.params, self.latest = params, None
+        self.params, self.latest, self.running = params, None, False
         try:
             with constant_parameters(self.model), torch.enable_grad():
                 loss, outputs = self._function(inputs, labels)
@@ -256,6 +265,7 @@ class _Program:
         self.graph, self.capture = graph, capture
         self.compared = False
         self.function: Any = None
+        self.chosen: list[int] = []
 
     def __call__(self, *args: Any) -> Any:
         capture = self.capture
@@ -269,7 +279,10 @@ class _Program:
         device = next(value.device.type for value in values if isinstance(value, Tensor))
         with torch.no_grad():
             if self.function is None:
-                self.function = self._compile(values, chosen, given)
+                self.function, self.chosen = self._compile(values, chosen, given), chosen
+            if chosen != self.chosen:
+                raise RuntimeError("other parameters are trained than when it was compiled")
+            capture.running = self.compared
             with torch.autocast(device, enabled=False):  # the graph has its casts in it
                 outs, where, result = self.function(values, given)
         if capture.count == 0:  # in the order asked for, zeros where a parameter is not used
