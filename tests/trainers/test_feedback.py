@@ -235,10 +235,22 @@ def test_a_whole_correction_is_unbiased_whatever_the_matrices(monkeypatch):
         assert torch.allclose(total / 2**6, truth) == (share == 1.0)
 
 
+class Centred(nn.Module):
+    """Takes the batch's mean off every sample."""
+
+    def forward(self, value):
+        return value - value.mean(0)
+
+
 def test_a_correction_is_refused_where_samples_interact_and_beside_a_projection():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
     _, inputs, labels = shipped("fc")
     with pytest.raises(ConfigError, match="samples interact"):
+        FeedbackForwardGradient(correction=0.5, grid=None).compute_gradients(
+            model, LOSS, inputs, labels, torch.Generator()
+        )
+    model[2] = Centred()  # no BatchNorm, and samples interact all the same
+    with pytest.raises(ConfigError, match="in this model samples interact"):
         FeedbackForwardGradient(correction=0.5, grid=None).compute_gradients(
             model, LOSS, inputs, labels, torch.Generator()
         )

@@ -1,17 +1,16 @@
 """Forward gradients in the space of activations: each layer's output is perturbed, sample by sample."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass
+from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass, refuse_interacting_layers
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.independence import (
     is_known_independent,
-    refuse_interacting_samples,
     require_independent_samples,
 )
 from fgbench.trainers.next_weights import NextLayer, find_next_layers
@@ -102,15 +101,8 @@ class ActivityForwardGradient(Trainer):
         unseen = not is_known_independent(model)
         one_pass = OnePass(model, options.tangents + unseen, inputs)
         if unseen:
-
-            def derive(perturb: Callable[[Tensor], Tensor]) -> Tensor:
-                def each(index: int, output: Tensor) -> Tensor:
-                    return perturb(output)
-
-                return perturbed_pass(model, loss_fn, inputs, labels, layers, each, {}).derivatives
-
             with one_pass:
-                refuse_interacting_samples(model, len(inputs), options.name, derive)
+                refuse_interacting_layers(model, loss_fn, inputs, labels, layers, options.name)
         deltas: dict[int, Tensor] = {}
         derivatives = []
 

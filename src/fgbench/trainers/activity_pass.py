@@ -11,6 +11,7 @@ from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction
 from fgbench.trainers.forward_mode import ForwardPass
 from fgbench.trainers.forward_mode.layers import LayerCall, PerturbedLayers
+from fgbench.trainers.independence import refuse_interacting_samples
 from fgbench.trainers.passes import sample_losses
 
 
@@ -105,3 +106,28 @@ def layer_parameters(
         {param: name for name, param in params if id(param) in owned},
         {name: param.detach() for name, param in params if id(param) not in owned},
     )
+
+
+def refuse_interacting_layers(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: Tensor,
+    labels: Tensor,
+    layers: Mapping[Tensor, str],
+    trainer: str,
+) -> None:
+    """Refuse a model in which a change of some samples at its layers changes other samples' losses.
+
+    Takes a pass; see :func:`refuse_interacting_samples`.
+
+    Raises:
+        ConfigError: one does.
+    """
+
+    def derive(perturb: Callable[[Tensor], Tensor]) -> Tensor:
+        def each(index: int, output: Tensor) -> Tensor:
+            return perturb(output)
+
+        return perturbed_pass(model, loss_fn, inputs, labels, layers, each, {}).derivatives
+
+    refuse_interacting_samples(model, len(inputs), trainer, derive)

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
-from fgbench.trainers.activity_pass import PassResult, layer_parameters, perturbed_pass
+from fgbench.trainers.activity_pass import (
+    PassResult,
+    layer_parameters,
+    perturbed_pass,
+    refuse_interacting_layers,
+)
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.feedback_matrices import (
@@ -18,7 +23,7 @@ from fgbench.trainers.feedback_matrices import (
     to_rows,
     unexplained_shares,
 )
-from fgbench.trainers.independence import require_independent_samples
+from fgbench.trainers.independence import is_known_independent, require_independent_samples
 from fgbench.trainers.options import FeedbackForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
 from fgbench.trainers.reference import differentiate_outputs, gradient_length, true_gradient
@@ -120,7 +125,11 @@ class FeedbackForwardGradient(Trainer):
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         gradients = {id(param): torch.zeros_like(param) for param in params.values()}
         tangents = sample_tangents(others, "rademacher", generator) if others else {}
-        one_pass = OnePass(model, 1 + (self.options.combine == "projection"), inputs)
+        unseen = self.needs_independent_samples and not is_known_independent(model)
+        one_pass = OnePass(model, 1 + (self.options.combine == "projection") + unseen, inputs)
+        if unseen:
+            with one_pass:
+                refuse_interacting_layers(model, loss_fn, inputs, labels, layers, self.options.name)
 
         def perturb(index: int, output: Tensor) -> Tensor:
             return draw_signs(output, self.options.grid, generator)
