@@ -49,7 +49,7 @@ def test_where_compiling_fails_the_run_says_so_once_and_trains_eagerly(
     def fail(*_):
         raise RuntimeError("no such thing\nand more")
 
-    monkeypatch.setattr("fgbench.trainers.compiled._Program._compile", fail)
+    monkeypatch.setattr("fgbench.trainers.capture.Program._compile", fail)
     compiled = make(tmp_path, compile=True)
     assert compiled.read_env()["compiled"] == "no: RuntimeError: no such thing"
     assert capsys.readouterr().err.count("steps run eagerly: RuntimeError: no such thing") == 1

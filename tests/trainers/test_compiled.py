@@ -118,7 +118,7 @@ def uncompiled(monkeypatch):
     def as_it_is(self, values, chosen, given):
         return lambda values, given: self._along(values, chosen, given)
 
-    monkeypatch.setattr("fgbench.trainers.compiled._Program._compile", as_it_is)
+    monkeypatch.setattr("fgbench.trainers.capture.Program._compile", as_it_is)
 
 
 def linear():
@@ -153,7 +153,7 @@ def test_a_compiled_step_that_fails_under_way_is_not_taken_twice(uncompiled, mon
     def fail(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("fgbench.trainers.compiled._Program._along", fail)
+    monkeypatch.setattr("fgbench.trainers.capture.Program._along", fail)
     with pytest.raises(MemoryError, match="no room"):
         trainer.compute_gradients(model, LOSS, *BATCH, torch.Generator())
 
