@@ -20,7 +20,7 @@ OPTIMIZERS = [
     {"name": "adam", "weight_decay": 0.1, "betas": (0.5, 0.9), "eps": 1e-3},
     {"name": "adamw", "weight_decay": 0.1},
 ]
-SCHEDULES = ["constant", "exponential", "step", "cosine", "one-cycle"]
+SCHEDULES = ["constant", "exponential", "step", "linear", "cosine", "one-cycle"]
 
 
 def make_model(seed=0):
@@ -132,6 +132,7 @@ def test_sgd_with_a_second_group_is_not_plain():
         ({"name": "exponential", "k": 0.1}, lambda i: 0.4 * math.exp(-i * 0.1)),
         ({"name": "step", "step_epochs": 2}, lambda i: 0.4 * 0.2 ** (i // 14)),
         ({"name": "step", "step_epochs": 1, "factor": 0.5}, lambda i: 0.4 * 0.5 ** (i // 7)),
+        ({"name": "linear"}, lambda i: 0.4 * (1 - i / TOTAL)),
         ({"name": "cosine"}, lambda i: 0.4 * (1 + math.cos(math.pi * i / TOTAL)) / 2),
     ],
 )

@@ -69,8 +69,8 @@ class ScheduleOptions(_ChoiceOptions):
         "warmup": ("one-cycle",),
     }
 
-    name: Literal["constant", "exponential", "step", "cosine", "one-cycle"] = "constant"
-    """`exponential`: lr * exp(-i*k) at step i; `cosine`: to 0 at the end; `one-cycle`: up to lr and down."""
+    name: Literal["constant", "exponential", "step", "linear", "cosine", "one-cycle"] = "constant"
+    """`exponential`: lr * exp(-i*k) at step i; `linear`, `cosine`: to 0 at the end; `one-cycle`: up and down."""
     k: PositiveFloat = 1e-4
     """Decay per step of `exponential`."""
     step_epochs: PositiveInt = 30

@@ -89,6 +89,8 @@ def lr_factor(options: ScheduleOptions, step: int, steps_per_epoch: int, epochs:
         return math.exp(-options.k * step)
     if options.name == "step":
         return options.factor ** (step // (steps_per_epoch * options.step_epochs))
+    if options.name == "linear":
+        return max(0.0, 1 - step / total)
     if options.name == "cosine":
         return _cosine(1.0, 0.0, step / total)
     if options.name == "one-cycle":
