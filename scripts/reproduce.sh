@@ -2,19 +2,28 @@
 # Makes everything in results/ again, from nothing. What has been made is skipped, so the same command goes on
 # after an interruption.
 #
-#   scripts/reproduce.sh [--quick] [RESULTS]
+#   scripts/reproduce.sh [--quick] [--data-dir FOLDER] [RESULTS]
 #
-# RESULTS: where to put it (default: reproduced). --quick: a small part of each, in under ten minutes.
-# Many hours on two CPU cores without --quick; timings want a machine that does nothing else.
+# RESULTS: where to put it (default: reproduced). --quick: a small part of each, in under ten minutes, on the images
+# that are shipped. --data-dir: where MNIST and CIFAR-10 are; without it they are looked for where `fgbench data` says,
+# and downloaded. About a day on two CPU cores without --quick; timings want a machine that does nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-make --no-print-directory .venv/.installed-dev
 quick=
-if [ "${1:-}" = --quick ]; then
-    quick=1
-    shift
-fi
+data=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --quick) quick=1; shift ;;
+        --data-dir)
+            data=(--data-dir "${2:?--data-dir: expected a folder}")
+            shift 2
+            ;;
+        -*) echo "reproduce.sh: unknown option $1; expected --quick or --data-dir FOLDER" >&2; exit 2 ;;
+        *) break ;;
+    esac
+done
 out=${1:-reproduced}
+make --no-print-directory .venv/.installed-dev
 export PATH="$PWD/.venv/bin:$PATH"
 jobs=${JOBS:-2}
 
@@ -30,35 +39,61 @@ step() { # step FILE COMMAND...: run a command unless it has already made FILE
     "$@"
 }
 
-sweep() { # sweep NAME [ARGUMENT...]
+sweep() { # sweep NAME [ARGUMENT...]: into RESULTS/NAME
     echo "== sweep $1"
-    fgbench sweep "configs/sweeps/$1.yaml" --results "$out/$1" "${@:2}"
+    fgbench sweep "configs/sweeps/$1.yaml" --results "$out" "${data[@]}" "${small[@]}" "${@:2}"
+}
+
+train() { # train FROM TO EPOCHS SEEDS NAMES [OVERRIDE...]: with the rates that tuning found on FROM, into RESULTS/TO
+    local name file=$out/$2/reported.yaml
+    echo "== train $2"
+    mkdir -p "$out/$2"
+    {
+        echo "base:"
+        for name in $5; do
+            echo "  - ../$1/tuned/*_${name/all/*}.yaml"
+        done
+        echo "seeds: $4"
+    } >"$file"
+    fgbench sweep "$file" --results "$out/$2" --jobs "$jobs" "${data[@]}" -o epochs="$3" "${@:6}" "${small[@]}"
 }
 
 small=()
+one=()
 if [ -n "$quick" ]; then
     small=(-o epochs=1 -o dataset=fashion-mnist-mini -o dataset.limit=320 -o dataset.test_limit=200)
     step "$out/bench/bench.csv" fgbench bench --quick --out "$out/bench"
     step "$out/baydin/depth.csv" python scripts/depth.py --threads 2 --repeats 3 --depths 1 10 --out "$out/baydin"
+    one=(-o trainer=feedback-forward-gradient)
 else
     step "$out/bench/bench.csv" fgbench bench fc cnn --out "$out/bench"
-    step "$out/bench/vgg16/bench.csv" fgbench bench vgg16 --rounds 7 --out "$out/bench/vgg16"
-    step "$out/bench/resnet18/bench.csv" fgbench bench resnet18 --rounds 5 --out "$out/bench/resnet18"
+    for model in vgg16 resnet18 vit; do
+        step "$out/bench/$model/bench.csv" fgbench bench $model --rounds 7 --out "$out/bench/$model"
+    done
     step "$out/bench/epoch.csv" python scripts/dataloader_baseline.py --epochs 9 --out "$out/bench/epoch.csv"
     step "$out/baydin/depth.csv" python scripts/depth.py --threads 2 --repeats 3 --out "$out/baydin"
 fi
 step "$out/baydin/functions.csv" python scripts/baydin_functions.py --out "$out/baydin"
-sweep timing "${small[@]}"
-sweep fc --jobs "$jobs" "${small[@]}"
-fgbench run configs/fc_fmnist_bp.yaml configs/fc_fmnist_fg.yaml --seeds 0-2 --results "$out/fmnist" -o epochs=5 \
-    "${small[@]}"
-sweep cnn --jobs "$jobs" "${small[@]}"
-sweep deep --jobs "$jobs" "${small[@]}"
-fgbench tune configs/sweeps/trainers.yaml --results "$out/trainers" ${quick:+--trials 1} "${small[@]}"
-fgbench run "$out"/trainers/tuned/*.yaml --seeds 0-2 --results "$out/trainers"
-step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
+sweep timing
+for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 deep deep_group local_mixer; do
+    sweep "$name" --jobs "$jobs"
+done
 
-for part in fc cnn trainers deep timing; do
+tune=(fgbench tune --jobs "$jobs" "${data[@]}")
+"${tune[@]}" configs/sweeps/trainers.yaml --results "$out/trainers" -o epochs=3 "${small[@]}" "${one[@]}"
+"${tune[@]}" configs/sweeps/cnn_trainers.yaml --results "$out/cnn_trainers" -o dataset.limit=6000 \
+    -o dataset.test_limit=1000 -o epochs=2 "${small[@]}" "${one[@]}"
+telling=${quick:+feedback-forward-gradient}
+train trainers trainers 20 "[0, 1, 2, 3, 4]" "${telling:-all}"
+train trainers mlp 10 "[0, 1, 2]" "${telling:-backprop frozen feedback-forward-gradient feedback-alignment_feedback_sign local-loss}" \
+    -o model.hidden=512 -o model.layers=3
+train cnn_trainers cnn_trainers 5 "[0, 1, 2]" "${telling:-all}" -o dataset.limit=12500 -o dataset.test_limit=null
+best="backprop frozen feedback-forward-gradient_grid_7"
+train cnn_trainers cnn_best 5 "[0, 1, 2]" "${telling:-$best}" -o dataset.limit=null -o dataset.test_limit=null
+train cnn_trainers cnn_best_cifar10 3 "[0, 1, 2]" "${telling:-$best}" -o dataset=cifar10
+
+step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
+for part in fc fc_mnist_cifar10 cnn trainers mlp cnn_trainers deep timing; do
     fgbench plot "$out/$part" --kind all
 done
 fgbench compare "$out" --metric test_accuracy --metric epoch_time_s --metric peak_memory_mib --format markdown \
