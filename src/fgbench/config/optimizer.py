@@ -70,7 +70,8 @@ class ScheduleOptions(_ChoiceOptions):
     }
 
     name: Literal["constant", "exponential", "step", "linear", "cosine", "one-cycle"] = "constant"
-    """`exponential`: lr * exp(-i*k) at step i; `linear`, `cosine`: to 0 at the end; `one-cycle`: up and down."""
+    """`exponential`: lr * exp(-i*k) at step i; `linear`, `cosine`: to 0 at the end; `one-cycle`: up
+    and down."""
     k: PositiveFloat = 1e-4
     """Decay per step of `exponential`."""
     step_epochs: PositiveInt = 30
