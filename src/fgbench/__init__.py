@@ -45,7 +45,7 @@ _MODULES = {
     "read_summaries": "analysis.frames",
     "verify": "checks.verify",
 }
-"""Where the public names are, but the trainers', which the registry knows."""
+"""The modules of the public names; those of the trainers are in the registry."""
 
 __all__ = [
     "ActivityForwardGradient",
@@ -92,6 +92,6 @@ def __dir__() -> list[str]:
 
 
 def _trainer_modules() -> dict[str, str]:
-    """Where the trainers' classes are, by name."""
+    """The modules of the trainers' classes, by class name."""
     targets = [row.target.partition(":") for row in import_module("fgbench.registry").TRAINERS.values()]
     return {name: module.removeprefix("fgbench.") for module, _, name in targets}

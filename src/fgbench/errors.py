@@ -35,7 +35,7 @@ class MissingDataError(DataError):
 
 
 def exit_code_of(error: BaseException) -> int:
-    """What a process exits with that an error has ended."""
+    """The exit code of a process that ended with this error."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     return error.exit_code if isinstance(error, FgbenchError) else 1

@@ -35,7 +35,7 @@ class Backwards(StrEnum):
 
 
 class TrainerOptions(Options):
-    """Options of a trainer, which say what it uses backwards with them."""
+    """Options of a trainer; they also declare what the trainer can do and needs when set this way."""
 
     @property
     def uses_backwards(self) -> Backwards:
@@ -54,10 +54,10 @@ class TrainerOptions(Options):
 
 
 def declared_independence(options: Options) -> bool:
-    """What the options of a trainer say of the samples; no need where they are plain ``Options``."""
+    """Whether a trainer's options declare that samples must not interact; False for plain ``Options``."""
     return isinstance(options, TrainerOptions) and options.needs_independent_samples
 
 
 def declared_backwards(options: Options) -> Backwards:
-    """What the options of a trainer say it uses backwards; unknown where they are plain ``Options``."""
+    """What a trainer's options declare it uses backwards; unknown for plain ``Options``."""
     return options.uses_backwards if isinstance(options, TrainerOptions) else Backwards.UNKNOWN

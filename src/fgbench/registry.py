@@ -1,8 +1,8 @@
-"""What there is: every dataset, model and trainer by name.
+"""Every dataset, model and trainer by name.
 
-To add one: write its file, its options model beside it, and a row here. Command-line help, ``fgbench list``,
+To add one: write its file, an options model for it, and a row here. Command-line help, ``fgbench list``,
 error messages and the contract tests all read these tables. Users' own code needs no row: a name of the form
-``package.module:Class`` is imported from wherever Python finds it, with the class's own ``Options``.
+``package.module:Class`` is imported as Python finds it, with the class's ``Options``.
 """
 
 import difflib
@@ -29,9 +29,11 @@ class Component:
     cost: str = ""
     """Cost of a step in forward passes, for trainers."""
     revision: int = 1
-    """Raised when its numbers change; above 1 it is part of a run's hash, so older runs are other runs."""
+    """Raised when its results change; above 1 it is part of a run's hash, so older runs do not count as the
+    same."""
     backwards: str = ""
-    """What a trainer uses backwards, first with its default options; ``uses_backwards`` says it exactly."""
+    """What a trainer uses backwards, starting with its default options; ``uses_backwards`` is the exact
+    answer."""
 
 
 DATASETS = {
@@ -170,7 +172,7 @@ TRAINERS = {
     "frozen": Component(
         "fgbench.trainers.frozen:Frozen",
         "fgbench.trainers.options:FrozenOptions",
-        "the body stays as drawn, the output layer gets its exact gradient: the control",
+        "the body keeps its initial weights, the output layer gets its exact gradient: the control",
         "Rahimi and Recht (2007)",
         bias="no gradient but the output layer's, which is exact",
         cost="1",
@@ -179,7 +181,7 @@ TRAINERS = {
     "local-loss": Component(
         "fgbench.trainers.local_loss:LocalLoss",
         "fgbench.trainers.options:LocalLossOptions",
-        "every block is trained by a loss of its own, on a head of its own",
+        "every block is trained by its own loss, on its own head",
         "Noekland and Eidnes (2019), arXiv 1901.06656; projection: Gong et al. (2025), arXiv 2501.09238",
         bias="the gradient of another loss in all blocks but the last",
         cost="about 3, and the heads",
@@ -209,9 +211,9 @@ TRAINERS = {
 TABLES = {"dataset": DATASETS, "model": MODELS, "trainer": TRAINERS}
 
 LOGGERS = {"tensorboard": "fgbench.run.tensorboard:TensorBoard"}
-"""What ``log`` may name beside ``package.module:Class``."""
+"""What ``log`` may name besides ``package.module:Class``."""
 
-OTHER_WORDS = {
+SYNONYMS = {
     **dict.fromkeys(("bp", "backpropagation", "back-propagation", "reverse-mode"), "backprop"),
     **dict.fromkeys(("fg", "fgd", "forward-mode", "forward-ad", "fwdgrad", "forward"), "forward-gradient"),
     **dict.fromkeys(("mezo", "spsa", "zo", "es"), "zeroth-order"),
@@ -220,7 +222,7 @@ OTHER_WORDS = {
     **dict.fromkeys(("mlp", "fcn", "fully-connected", "dense"), "fc"),
     **dict.fromkeys(("convnet", "conv"), "cnn"),
 }
-"""What else the field calls them, so that a message can say which name is meant."""
+"""Other names the field uses for them, so that a message can suggest the right one."""
 
 
 def import_target(target: str) -> Any:
@@ -243,7 +245,7 @@ def find(kind: str, name: str) -> Component:
     """The row of ``name`` in the table of ``kind`` (``dataset``, ``model`` or ``trainer``).
 
     Raises:
-        ConfigError: no such name; lists what there is and the nearest one.
+        ConfigError: no such name; lists the known names and suggests the nearest.
     """
     table = TABLES[kind]
     if name in table:
@@ -262,15 +264,15 @@ def find(kind: str, name: str) -> Component:
 
 
 def nearest_name(kind: str, name: Any) -> str | None:
-    """What was probably meant by a name that is not in the table of ``kind``.
+    """The name that was probably meant, for one that is not in the table of ``kind``.
 
     >>> nearest_name("trainer", "Forward_Gradient"), nearest_name("trainer", "fg")
     ('forward-gradient', 'forward-gradient')
     """
     word = str(name)[:100].strip().lower().replace("_", "-").replace(" ", "-")
     table = TABLES[kind]
-    if OTHER_WORDS.get(word) in table:
-        return OTHER_WORDS[word]
+    if SYNONYMS.get(word) in table:
+        return SYNONYMS[word]
     return next(iter(difflib.get_close_matches(word, table, n=1)), None)
 
 
@@ -286,7 +288,8 @@ def options_model(kind: str, name: str) -> type[Options]:
 def uses_backwards(block: Mapping[str, Any]) -> Backwards:
     """What the trainer of a config's block uses backwards; see :class:`Backwards`.
 
-    Unknown for users' own trainers, which are not imported only to be asked, and for options that have gone.
+    Unknown for users' own trainers, which are not imported just for this, and for options that no longer
+    exist.
     """
     if block["name"] not in TRAINERS:
         return Backwards.UNKNOWN

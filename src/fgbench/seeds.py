@@ -1,9 +1,9 @@
-"""Random streams, derived rather than stored.
+"""Random streams, derived from the seed rather than stored.
 
-Every use of chance has a stream of its own, seeded from ``(seed, stream, indices)``: initial weights, split,
-batch order, augmentation, dropout, tangents. So two trainers with one seed share all but their tangents bit
-for bit, a resume in the middle of an epoch needs no generator state, and any worker can regenerate any
-tangent.
+Every use of randomness has its own stream, seeded from ``(seed, stream, indices)``: initial weights, split,
+batch order, augmentation, dropout, tangents. So two trainers with the same seed share everything but their
+tangents bit for bit, resuming in the middle of an epoch needs no generator state, and any worker can
+regenerate any tangent.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 
 
 def derive_seed(seed: int, stream: str, *indices: int) -> int:
-    """A 63-bit seed for one use of chance, the same on every machine.
+    """A 63-bit seed for one random stream, the same on every machine.
 
     >>> derive_seed(0, "batch order", 3) == derive_seed(0, "batch order", 3)
     True
@@ -24,9 +24,9 @@ def derive_seed(seed: int, stream: str, *indices: int) -> int:
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """A 63-bit seed from a generator's state, which then moves on.
+    """A 63-bit seed from a generator's state, which then advances.
 
-    The state is read on the host, so a GPU is not waited for.
+    The state is read on the host, so this does not synchronise with a GPU.
     """
     state = generator.get_state().numpy().tobytes()
     torch.empty(1, device=generator.device).random_(generator=generator)
@@ -34,5 +34,5 @@ def draw_seed(generator: torch.Generator) -> int:
 
 
 def derive_generator(device: torch.device | str, seed: int, stream: str, *indices: int) -> torch.Generator:
-    """A generator on ``device`` for one use of chance."""
+    """A generator on ``device`` for one random stream."""
     return torch.Generator(device).manual_seed(derive_seed(seed, stream, *indices))

@@ -166,7 +166,7 @@ def test_a_mistake_does_not_cause_reports_of_what_would_be_right_without_it(writ
         ("# only a comment\n", "a.yaml: holds nothing"),
         ("- 1\n", "a.yaml: holds a list, expected keys"),
         ("text", "a.yaml: holds 'text', expected keys"),
-        (MINIMAL + "seed: 1\nseed: 2\n", "a.yaml:5: seed: said twice .first in line 4."),
+        (MINIMAL + "seed: 1\nseed: 2\n", "a.yaml:5: seed: given twice .first in line 4."),
         ("a: [1, 2\n", "a.yaml:2: not valid YAML"),
         ("a: &x 1\nb: *x\n", "a.yaml:2: not valid YAML: aliases"),
         (
@@ -494,8 +494,8 @@ def test_nothing_is_chosen_by_the_test_images(write, key):
     path = write(MINIMAL + "early_stopping:\n  patience: 3\n")
     [line] = mistakes(path, f"{key}=test_accuracy")
     assert line == (
-        f"-o {key}=test_accuracy: {key}: got 'test_accuracy', expected val_accuracy | val_loss: what is "
-        "chosen by the test images is not tested by them"
+        f"-o {key}=test_accuracy: {key}: got 'test_accuracy', expected val_accuracy | val_loss: "
+        "a choice made on the test images cannot be tested on them"
     )
 
 

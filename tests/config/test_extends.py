@@ -159,7 +159,9 @@ def test_what_cannot_be_extended_is_one_line_with_both_places(text, told, files)
 def test_only_a_file_may_say_what_it_extends(files):
     files()
     [line] = mistakes("base.yaml", "extends=base.yaml")
-    assert line.startswith("-o extends=base.yaml: extends: got 'base.yaml', which only a config file may say")
+    assert line.startswith(
+        "-o extends=base.yaml: extends: got 'base.yaml', which is allowed only in a config file"
+    )
     files(axis="base: base.yaml\naxes: {extends: [base.yaml]}\n")
     with pytest.raises(ConfigError, match=r"axis.yaml:2: extends: got 'base.yaml'"):
         load_sweep(Path("axis.yaml"))

@@ -81,7 +81,7 @@ def test_the_order_of_overrides_does_not_matter(load):
 def test_of_two_values_for_one_key_the_last_wins_and_says_so(load):
     config, notes = load("optimizer.lr=0.1", "optimizer.lr=0.2")
     assert config.optimizer.lr == 0.2
-    assert notes == ["-o optimizer.lr=0.2 stands in place of -o optimizer.lr=0.1"]
+    assert notes == ["-o optimizer.lr=0.2 replaces -o optimizer.lr=0.1"]
     assert load("optimizer.lr=0.2", "optimizer.lr=0.2")[1] == []
 
 
@@ -93,12 +93,12 @@ def test_an_override_of_an_axis_says_that_it_takes_its_place(sweep):
     assert len(sweep(text)[0]) == 4
     configs, notes = sweep(text, "optimizer.lr=0.5")
     assert [config.optimizer.lr for config in configs] == [0.5, 0.5]
-    assert notes[:1] == ["-o optimizer.lr=0.5 stands in place of optimizer.lr: 0.1 (many.yaml:3)"]
+    assert notes[:1] == ["-o optimizer.lr=0.5 replaces optimizer.lr: 0.1 (many.yaml:3)"]
     assert notes[-1] == "many.yaml: 4 combinations make 2 different runs"
     configs, notes = sweep(text, "optimizer={name: sgd}")
     assert len(configs) == 2
     assert "-o optimizer={name: sgd} drops optimizer.lr: 0.1 (many.yaml:3)" in notes
-    assert "-o seed=3 stands in place of seed: 0 (many.yaml:5)" in sweep(text + "seeds: [0, 1]", "seed=3")[1]
+    assert "-o seed=3 replaces seed: 0 (many.yaml:5)" in sweep(text + "seeds: [0, 1]", "seed=3")[1]
 
 
 def test_an_axis_of_names_keeps_what_the_base_says_of_the_block(sweep):

@@ -262,7 +262,7 @@ def test_the_command_line_names_loggers_for_runs_and_sweeps(told, events, tmp_pa
     assert done.exit_code == 0, done.output
     [path] = Path("r").glob("a/*")
     assert events(RunDirectory(path)).Scalars("test_loss")
-    assert told == [], "--log stands in place of the file's"
+    assert told == [], "--log replaces the file's"
     Path("s.yaml").write_text("base: a.yaml\naxes: {seed: [1, 2]}\n")
     done = CliRunner().invoke(app, ["sweep", "s.yaml", "--log", "tensorbord", "--dry-run"])
     assert done.exit_code == 2

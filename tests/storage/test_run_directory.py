@@ -262,7 +262,7 @@ def test_a_read_only_folder_is_one_clear_line(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root writes everywhere")
     Path(tmp_path).chmod(0o500)
-    with pytest.raises(ConfigError, match="cannot make"):
+    with pytest.raises(ConfigError, match="cannot create"):
         RunDirectory(tmp_path / "name").create()
 
 

@@ -41,7 +41,7 @@ UNHASHED = {
     *("name", "seed", "tuned", "tags", "note", "device", "data_dir", "results_dir"),
     *("saving", "diagnostics", "log", "verify"),
 }
-"""Keys that do not make another experiment; the device's type is hashed in place of ``device``."""
+"""Keys that do not change the experiment; the device's type is hashed in place of ``device``."""
 
 
 SWEEP_KEYS = {"base", "axes"}
@@ -49,7 +49,7 @@ SWEEP_KEYS = {"base", "axes"}
 
 
 def _choose(kind: str) -> Callable[[Any, ValidationInfo], Any]:
-    """Validation by the options model of whichever component the block names."""
+    """A validator that uses the options model of the component that the block names."""
 
     def choose(block: Any, info: ValidationInfo) -> Any:
         if not isinstance(block, dict):
@@ -71,7 +71,7 @@ def _choose(kind: str) -> Callable[[Any, ValidationInfo], Any]:
 
 
 def _error_at(location: Location, value: Any, kind: LiteralString, text: str) -> ValidationError:
-    """A mistake that pydantic reports beside its own, at a location below the validator's."""
+    """An error that pydantic reports along with its own, at a location below the validator's."""
     message = PydanticCustomError(kind, "{text}", {"text": text})
     return ValidationError.from_exception_data(
         kind, [InitErrorDetails(type=message, loc=location, input=value)]
@@ -82,7 +82,7 @@ Tag = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 def _check_logger(name: str) -> str:
-    """Refuse what names no logger; whether it can be imported is found before a run."""
+    """Refuse what cannot name a logger; whether it can be imported is checked before a run."""
     if name in LOGGERS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return name
     near = difflib.get_close_matches(name.lower(), LOGGERS, n=1)
@@ -100,7 +100,7 @@ DEVICES = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
 
 def _check_device(name: Any) -> Any:
-    """Refuse what is no device, with the names there are and the one that was probably meant."""
+    """Refuse what is not a device, listing the names allowed and the one that was probably meant."""
     text = str(name).strip().lower()
     if re.fullmatch(DEVICES, str(name)):
         return name
@@ -110,13 +110,13 @@ def _check_device(name: Any) -> Any:
 
 
 def _refuse_extends(value: Any) -> None:
-    """Refuse what was not said in a file: there it is taken out as the file is read."""
+    """Refuse it outside a config file: in a file it is resolved and removed as the file is read."""
     if value is not None:
-        raise ValueError(f"got {show(value)}, which only a config file may say")
+        raise ValueError(f"got {show(value)}, which is allowed only in a config file")
 
 
 class Config(BaseModel):
-    """One run, completely; every key but the names of dataset, model and trainer has a default."""
+    """All settings of one run; every key except the names of dataset, model and trainer has a default."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -129,60 +129,63 @@ class Config(BaseModel):
     extends: Annotated[None, BeforeValidator(_refuse_extends)] = Field(
         None, exclude=True, json_schema_extra={"type": "string"}
     )
-    """Another config file, seen from this one's folder: its keys (not name, tuned, note) hold where this one
-    says nothing, block by block."""
+    """Another config file, relative to this one's folder, whose keys (except name, tuned, note) apply unless
+    this one sets them, block by block."""
     name: str = Field("run", pattern=NAME_PATTERN)
-    """The folder of the results; the file's stem when not given."""
+    """Name of the run's folder in the results; the file's stem when not given."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Every random stream is derived from it."""
+    """The seed from which every random stream is derived."""
     tuned: str | None = None
-    """How its learning rate and the like were chosen; `fgbench tune` writes it, tables show it."""
+    """How the learning rate and other values were chosen; `fgbench tune` writes it, tables show it."""
     tags: Annotated[tuple[Tag, ...], AfterValidator(_distinct)] = ()
-    """Words that the run directory keeps; `--tag` of `status`, `plot`, `compare`, `report` chooses by one."""
+    """Words kept in the run directory; `--tag` of `status`, `plot`, `compare`, `report` selects runs by
+    one."""
     note: str | None = Field(None, max_length=1000)
-    """What the run is for, in words that the run directory keeps."""
+    """What the run is for; kept in the run directory."""
     epochs: PositiveInt = 100
     """Passes over the training images."""
     batch_size: PositiveInt = 64
     """Images per step, over all workers."""
     dataset: Annotated[SerializeAsAny[Options], BeforeValidator(_choose("dataset"))]
-    """The images: a name of `fgbench list datasets`, or a block of it and its options."""
+    """The images: a name of `fgbench list datasets`, or a block with the name and its options."""
     model: Annotated[SerializeAsAny[Options], BeforeValidator(_choose("model"))]
-    """The network: a name of `fgbench list models`, or a block of it and its options."""
+    """The network: a name of `fgbench list models`, or a block with the name and its options."""
     trainer: Annotated[SerializeAsAny[Options], BeforeValidator(_choose("trainer"))]
-    """The rule that gives gradients: a name of `fgbench list trainers`, or a block of it and its options."""
+    """The rule that computes gradients: a name of `fgbench list trainers`, or a block with the name and its
+    options."""
     optimizer: OptimizerOptions = OptimizerOptions()
-    """What is done with the gradients."""
+    """How the gradients update the parameters."""
     schedule: ScheduleOptions = ScheduleOptions()
     """How the learning rate changes from step to step."""
     clip_gradient_norm: PositiveFloat | None = None
-    """Largest norm of the gradient; a longer one is scaled down to it."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
     early_stopping: EarlyStoppingOptions | None = None
     """When a run stops before its last epoch; never when null."""
     saving: SavingOptions = SavingOptions()
-    """When state files to resume from are written, and which weights they keep."""
+    """When state files (to resume from) are written, and which weights they keep."""
     diagnostics: DiagnosticsOptions = DiagnosticsOptions()
-    """What is measured beside training."""
+    """What is measured in addition to training."""
     log: Annotated[tuple[Annotated[str, AfterValidator(_check_logger)], ...], AfterValidator(_distinct)] = ()
-    """Loggers that also get what a run writes: `tensorboard`, or your own as `package.module:Class`."""
+    """Loggers that also receive what a run records: `tensorboard`, or your own as `package.module:Class`."""
     verify: bool = True
-    """Before training, compare the first step's derivatives and gradient with those by backprop."""
+    """Before training, compare the first step's derivatives and gradient with those computed by backprop."""
     deterministic: bool = False
-    """Ask PyTorch for deterministic algorithms only."""
+    """Use only PyTorch's deterministic algorithms."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: automatic mixed precision."""
     compile: bool = False
-    """Compile the pass of `backprop` or `forward-gradient`: seconds to a minute once, then faster steps."""
+    """Compile the pass of `backprop` or `forward-gradient`: takes seconds to a minute, then steps are
+    faster."""
     allocator: bool = True
-    """Keep large blocks of CPU memory between steps instead of giving them back; faster."""
+    """Keep large blocks of CPU memory between steps instead of returning them to the system; faster."""
     threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads; PyTorch's choice when null."""
     device: Annotated[str, BeforeValidator(_check_device)] = Field("auto", pattern=DEVICES)
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    """`auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`."""
     data_dir: Folder | None = None
-    """The only folder to look for datasets in; the usual ones when null."""
+    """The only folder in which to look for datasets; the usual ones when null."""
     results_dir: Folder = Path("results")
-    """The folder that run directories are made in."""
+    """The folder in which run directories are created."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
@@ -211,9 +214,9 @@ def load_config(
     Args:
         path: the YAML file.
         overrides: texts ``key.sub=value``, as the command line's ``-o``, or ``Override``s. Their order does
-            not matter, except that of two for one key the last wins. ``block=name`` keeps the options of the
-            block that the new choice has too.
-        say: given a line for everything that an override puts aside.
+            not matter, except that the last of several for one key wins. ``block=name`` keeps those options
+            of the block that the new component has too.
+        say: called with a line for everything that an override drops.
 
     Raises:
         ConfigError: every mistake in the file and the overrides, one a line: ``file:line: dotted.key:
@@ -230,21 +233,21 @@ def read_config(path: str | Path) -> Source:
     """Read a config file with what it extends, unchecked, its stem as the name where it has none.
 
     Raises:
-        ConfigError: it, or what it extends, cannot be read or is no YAML.
+        ConfigError: it, or a file it extends, cannot be read or is not valid YAML.
     """
     file = Path(path)
     source = resolve(_read(file), file)
     if "name" not in source.data:
         source.data = {"name": file.stem, **source.data}
-        source.places["name",] = f"{path} (its stem is the name, unless name: says another)"
+        source.places["name",] = f"{path} (its stem is the name, unless name: is given)"
     return source
 
 
 def resolve(source: Source, path: Path) -> Source:
-    """What a file says over what it ``extends``, unchecked.
+    """A file's keys merged over those of the file it ``extends``, unchecked.
 
     Raises:
-        ConfigError: what it extends cannot be read, or extends it.
+        ConfigError: the extended file cannot be read, or extends this one.
     """
     return extend(source, path, _read)
 
@@ -257,11 +260,11 @@ def _read(path: Path) -> Source:
 
 
 def check_config(source: Source, *overrides: Sequence[str | Override]) -> Config:
-    """Apply overrides to what was read, in place, and check the result; see :func:`load_config`.
+    """Apply overrides to a source in place and check the result; see :func:`load_config`.
 
     Args:
-        source: what was read; its ``notes`` say afterwards what was dropped.
-        *overrides: in sets that are applied one after the other.
+        source: the values of a file; afterwards its ``notes`` list what was dropped.
+        *overrides: sets of overrides, applied one after the other.
 
     Raises:
         ConfigError: every mistake, one a line.
@@ -278,7 +281,7 @@ def check_config(source: Source, *overrides: Sequence[str | Override]) -> Config
         for override in sorted(parsed, key=lambda override: override.key.count(".")):  # blocks, then keys
             earlier = made.get(override.key, override)
             if (earlier.value, earlier.place) != (override.value, override.place):
-                source.notes.append(f"{override} stands in place of {earlier}")
+                source.notes.append(f"{override} replaces {earlier}")
             made[override.key] = override
             apply_override(source, override)
     return validate_source(source, Config)
@@ -290,11 +293,11 @@ def to_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config, device_type: str, workers: int = 1) -> str:
-    """Eight hexadecimal digits that two runs share if they differ in nothing but the seed.
+    """Eight hexadecimal digits, equal for two runs that differ only in the seed.
 
-    Hashed is what differs from the defaults, so that a key added to fgbench does not orphan older results;
-    name, seed, folders, saving and diagnostics are left out. A component whose numbers have changed has a
-    revision, which is hashed too: its older runs are not taken for those of today's code.
+    Only values that differ from the defaults are hashed, so that a key added to fgbench does not orphan older
+    results; name, seed, folders, saving and diagnostics are left out. A component whose results have changed
+    has a revision, which is hashed too: older runs do not count as runs of the current code.
     """
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude=UNHASHED)
     for kind in TABLES:  # a component's name may be the default within its own options

@@ -14,7 +14,7 @@ WIDTH = 100
 
 
 def describe_table(kind: str) -> str:
-    """Every dataset, model or trainer: what it is, its source, and for trainers more (bias, cost, ...)."""
+    """Every dataset, model or trainer: summary and source, and for trainers also bias, cost and so on."""
     return "\n".join(line for name, component in TABLES[kind].items() for line in _describe(name, component))
 
 
@@ -22,7 +22,7 @@ def describe_component(kind: str, name: str) -> str:
     """One dataset, model or trainer with its options: type, default and meaning.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no component of that name.
     """
     component, model = find(kind, name), options_model(kind, name)
     fields = {key: field for key, field in model.model_fields.items() if key != "name"}
@@ -33,7 +33,7 @@ def describe_component(kind: str, name: str) -> str:
 
 
 def describe_keys() -> str:
-    """Every key of a config that is not an option of a dataset, model or trainer."""
+    """Every key of a config except the options of datasets, models and trainers."""
     return "\n".join(_describe_fields(Config, Config.model_fields, ""))
 
 
@@ -62,7 +62,7 @@ def _describe_fields(model: type[BaseModel], fields: dict[str, Any], indent: str
             yield from _describe_fields(inner, inner.model_fields, indent + "    ")
             continue
         if "$ref" in str(properties[key]):
-            allowed, default = "a name, or a block of name and options", "required"
+            allowed, default = "a name, or a block with name and options", "required"
         else:
             allowed = _allowed(properties[key])
             default = "required" if field.is_required() else f"default {_show_default(properties[key])}"

@@ -8,11 +8,11 @@ from fgbench.config.source import show
 
 
 def _refuse_test(metric: Any) -> Any:
-    """Refuse to choose by what is only there to be reported."""
+    """Refuse to choose by the test images, which are for reporting only."""
     if str(metric).startswith("test_"):
         raise ValueError(
-            f"got {show(metric)}, expected val_accuracy | val_loss: what is chosen by the test images is not "
-            "tested by them"
+            f"got {show(metric)}, expected val_accuracy | val_loss: a choice made on the test images "
+            "cannot be tested on them"
         )
     return metric
 
@@ -28,15 +28,15 @@ class EarlyStoppingOptions(_Block):
     """When a run stops before its last epoch."""
 
     metric: ValidationMetric = "val_accuracy"
-    """What has to get better, on the validation images."""
+    """The metric that has to improve, on the validation images."""
     patience: PositiveInt
-    """A run stops once so many epochs in a row were no better than the best before them."""
+    """A run stops after this many epochs in a row without an improvement on the best before them."""
     min_delta: NonNegativeFloat = 0.0
-    """Better is by more than this."""
+    """The smallest change that counts as an improvement (it must be exceeded)."""
 
 
 class SavingOptions(_Block):
-    """When state files to resume from are written, and which weights they keep."""
+    """When state files (to resume from) are written, and which weights they keep."""
 
     every: PositiveInt = 1
     """Epochs between two savings."""
@@ -45,13 +45,13 @@ class SavingOptions(_Block):
     every_steps: PositiveInt | None = None
     """Steps between two savings within an epoch, for long epochs."""
     best: ValidationMetric | None = None
-    """Keep the weights of the epoch that was best by this too: `fgbench export RUN --best` writes them."""
+    """Also keep the weights of the best epoch by this metric: `fgbench export RUN --best` writes them."""
 
 
 class DiagnosticsOptions(_Block):
-    """What is measured beside training, outside the timed part."""
+    """What is measured in addition to training, outside the timed part."""
 
     every: PositiveInt | None = None
     """Epochs between two comparisons of the trainer's gradient with the true one; never when null."""
     draws: PositiveInt = 1
-    """Gradients of the trainer, on one batch, that a comparison takes."""
+    """How many of the trainer's gradients, on one batch, a comparison uses."""

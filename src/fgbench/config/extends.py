@@ -13,23 +13,23 @@ from fgbench.registry import TABLES
 KEY = "extends"
 
 OWN = ("name", "tuned", "note")
-"""Keys that a config does not pass on: what another is called or for, and how its values were chosen."""
+"""Keys that are not inherited: the name, the note, and how the values were chosen."""
 
 
 def extend(
     source: Source, path: Path, read: Callable[[Path], Source], within: tuple[Path, ...] = ()
 ) -> Source:
-    """What a config says, over what the config it extends says, over what that one extends, and so on.
+    """A config's keys merged over those of the config it extends, which may itself extend one.
 
-    Blocks are merged key by key. Where a block names another component, those options below it that the other
+    Blocks are merged key by key. Where a block names another component, the inherited options that the other
     does not have are dropped, with a note. A place names the file and line, and the ``extends`` that led
     there.
 
     Args:
-        source: what was read, bare names or blocks; its ``extends`` is taken out.
-        path: its file, from whose folder ``extends`` leads.
+        source: the values of a file, bare names or blocks; its ``extends`` is removed.
+        path: its file; ``extends`` is relative to its folder.
         read: reads another file.
-        within: the files that extend this one.
+        within: the files that directly or indirectly extend this one.
 
     Raises:
         ConfigError: the other file cannot be read, or extends this one.
@@ -47,7 +47,7 @@ def extend(
         raise ConfigError(f"{place}: {KEY}: {error}") from error
     extending = (*within, path.resolve())
     if other.resolve() in extending:
-        raise ConfigError(f"{problem}, which extends this file itself, so neither says what it is built on")
+        raise ConfigError(f"{problem}, which extends this file itself: a circle")
     try:
         base = extend(read(other), other, read, extending)
     except ConfigError as error:
@@ -63,13 +63,13 @@ def extend(
 
 
 def _via(text: str, place: str) -> str:
-    """A line or a place in another file, with the ``extends`` that led there, the nearest first."""
+    """A line or place in another file, followed by the ``extends`` that led there, the nearest first."""
     mark = " (extended in "
     return f"{text[:-1]}, {place})" if mark in text and text.endswith(")") else f"{text}{mark}{place})"
 
 
 def _put(merged: Source, below: dict[str, Any], block: dict[str, Any], source: Source, at: Location) -> None:
-    """Put the keys of a block over those that are there, with their places."""
+    """Merge the keys of a block over the existing ones, with their places."""
     for key, value in block.items():
         here, there = (*at, key), below.get(key)
         if isinstance(value, dict) and isinstance(there, dict):
@@ -88,13 +88,13 @@ def _put(merged: Source, below: dict[str, Any], block: dict[str, Any], source: S
 
 
 def _names_another(kind: str, there: dict[str, Any], block: dict[str, Any]) -> bool:
-    """Whether a block names another component than the one that the options below it are of."""
+    """Whether a block names another component than the one that the inherited options belong to."""
     unsaid = None if kind in TABLES else ""  # an optimizer has a default
     return there.get("name", unsaid) not in (None, block.get("name", there.get("name", unsaid)))
 
 
 def _drop(merged: Source, kind: str, block: dict[str, Any], source: Source) -> None:
-    """Take out the options that the component a block names does not have."""
+    """Remove the options that the named component does not have."""
     there, name = merged.data[kind], block["name"]
     dropped = [
         (key, value)

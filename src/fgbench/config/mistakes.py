@@ -1,4 +1,4 @@
-"""Every mistake of a config at once: where, what was got and what is allowed."""
+"""Reports every mistake in a config at once: where, what was got and what is allowed."""
 
 import difflib
 import json
@@ -38,8 +38,8 @@ Model = TypeVar("Model", bound=BaseModel)
 def validate_source(source: Source, model: type[Model]) -> Model:
     """The values of a source as an instance of ``model``.
 
-    Pydantic names every wrong value at once; what only a combination of right ones makes wrong comes once
-    they are right.
+    Pydantic reports every invalid value at once; invalid combinations of valid values are reported only once
+    each value is valid.
 
     Raises:
         ConfigError: all mistakes, one a line.
@@ -55,7 +55,7 @@ def validate_source(source: Source, model: type[Model]) -> Model:
 
 
 def explain(error: ValidationError, data: dict[str, Any], model: type[BaseModel], path: str) -> ConfigError:
-    """Pydantic's mistakes in this project's words, one a line; ``path`` is where the values were said."""
+    """Pydantic's errors in this project's wording, one a line; ``path`` is where the values come from."""
     source = Source(path, data)
     for mistake in (_read(each, data, model) for each in error.errors(include_url=False)):
         source.add_problem(mistake.location, mistake.text)
@@ -69,7 +69,7 @@ class _Mistake(NamedTuple):
 
 
 def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> _Mistake:
-    """Pydantic's error in this project's words."""
+    """Pydantic's error in this project's wording."""
     kind, location, value, context = error["type"], error["loc"], error["input"], error.get("ctx", {})
     if kind == "missing" and isinstance(location[-1], int):
         text = f"got a list of {len(value)}, expected at least {location[-1] + 1}"
@@ -98,7 +98,7 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
 
 
 def _whole_block_hint(mistake: _Mistake, source: Source) -> str:
-    """How to change the name without the options that only the component in the file has."""
+    """A hint on how to change the name without keeping options that only the component in the file has."""
     head = str(mistake.location[0]) if mistake.location else ""
     override = source.place((head, "name"))
     if mistake.kind != "extra_forbidden" or head not in TABLES or not override.startswith(f"-o {head}.name="):
@@ -123,7 +123,7 @@ def _allowed_keys(data: dict[str, Any], location: Location, model: type[BaseMode
 
 
 def _inner_key(key: str, location: Location, data: dict[str, Any], model: type[BaseModel]) -> str | None:
-    """Where a key belongs that was put beside the block it belongs to: ``optimizer.lr`` for ``lr``."""
+    """The dotted key for a key placed outside its block: ``optimizer.lr`` for ``lr``."""
     for block in _allowed_keys(data, location, model):
         if key in _allowed_keys(data, (*location, block), model):
             return f"{block}.{key}"
@@ -131,7 +131,7 @@ def _inner_key(key: str, location: Location, data: dict[str, Any], model: type[B
 
 
 def _user_location(location: Location, data: Any) -> Location:
-    """The location without what pydantic appends for the members of a union, which no user wrote."""
+    """The location without the parts pydantic appends for members of a union, which no user wrote."""
     for length, part in enumerate(location):
         if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
             return location[:length]

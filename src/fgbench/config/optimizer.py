@@ -10,12 +10,12 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class _ChoiceOptions(Options):
-    """Options of which some belong to certain names only: set with another name, they are mistakes."""
+    """Options some of which apply only to certain names: setting them with another name is a mistake."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     USED_BY: ClassVar[dict[str, tuple[str, ...]]]
-    """Key -> the names it belongs to; keys that are not here belong to all."""
+    """Key -> the names it applies to; keys that are not listed apply to all."""
 
     @model_validator(mode="after")
     def _check_used(self) -> "_ChoiceOptions":
@@ -26,7 +26,7 @@ class _ChoiceOptions(Options):
 
 
 class OptimizerOptions(_ChoiceOptions):
-    """What is done with the gradients; the default is the study's."""
+    """How the gradients update the parameters; the default is the study's."""
 
     USED_BY: ClassVar[dict[str, tuple[str, ...]]] = {
         "momentum": ("sgd",),
@@ -38,7 +38,7 @@ class OptimizerOptions(_ChoiceOptions):
     name: Literal["sgd", "adam", "adamw"] = "adam"
     """Which optimizer of torch.optim."""
     lr: PositiveFloat = 1e-3
-    """Learning rate; the largest one, where a schedule changes it."""
+    """Learning rate; its largest value, if a schedule changes it."""
     exact_lr: PositiveFloat | None = None
     """Learning rate of parameters with exact gradients (such as those of `exact_output`); `lr` when null."""
     momentum: Fraction = 0.0
@@ -79,4 +79,4 @@ class ScheduleOptions(_ChoiceOptions):
     factor: PositiveFloat = 0.2
     """What a drop of `step` multiplies the learning rate by."""
     warmup: float = Field(0.3, gt=0.0, lt=1.0)
-    """Share of all steps in which `one-cycle` rises."""
+    """Fraction of all steps during which `one-cycle` rises."""

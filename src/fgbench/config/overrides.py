@@ -1,4 +1,4 @@
-"""Values set on the command line, in a sweep or in code, in place of a config file's."""
+"""Values set on the command line, in a sweep or in code, which replace those of a config file."""
 
 import json
 import re
@@ -12,18 +12,18 @@ from fgbench.errors import ConfigError
 from fgbench.registry import TABLES, options_model
 
 NAMED_BLOCKS = (*TABLES, "optimizer", "schedule")
-"""Blocks for which their bare name may stand: ``trainer: backprop``."""
+"""Blocks that may be given as a bare name: ``trainer: backprop``."""
 
 
 class Override(NamedTuple):
-    """A value for a dotted key, and the place that messages about it name (``--epochs``)."""
+    """A value for a dotted key, and its place for messages (``--epochs``)."""
 
     key: str
     value: Any
     place: str
 
     def __str__(self) -> str:
-        """As messages name it: what the user wrote, or its key and value with where they were said."""
+        """How messages name it: what the user wrote, or its key and value with their place."""
         return (
             self.place if self.place.startswith("-") else f"{show_item(self.key, self.value)} ({self.place})"
         )
@@ -36,7 +36,7 @@ def parse_override(text: str) -> Override:
     Override(key='optimizer.lr', value=0.001, place='-o optimizer.lr=1e-3')
 
     Raises:
-        ConfigError: it has no such form.
+        ConfigError: it is not of that form.
     """
     key, equals, value = text.partition("=")
     place = f"-o {show_key(text)}"
@@ -46,10 +46,10 @@ def parse_override(text: str) -> Override:
 
 
 def apply_override(source: Source, override: Override) -> None:
-    """Set a value as if the file said so, and note what of the file is dropped.
+    """Set a value as if the file had it, and note which values of the file are dropped.
 
     The bare name of another component or optimizer (``optimizer=sgd``) keeps those options of its block that
-    the new one has too. A block stands in place of the whole block there was.
+    the new one has too. A block replaces the whole previous block.
     """
     key, value, place = override
     location: Location = (key,)

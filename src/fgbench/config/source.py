@@ -1,4 +1,4 @@
-"""YAML as configs use it: plain values with the place each came from.
+"""YAML as configs use it: plain values, each with the place it came from.
 
 A strict subset: blocks, lists, text, numbers, true, false and null. Numbers are those of YAML 1.2, so
 ``1e-3`` is a number and ``on`` is text. Repeated keys, aliases and tags are errors, so no file can run code
@@ -22,7 +22,7 @@ MAX_PROBLEMS = 25
 
 Location = tuple[str | int, ...]
 Place = Callable[[int], str]
-"""What messages call a line of the text."""
+"""How messages name a line of the text."""
 
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*$")
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something else than text."""
+    """Quotes what either version of YAML would read as something other than text."""
 
 
 for _name, _pattern, _first in (
@@ -60,14 +60,14 @@ for _name, _pattern, _first in (
 
 @dataclass
 class Source:
-    """The values of a config and where each was said.
+    """The values of a config and where each comes from.
 
     Attributes:
         path: the file, as the user named it.
         data: the values: nested dictionaries and lists of plain values.
         places: ``file:line`` or ``-o key=value`` of every value, by location.
-        problems: what is wrong so far, each with its place.
-        notes: what an override put aside, a line each, for the user to know.
+        problems: the mistakes found so far, each with its place.
+        notes: what overrides dropped, a line each, for the user to know.
     """
 
     path: str
@@ -84,14 +84,14 @@ class Source:
             self.problems.append(line)
 
     def place(self, location: Location) -> str:
-        """Where the value at a location, or else the block around it, was said."""
+        """The place of the value at a location, or else of the block around it."""
         for length in range(len(location), 0, -1):
             if location[:length] in self.places:
                 return self.places[location[:length]]
         return self.path
 
     def override(self, key: str, value: Any, label: str) -> None:
-        """Set the value at a dotted key as if the file said so; ``label`` is its place in messages."""
+        """Set the value at a dotted key as if the file had it; ``label`` is its place in messages."""
         location = tuple(key.split("."))
         block = self.data
         for length in range(1, len(location)):
@@ -129,7 +129,7 @@ def read_yaml(path: Path) -> Source:
     """Read a file whose top level is a block of keys.
 
     Raises:
-        ConfigError: it cannot be read, or is no such YAML; one line with the file and line number.
+        ConfigError: it cannot be read, or is not such YAML; one line with the file and line number.
     """
     try:
         with path.open("rb") as file:
@@ -154,7 +154,7 @@ def read_yaml(path: Path) -> Source:
 
 
 def _advice(path: Path) -> str:
-    """What was probably meant by a file that cannot be read: an override, or a file nearby."""
+    """A hint on what was probably meant by a file that cannot be read: an override, or a file nearby."""
     if "=" in path.name and not path.exists():
         return f"; a value for a key is set by -o {show_key(str(path))}"
     try:
@@ -183,7 +183,7 @@ def parse_value(text: str, label: str) -> Any:
 
 
 def dump_yaml(data: dict[str, Any]) -> str:
-    """YAML that ``read_yaml`` and any other reader take for the same values, inner blocks on a line each."""
+    """YAML that ``read_yaml`` and any other reader parse to the same values, inner blocks on a line each."""
     return yaml.dump(
         data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True
     )
@@ -221,7 +221,7 @@ def show_item(key: str, value: Any) -> str:
 
 
 def show_key(key: str | int) -> str:
-    """A key as an error message shows it: as it is where it is short and printable."""
+    """A key as an error message shows it: unchanged if it is short and printable."""
     text = str(key)
     return text if text and text.isprintable() and len(text) <= 60 else show(text)
 
@@ -275,7 +275,7 @@ def _items(
         key = key_node.value
         if key in seen:
             dotted = ".".join(show_key(part) for part in (*location, key))
-            source.problems.append(f"{place(line)}: {dotted}: said twice (first in line {seen[key]})")
+            source.problems.append(f"{place(line)}: {dotted}: given twice (first in line {seen[key]})")
             continue
         seen[key] = line
         yield key, child

@@ -1,4 +1,4 @@
-"""Clocks, memory, provenance: the only room that asks what device this is."""
+"""Clocks, memory, provenance: the only package that asks what device this is."""
 
 import os
 

@@ -31,13 +31,13 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done everything it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def set_threads(count: int | None) -> int:
-    """Set the number of CPU threads torch computes with (left alone when None); returns what it is now."""
+    """Set the number of CPU threads torch uses (unchanged when None); returns the current number."""
     if count is not None:
         torch.set_num_threads(count)
     return torch.get_num_threads()
@@ -46,10 +46,10 @@ def set_threads(count: int | None) -> int:
 def prepare(
     device: torch.device, threads: int | None, *, keep: bool = True, deterministic: bool = False
 ) -> None:
-    """Set what a process computes with, before the work starts.
+    """Set up threads, allocator and determinism of this process, before the work starts.
 
-    ``deterministic`` asks torch for algorithms that give the same bits each time, with an error where there
-    is none; it promises nothing across versions, devices or numbers of threads.
+    ``deterministic`` asks torch for algorithms that give the same bits each time, and for an error where
+    there is none; it promises nothing across versions, devices or numbers of threads.
     """
     set_threads(threads)
     keep_allocations(keep and device.type == "cpu")
@@ -62,9 +62,9 @@ def prepare(
 def keep_allocations(enabled: bool = True) -> bool:
     """Let the C library keep large freed blocks instead of giving them back to the kernel.
 
-    Otherwise every activation above some MiB is mapped and page-faulted in again each step. Takes effect for
-    blocks allocated from now on, so call it before the work starts; it cannot be undone within a process.
-    Only glibc knows it.
+    Otherwise every activation of more than a few MiB is mapped and page-faulted in again each step. Takes
+    effect for blocks allocated from now on, so call it before the work starts; it cannot be undone within a
+    process. Only glibc supports it.
 
     Returns:
         Whether large blocks are kept in this process.

@@ -1,4 +1,4 @@
-"""The energy a GPU takes, by the driver's counter."""
+"""The energy a GPU uses, by the driver's counter."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ MILLI = 1000
 
 
 class GpuEnergy:
-    """What the GPU of a device took over a ``with`` block: all of it, whoever used it.
+    """The energy a device's whole GPU uses over a ``with`` block, whichever process uses it.
 
-    The driver counts since it was loaded, in millijoules (``nvmlDeviceGetTotalEnergyConsumption``, Volta and
-    newer), and renews the count several times a second.
+    The driver counts from when it was loaded, in millijoules (``nvmlDeviceGetTotalEnergyConsumption``, Volta
+    and newer), and updates the counter several times a second.
 
     Attributes:
-        joules: once the block is left; None where there is no counter, as on a CPU, on a part of a GPU (MIG)
-            or on older GPUs, or where it did not move.
+        joules: set when the block ends; None where there is no counter (CPUs, parts of a GPU (MIG), older
+            GPUs) or where it did not change.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,20 +37,20 @@ class GpuEnergy:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, what is taken does not count."""
+        """Energy used inside this context is not counted."""
         self._add()
         yield
         self._before = self._read()
 
     def _add(self) -> None:
-        """Count what was taken since ``_before``; once a reading is missing, or less than that, all is."""
+        """Add the energy used since ``_before``; NaN from then on if a reading is missing or decreased."""
         now = self._read()
         known = self._before is not None and now is not None and now >= self._before
         self._taken += now - self._before if known else math.nan  # type: ignore[operator]
 
 
 def _find_counter(device: torch.device) -> Callable[[], int | None]:
-    """What reads the counter of a device's GPU, in millijoules; what reads None where there is none."""
+    """A function that reads the counter of a device's GPU, in millijoules, or None where there is none."""
     nvml = load_nvml() if device.type == "cuda" else None
     if nvml is None:
         return lambda: None

@@ -1,4 +1,4 @@
-"""Where and with what a number was made."""
+"""The environment in which a number was measured: machine, versions, settings."""
 
 import os
 import platform
@@ -17,11 +17,11 @@ VARIABLES = (
     *("OMP_", "KMP_", "GOMP_", "MKL_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_"),
     *("CUDNN_", "NVIDIA_TF32", "NCCL_", "LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES", "FGBENCH_"),
 )
-"""Beginnings of the names of environment variables that can change numbers or times."""
+"""Prefixes of environment variables that can change numbers or times."""
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Where and with what a number was made: for ``env.json``."""
+    """Machine, versions and settings, for ``env.json``."""
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     nvml = load_nvml()
     return {
@@ -69,7 +69,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says about the source this runs from; None for an installed package or without git."""
+    """The output of a git command on the source tree; None for an installed package or without git."""
     folder = Path(__file__).parent
     if "site-packages" in folder.parts:
         return None

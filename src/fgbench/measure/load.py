@@ -1,4 +1,4 @@
-"""What other processes took from this machine."""
+"""How busy other processes keep this machine."""
 
 import os
 import time
@@ -9,14 +9,14 @@ import torch
 from fgbench.measure.nvml import find_gpu, load_nvml
 
 BUSY_CORES = 0.3
-"""Cores kept busy by others from which an epoch is noted as disturbed; a convention of this project."""
+"""An epoch is noted as disturbed when others keep more cores busy than this; a convention of this project."""
 
 
 class OtherLoad:
-    """What other processes took from this machine over a ``with`` block: why its timings may be noisy.
+    """How busy other processes kept this machine over a ``with`` block: why its timings may be noisy.
 
     Attributes:
-        reason: once the block is left, what kept the machine busy beside this process; None when it was
+        reason: set when the block ends: what kept the machine busy besides this process; None when it was
             quiet.
     """
 
@@ -48,7 +48,7 @@ class OtherLoad:
 
 
 def _busy_cpu_s() -> float | None:
-    """Seconds all cores together have been busy since boot; None where the kernel does not say."""
+    """Seconds all cores together have been busy since boot; None where the kernel does not report it."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:

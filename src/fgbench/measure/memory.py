@@ -1,4 +1,4 @@
-"""Peak memory: of CUDA's allocator, of a step on a CPU, of a process as the driver counts it."""
+"""Peak memory: of CUDA's allocator, of a step on a CPU, and of a process as the driver counts it."""
 
 import os
 import sys
@@ -64,17 +64,18 @@ def step_memory(
     optimizer: torch.optim.Optimizer | None = None,
     trainer: object = None,
 ) -> float:
-    """Peak memory of a step on the CPU, MiB: what is there before it, plus its largest increase.
+    """Peak memory of a step on the CPU, MiB: what is resident before it, plus the largest increase.
 
-    Every allocation and release torch makes in the step is summed in the order of time, convolution scratch
-    and short-lived buffers included. The profiler does not see the release of what is older than itself, so
-    gradients are dropped first and two steps are made: the second finds gradients that were seen to be made.
+    All of torch's allocations and releases during the step are summed in order of time, convolution
+    workspaces and short-lived buffers included. The profiler does not see the release of memory allocated
+    before it started, so gradients are dropped first and two steps are taken: the second releases gradients
+    whose allocation was seen.
 
     Args:
-        step: called twice under the profiler; warm it up first, so that the optimizer has its state.
+        step: called twice under the profiler; call it once before, so that the optimizer has its state.
         model: what the step trains.
-        optimizer: what updates it, with its own and a trainer's parameters.
-        trainer: what fills the gradients; all tensors it holds between steps count.
+        optimizer: updates the model's parameters, and the trainer's own.
+        trainer: fills the gradients; all tensors it holds between steps count.
     """
     for param in _parameters(model, optimizer):
         param.grad = None
@@ -94,7 +95,7 @@ def step_memory(
 
 @contextmanager
 def _quiet_output() -> Iterator[None]:
-    """Keep what libraries write past Python, such as the profiler's log, off the terminal."""
+    """Silence what libraries write to stdout and stderr directly, such as the profiler's log."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
@@ -114,7 +115,7 @@ class PeakMemory:
     """Peak of CUDA's allocator over a ``with`` block.
 
     Attributes:
-        mib: the peak in MiB once the block is left; None on a CPU, where the allocator keeps no account.
+        mib: the peak in MiB, set when the block ends; None on a CPU, whose allocator keeps no statistics.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -132,7 +133,7 @@ class PeakMemory:
 
 
 def nvml_process_memory_mib() -> float | None:
-    """This process's GPU memory as the driver counts it, context included, MiB; None where it cannot say."""
+    """This process's GPU memory as the driver counts it, context included, MiB; None where it is unknown."""
     nvml = load_nvml()
     if nvml is None:
         return None

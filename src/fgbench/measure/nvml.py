@@ -17,9 +17,9 @@ def load_nvml() -> Any:
 
 
 def find_gpu(nvml: Any, device: torch.device) -> Any:
-    """NVML's handle of the GPU behind a CUDA device; NVML also counts those CUDA_VISIBLE_DEVICES hides.
+    """NVML's handle of the GPU behind a CUDA device (NVML ignores CUDA_VISIBLE_DEVICES).
 
     Raises:
-        NVMLError: NVML does not know it, as where the device is a part of a GPU.
+        NVMLError: NVML has no such GPU, for example because the device is a part of one.
     """
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")

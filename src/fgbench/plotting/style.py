@@ -163,7 +163,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot make {path.parent}: {error.strerror}") from error
+        raise ConfigError(f"cannot create {path.parent}: {error.strerror}") from error
     atomic_write(path, buffer.getvalue())
 
 

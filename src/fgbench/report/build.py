@@ -145,7 +145,7 @@ def build_report(results: str | Path, out: str | Path = "report.html", tag: str 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot make {target.parent}: {error.strerror}") from error
+        raise ConfigError(f"cannot create {target.parent}: {error.strerror}") from error
     atomic_write(target, page)
     return target
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind, written so that a crash loses nothing. Importing it loads no torch."""
+"""The files of a run, written so that a crash loses nothing. Importing it loads no torch."""

@@ -10,10 +10,10 @@ from fgbench.errors import FgbenchError
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a whole file: afterwards, and after a crash at any instant, it is the old one or the new one.
+    """Replace a whole file: even after a crash at any instant, it holds either the old or the new content.
 
     Raises:
-        FgbenchError: the disk is full or the place cannot be written; the old file is intact.
+        FgbenchError: the disk is full or the path is not writable; the old file is intact.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -31,10 +31,10 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add a line to an existing file and flush it to the disk; a torn last line before it is cut.
+    """Append a line to an existing file and flush it to the disk; an incomplete last line is removed first.
 
     Raises:
-        FgbenchError: the disk is full or the file cannot be written; the lines before are intact.
+        FgbenchError: the disk is full or the file cannot be written; the earlier lines are intact.
     """
     try:
         with path.open("r+b", buffering=0) as file:
@@ -54,7 +54,7 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def refuse(path: Path, error: OSError) -> NoReturn:
-    """Say in one line that ``path`` could not be written, and why.
+    """Raise an error that says in one line that ``path`` could not be written, and why.
 
     Raises:
         FgbenchError: always.

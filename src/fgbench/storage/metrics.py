@@ -1,4 +1,4 @@
-"""The columns of metrics.csv: what each is, and how one number is read from it."""
+"""The columns of metrics.csv: what each holds, and how it is reduced to one number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ class Column:
 
     Attributes:
         name: in the file.
-        label: in words.
-        kind: what it measures: how well a network has learnt, how good its gradient was, what an epoch cost,
-            or under which conditions it was trained.
-        reading: how a run's value up to an epoch is read: ``last``: the value at that epoch, which a diverged
-            run has none of; ``median``: over the epochs that :func:`counted_epochs` counts; ``peak``: the
+        label: its name in tables and figures.
+        kind: what it measures: how well the network has learnt, how good its gradient was, what an epoch
+            cost, or the conditions it was trained under.
+        reading: how a run's value up to an epoch is read: ``last``: the value at that epoch (none for a
+            diverged run); ``median``: over the epochs that :func:`counted_epochs` counts; ``peak``: the
             largest.
-        form: how a value is written.
-        better: the better direction; empty where there is none and nothing is compared.
+        form: format of a value.
+        better: the better direction; empty where there is none and the column is not compared.
         unit: empty for a bare number.
-        words: how it is said to be better, worse or the same.
+        words: how tables say better, worse or the same.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Column:
 
     @property
     def timed(self) -> bool:
-        """Whether it is measured over a time, so that other work on the machine disturbs it."""
+        """Whether it is measured over a time span, so that other work on the machine disturbs it."""
         return self.kind in ("time", "energy")
 
     def gain(self, difference: float) -> float:
-        """The difference, positive where it is for the better."""
+        """The difference, with the sign that makes an improvement positive."""
         return difference if self.better == "higher" else -difference
 
 
@@ -97,7 +97,7 @@ empty, never 0."""
 
 
 def select(*kinds: str, reading: str = "") -> tuple[str, ...]:
-    """The names of the columns of some kinds, and of one reading where it is given."""
+    """The names of the columns of the given kinds, and of the given reading if any."""
     return tuple(
         name
         for name, column in COLUMNS.items()
@@ -111,10 +111,10 @@ LOSSES = tuple(name for name in select("learnt") if name.endswith("loss"))
 
 
 def counted_epochs(notes: Sequence[str | None]) -> list[bool]:
-    """Which of a run's epochs a median counts.
+    """Which of a run's epochs enter a median.
 
-    The first is left out, because it carries the warm-up; so are those timed while other work kept the
-    machine busy, where any remain without them. Where there is one epoch alone, it counts.
+    The first is left out, because it includes the warm-up; so are those timed while other work kept the
+    machine busy, as long as any epochs remain. A single epoch always counts.
 
     Args:
         notes: ``timing_note`` of each epoch from the first; None where the machine was quiet.

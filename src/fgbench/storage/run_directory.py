@@ -1,6 +1,6 @@
-"""The run directory: what a run writes, atomically, and how two processes keep out of each other's way.
+"""The run directory: the files of a run, written atomically, and a lock against other processes.
 
-A run directory is the only interface between running and looking; ``fgbench.analysis.series`` reads whole
+A run directory is the only interface between running and analysing; ``fgbench.analysis.series`` reads whole
 folders of them.
 """
 
@@ -24,29 +24,29 @@ from fgbench.storage.files import append_line, atomic_write, refuse
 from fgbench.storage.metrics import METRICS, TEXT_COLUMNS, Cell
 
 LAYER_COLUMNS = ("epoch", "layer", "noise", "cosine", "gradient_norm", "unexplained")
-"""Columns of layers.csv, of one layer: R = E|g_hat - g|^2 / |g|^2, the cosine of g_hat and g, |g|, and the
-share of the outputs' squared change under a perturbation of the layer that feedback matrices do not explain
-(NaN for trainers without any)."""
+"""Columns of layers.csv, a row per epoch and layer: R = E|g_hat - g|^2 / |g|^2, the cosine of g_hat and g,
+|g|, and the share of the outputs' squared change under a perturbation of the layer that feedback matrices do
+not explain (NaN for trainers without any)."""
 
 CONFUSIONS = "confusion.csv"
-"""How many test images of each class (rows) the trained model took for each (columns)."""
+"""The confusion matrix of the trained model on the test images: true classes by predicted classes."""
 
 STATES = ("running", "finished", "diverged", "interrupted", "failed")
 
 TRIALS = "tuned/trials"
-"""Below a folder of results, where the runs are that tuning chose among; none of them is a result."""
+"""The folder, inside the results folder, of the runs that tuning chose among; they are not results."""
 
 ENDED = {"finished": 0, "diverged": 4}
-"""States of runs that have nothing more to do, and the command's exit code for each."""
+"""States of runs that are over, and the command's exit code for each."""
 
 STALE_AFTER_S = 600.0
-"""A running run whose heartbeat is older than this has been killed."""
+"""A running run whose heartbeat is older than this counts as killed."""
 
 HEARTBEAT_EVERY_S = 30.0
 
 
 def run_path(results_dir: str | Path, folder: str | Path) -> Path:
-    """Where a run directory lies, ``folder`` being relative to the results folder.
+    """The path of a run directory, ``folder`` being relative to the results folder.
 
     Raises:
         ConfigError: ``folder`` leads out of the results folder.
@@ -60,12 +60,12 @@ def run_path(results_dir: str | Path, folder: str | Path) -> Path:
 
 
 class RunDirectory:
-    """One run's files. Reading needs nothing; writing needs ``create`` and should happen under ``lock``.
+    """One run's files. Reading needs nothing; writing needs ``create``, and should happen under ``lock``.
 
     Args:
         path: the folder.
-        writes: whether this process is the one of the run's that writes; for the others, all that would
-            change or hold the folder does nothing.
+        writes: whether this process of the run is the one that writes; in the others, every method that would
+            change or lock the folder does nothing.
     """
 
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
@@ -76,10 +76,10 @@ class RunDirectory:
         self._last_beat = 0.0
 
     def check_place(self) -> None:
-        """Find that the folder is there or can be made, without making it.
+        """Check that the folder exists or can be created, without creating it.
 
         Raises:
-            ConfigError: a file is in the way, or the place cannot be written.
+            ConfigError: a file is in the way, or the path is not writable.
         """
         if not self.writes:
             return
@@ -97,17 +97,17 @@ class RunDirectory:
             return
 
     def create(self) -> "RunDirectory":
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            ConfigError: a file is in the way, or the place cannot be written.
+            ConfigError: a file is in the way, or the path is not writable.
         """
         self.check_place()
         try:
             if self.writes:
                 self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot make {self.path}: {error.strerror}") from error
+            raise ConfigError(f"cannot create {self.path}: {error.strerror}") from error
         return self
 
     @contextmanager
@@ -115,7 +115,7 @@ class RunDirectory:
         """Lock the run directory; the death of the process releases it.
 
         Args:
-            force: take it although another host seems to be running it.
+            force: take it even though another host seems to be running it.
 
         Raises:
             FgbenchError: another process holds it; names the host and the process.
@@ -155,15 +155,15 @@ class RunDirectory:
         self._write("config.yaml", text)
 
     def write_env(self, env: Mapping[str, Any]) -> None:
-        """Write where and with what the run was made."""
+        """Write machine, versions and settings, as ``describe_environment`` gives them."""
         self._write_json("env.json", env)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the final figures."""
+        """Write the final values."""
         self._write_json("summary.json", summary)
 
     def write_status(self, state: str, **fields: Any) -> None:
-        """Write what the run is doing, with this host, this process and the time.
+        """Write the run's status, with this host, this process and the time.
 
         Args:
             state: one of ``STATES``.
@@ -177,13 +177,13 @@ class RunDirectory:
         self._last_beat = time.monotonic()
 
     def heartbeat(self) -> None:
-        """Renew the heartbeat if it is due; cheap enough to call after every step."""
+        """Update the heartbeat if it is due; cheap enough to call after every step."""
         if self._last_status and time.monotonic() - self._last_beat >= HEARTBEAT_EVERY_S:
             fields = {key: value for key, value in self._last_status.items() if key not in ("host", "pid")}
             self.write_status(**fields)
 
     def status(self) -> dict[str, Any]:
-        """What the run is doing; one that says running but was killed reads as interrupted, with the reason.
+        """The run's status; a run that says running but was killed reads as interrupted, with the reason.
 
         Returns:
             The keys of ``write_status`` and ``heartbeat`` (ISO 8601, UTC); always ``state``.
@@ -201,13 +201,13 @@ class RunDirectory:
         return {**status, "state": "interrupted", "reason": reason} if reason else status
 
     def append_metrics(self, row: Mapping[str, Cell]) -> None:
-        """Add an epoch's row to metrics.csv and flush it to the disk; floats read back bit for bit.
+        """Append an epoch's row to metrics.csv and flush it to the disk; floats read back bit for bit.
 
         Args:
-            row: values by column; columns left out or None stay empty.
+            row: values by column; missing or None columns stay empty.
 
         Raises:
-            FgbenchError: the disk is full or the file cannot be written; the rows before are intact.
+            FgbenchError: the disk is full or the file cannot be written; the earlier rows are intact.
         """
         if unknown := set(row) - set(METRICS):
             raise ValueError(f"metrics.csv has no column {', '.join(sorted(unknown))}")
@@ -219,24 +219,24 @@ class RunDirectory:
         append_line(path, _row_line(row).encode())
 
     def read_metrics(self) -> list[dict[str, Cell]]:
-        """The rows of metrics.csv up to the first that is torn or damaged; empty cells are None.
+        """The rows of metrics.csv up to the first incomplete or damaged one; empty cells are None.
 
-        Files that a spreadsheet, an editor or git has given a byte-order mark or other line ends read alike.
+        A byte-order mark or other line endings, from a spreadsheet, an editor or git, make no difference.
         """
         return [
             {column: _from_text(column, text) for column, text in row.items()} for row in self._intact_rows()
         ]
 
     def write_metrics(self, rows: Iterable[Mapping[str, Cell]]) -> None:
-        """Write metrics.csv anew, with these rows and no others."""
+        """Replace metrics.csv by these rows."""
         self._write("metrics.csv", "".join([_csv_line(METRICS), *map(_row_line, rows)]))
 
     def write_layers(self, epoch: int, rows: Iterable[Mapping[str, Cell]]) -> None:
-        """Put the diagnostics of an epoch's layers after those of earlier epochs.
+        """Write the diagnostics of an epoch's layers after those of earlier epochs.
 
         Args:
             epoch: from 1.
-            rows: with the columns of ``LAYER_COLUMNS`` but the epoch.
+            rows: with the columns of ``LAYER_COLUMNS`` except the epoch.
         """
         kept = self.read_layers(epoch - 1)
         new = [{"epoch": epoch} | {key: _to_text(value) for key, value in row.items()} for row in rows]
@@ -247,7 +247,7 @@ class RunDirectory:
         self._write("layers.csv", text.getvalue())
 
     def read_layers(self, last: int | None = None) -> list[dict[str, str]]:
-        """What ``write_layers`` wrote, as texts, up to the epoch ``last``; empty where there is nothing."""
+        """What ``write_layers`` wrote, as strings, up to the epoch ``last``; empty if there is no file."""
         path = self.path / "layers.csv"
         if not path.exists():
             return []
@@ -256,12 +256,12 @@ class RunDirectory:
         return [row for row in rows if last is None or int(row["epoch"]) <= last]
 
     def write_confusions(self, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-        """Write confusion.csv, or take it away where there are no counts.
+        """Write confusion.csv, or delete it if there are no counts.
 
         Args:
             names: of the classes.
-            counts: of test images, a row for every true class; a column for every class it was taken for,
-                and one for every other output of the model.
+            counts: of test images, a row for every true class; a column for every predicted class, and one
+                for every other output of the model.
         """
         if not counts:
             if self.writes:
@@ -272,7 +272,7 @@ class RunDirectory:
         self._write(CONFUSIONS, "".join(map(_csv_line, [["class", *names, *others], *rows])))
 
     def read_confusions(self) -> tuple[list[str], list[list[int]]]:
-        """What ``write_confusions`` wrote: the names of the columns and the counts; empty without it."""
+        """What ``write_confusions`` wrote: names of the columns, and counts; empty if there is no file."""
         try:
             with (self.path / CONFUSIONS).open(newline="", encoding="utf-8") as file:
                 head, *rows = csv.reader(file)
@@ -318,16 +318,16 @@ class RunDirectory:
         return content if isinstance(content, dict) else {}
 
     def read_env(self) -> dict[str, Any]:
-        """What ``write_env`` wrote; empty where there is none."""
+        """What ``write_env`` wrote; empty if there is no file."""
         return self._read_json("env.json")
 
     def read_summary(self) -> dict[str, Any]:
-        """What ``write_summary`` wrote; empty where there is none."""
+        """What ``write_summary`` wrote; empty if there is no file."""
         return self._read_json("summary.json")
 
 
 def _read_holder(file: TextIO) -> str:
-    for _ in range(50):  # whoever has just got the lock is about to write its name
+    for _ in range(50):  # the process that has just taken the lock is about to write its name
         file.seek(0)
         if name := file.read().strip():
             return name
@@ -367,7 +367,7 @@ def _seconds_since(timestamp: Any) -> float:
 
 
 def is_alive(pid: Any) -> bool:
-    """Whether this machine has a process of this number."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(int(pid), 0)
     except PermissionError:

@@ -1,8 +1,8 @@
 """State files: everything a run needs to resume bit for bit.
 
-A state file is a SHA-256 digest and then what ``torch.save`` wrote, so a flipped bit is noticed before it is
-loaded, and it is loaded with ``weights_only=True``, so a hostile file cannot run code. The newest is
-``state.pt``, the one before ``state-1.pt`` and so on; each is written to a temporary file, flushed to the
+A state file is a SHA-256 digest followed by what ``torch.save`` wrote, so a flipped bit is noticed before
+loading, and it is loaded with ``weights_only=True``, so a malicious file cannot run code. The newest is
+``state.pt``, the one before it ``state-1.pt`` and so on; each is written to a temporary file, flushed to the
 disk and renamed.
 """
 
@@ -36,7 +36,7 @@ def state_files(folder: Path) -> list[Path]:
 
 
 def save_state(folder: Path, state: dict[str, Any], keep: int) -> None:
-    """Write ``state`` as the newest state file and keep ``keep`` of them in all.
+    """Write ``state`` as the newest state file; the newest ``keep`` files are kept.
 
     Raises:
         FgbenchError: the disk is full or the folder cannot be written; the older files are intact.
@@ -56,14 +56,14 @@ def save_state(folder: Path, state: dict[str, Any], keep: int) -> None:
 
 
 def load_state(folder: Path, run: str | None = None) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest usable state, and one line for each state file that had to be passed over.
+    """The newest usable state, and one line for each state file that had to be skipped.
 
     Args:
         folder: the run directory.
         run: which run the state must belong to (its seed and hash); any when None.
 
     Returns:
-        The state (None where there never was one) and the warnings.
+        The state (None if there are no state files) and the warnings.
 
     Raises:
         StateError: there are state files, and none can be used.
@@ -73,12 +73,12 @@ def load_state(folder: Path, run: str | None = None) -> tuple[dict[str, Any] | N
         try:
             state = _read_state(path)
         except Exception as error:  # torch raises many kinds for a damaged file
-            warnings.append(f"{path}: damaged state file passed over ({first_line(error)})")
+            warnings.append(f"{path}: damaged state file skipped ({first_line(error)})")
             continue
         if run in (None, state.get("run")):
             return state, warnings
         warnings.append(
-            f"{path}: state file of another run passed over (of {state.get('run')!r}, expected {run!r})"
+            f"{path}: state file of another run skipped (of {state.get('run')!r}, expected {run!r})"
         )
     if warnings:
         raise StateError("; ".join(warnings) + "; no usable state is left: --no-resume starts this run anew")
@@ -97,5 +97,5 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to a line."""
+    """The first line of an error's message, at most 200 characters."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]

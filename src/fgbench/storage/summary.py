@@ -1,4 +1,4 @@
-"""What a run amounts to, from its rows."""
+"""A run's summary, from its rows."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -13,7 +13,7 @@ PEAKS = select("memory", reading="peak")
 
 
 def summarise(rows: Sequence[dict[str, Cell]]) -> dict[str, Any]:
-    """Final figures, those at the best validation epoch, medians of times and peaks of memory.
+    """Final values, those at the best validation epoch, medians of times and peaks of memory.
 
     Args:
         rows: of metrics.csv, at least one. Medians are over the epochs that ``counted_epochs`` counts.
@@ -39,7 +39,7 @@ def summarise(rows: Sequence[dict[str, Cell]]) -> dict[str, Any]:
 def best_row(
     rows: Sequence[Mapping[str, Cell]], metric: str, min_delta: float = 0.0
 ) -> Mapping[str, Cell] | None:
-    """The first row that no later one betters by more than ``min_delta``; None where no value is finite."""
+    """The first row that no later one improves on by more than ``min_delta``; None if no value is finite."""
     best: Mapping[str, Cell] | None = None
     for row in rows:
         value = row[metric]
