@@ -126,8 +126,8 @@ def test_values_of_two_files_that_do_not_go_together_name_both(files):
         ("extends: variant.yaml\n", "variant.yaml:1: extends: got 'variant.yaml', which extends this file"),
         (
             "extends: ./circle.yaml\n",
-            "circle.yaml:2: extends: got 'variant.yaml', which extends this file itself, so neither says "
-            "what it is built on (extended in variant.yaml:1)",
+            "circle.yaml:2: extends: got 'variant.yaml', which extends this file itself: a circle "
+            "(extended in variant.yaml:1)",
         ),
         (
             "extends: bas.yaml\n",

@@ -351,7 +351,7 @@ def test_a_guess_of_length_zero_gives_a_zero_estimate():
     ("stage", "words"),
     [
         (nn.Conv3d(1, 2, 2), r"block 1 of the model gives shape \(5, 2, 2, 2, 2\) for 5 samples"),
-        (nn.LSTM(3, 3, batch_first=True), "gives a tuple"),
+        (nn.LSTM(3, 3, batch_first=True), "returns a tuple"),
     ],
 )
 def test_set_up_refuses_blocks_whose_outputs_no_auxiliary_network_takes(stage, words):
@@ -448,7 +448,7 @@ def hooked(model):
         (nn.Linear(2, 2), None, "nn.Sequential"),
         (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), 3, "at most 2"),
         (nn.Sequential(*[nn.Linear(2, 2)] * 2), None, "shared"),
-        (Doubled(nn.Linear(2, 2), nn.Linear(2, 2)), None, "got Doubled with a forward of its own"),
+        (Doubled(nn.Linear(2, 2), nn.Linear(2, 2)), None, "got Doubled with its own forward"),
         (hooked(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))), None, "hooks around it"),
     ],
 )

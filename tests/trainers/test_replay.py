@@ -132,5 +132,5 @@ def test_a_buffer_that_is_written_to_by_another_name_cannot_be_run_twice_with_a_
     one_pass = OnePass(model, with_graph=True)
     with one_pass:
         model(x)
-    with pytest.raises(ConfigError, match="by another name"), one_pass:
+    with pytest.raises(ConfigError, match="under another name"), one_pass:
         model(x)

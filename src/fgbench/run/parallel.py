@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
 from fgbench.errors import ConfigError
 from fgbench.run.world import World
@@ -34,15 +35,15 @@ class _Several(Workers):
         self.world = world
         self.rank, self.size = world.rank, world.size
 
+    @override
     def average(self, values: Tensor) -> Tensor:
-        """See :meth:`Workers.average`."""
         total = values.clone(memory_format=torch.contiguous_format)
         self.world.bytes_sent += total.nbytes
         dist.all_reduce(total)
         return total / self.size
 
+    @override
     def gather(self, values: Tensor) -> Tensor:
-        """See :meth:`Workers.gather`."""
         parts = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(parts, values)
         return torch.stack(parts)

@@ -1,6 +1,6 @@
-"""One file per rule that gives gradients. Importing it loads no torch."""
+"""One file per rule that computes gradients. Importing it loads no torch."""
 
 import warnings
 
-# torch's own use of it, when a derivative is first taken by forward mode
+# raised inside torch when forward mode is first used
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)

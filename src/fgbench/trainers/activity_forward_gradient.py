@@ -27,26 +27,26 @@ class ActivityForwardGradient(Trainer):
     One forward-mode pass gives d_i, the directional derivative of sample i's own loss. With u_i the
     perturbation of a layer's output, d_i u_i estimates the gradient there, and its product with the
     layer's input x_i the weight gradient: mean over i of d_i u_i x_i^T. No graph is kept and nothing
-    travels backwards. Where a ReLU takes the output directly, entries it switches off have no
-    gradient: ``mask`` leaves them out, which keeps the mean and takes away noise.
+    is propagated backwards. Where a ReLU follows the layer directly, entries it switches off have no
+    gradient: ``mask`` leaves them out, which keeps the mean and reduces the noise.
 
     Parameters of other layers (a normalisation's scale and shift) get one tangent v for the whole
     batch in the same pass, and the gradient mean_i(d_i) v. ``exact_output`` leaves the output layer
-    unperturbed, so its share of the noise goes too.
+    unperturbed, which removes its share of the noise.
 
     ``guess: next-weights``: the gradient at the outputs of a hidden layer is mask * (W^T delta), W being the
-    weights of the linear layer that takes them. So the signs are projected, sample by sample, on the range of
+    weights of the linear layer that follows. So the signs are projected, sample by sample, on the range of
     mask * W^T: still unbiased, and d_i u_i is noise of as many dimensions as the next layer has outputs, not
     as this one has units: 10 instead of about 500 below 10 classes. Where the next layer is as wide as the
     layer, every direction is open and the signs stay as they are. For chains of linear layers and ReLUs.
 
     Bias: none. Total variance of a linear layer's weight gradient with Rademacher perturbations:
-    sum_i |x_i|^2 (A_i sum_m |delta_mi|^2 - |delta_i|^2) / K, with A_i the entries left in, delta_mi the
-    gradient at the output of layer m for sample i, delta_i at the layer itself; with ``next-weights`` the
-    dimensions of its range stand for A_i, about. Cost: 2 K forward passes and the weight gradients' products
-    (``next-weights``: and for each sample and narrow next layer a product of outputs^2 x inputs); drawing a
-    bit for every output; memory is not below backprop's, as inputs and perturbations are kept. Used
-    backwards: nothing; with ``next-weights`` the transposed weights.
+    sum_i |x_i|^2 (A_i sum_m |delta_mi|^2 - |delta_i|^2) / K, with A_i the number of perturbed entries,
+    delta_mi the gradient at the output of layer m for sample i, delta_i at the layer itself; with
+    ``next-weights`` A_i is about the dimension of that range. Cost: 2 K forward passes and the weight
+    gradients' products (``next-weights``: and for each sample and narrow next layer a product of outputs^2 x
+    inputs); drawing a bit for every output; memory is no less than backprop's, as inputs and perturbations
+    are kept. Used backwards: nothing; with ``next-weights`` the transposed weights.
 
     Source: Ren, Kornblith, Liao and Hinton (2023), "Scaling Forward Gradient With Local Losses",
     section 3, arXiv 2210.03310; without its local losses and architecture. ``next-weights``: Singhal et al.
@@ -65,7 +65,7 @@ class ActivityForwardGradient(Trainer):
     Options = ActivityForwardGradientOptions
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
-        """Only looks whether this trainer can train the model; see :meth:`Trainer.set_up`."""
+        """Only checks that this trainer can train the model; see :meth:`Trainer.set_up`."""
         require_independent_samples(model, self.options.name)
         if self.options.exact_output:
             OutputLayer(model)
@@ -182,7 +182,7 @@ class ActivityForwardGradient(Trainer):
         return "normal" if self.options.guess == "normal" else "rademacher"
 
     def _next_layers(self, model: nn.Module, layers: Collection[Tensor]) -> list[NextLayer]:
-        """For every perturbed layer, what bounds its perturbation; empty where nothing does."""
+        """For every perturbed layer, the layer that restricts its perturbation; empty if none does."""
         if self.options.guess != "next-weights":
             return []
         return find_next_layers(model, layers, self.options.name)
@@ -193,5 +193,5 @@ class ActivityForwardGradient(Trainer):
 
 
 def per_sample(numbers: Tensor, values: Tensor) -> Tensor:
-    """Every sample's values, shape (B, ...), times its own number, shape (B,)."""
+    """Every sample's values, shape (B, ...), times that sample's factor, shape (B,)."""
     return numbers.to(values.dtype).view(-1, *[1] * (values.dim() - 1)) * values

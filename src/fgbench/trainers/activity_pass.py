@@ -17,7 +17,7 @@ from fgbench.trainers.passes import sample_losses
 
 @dataclass
 class PassResult:
-    """What a perturbed pass gives.
+    """The results of a perturbed pass.
 
     Attributes:
         losses: one per sample, shape (B,).
@@ -46,16 +46,16 @@ def perturbed_pass(
     """Loss and its directional derivatives under a perturbation of the layers' outputs, by forward mode.
 
     Args:
-        model: may not fold other dimensions into the batch.
+        model: must not fold other dimensions into the batch.
         loss_fn: one loss per sample.
         inputs: shape (B, ...).
         labels: shape (B,).
-        layers: which layers: their weights and biases, with names.
+        layers: the weights and biases of the layers to perturb, with names.
         perturb: ``(index of the call, output) -> perturbation``, shape and dtype of the output.
         tangents: weight-space tangents of further parameters, by name.
 
     Raises:
-        ConfigError: a layer's output has other than a row per sample, or forward mode refuses the model.
+        ConfigError: a layer's output does not have one row per sample, or forward mode refuses the model.
     """
 
     def perturb_rows(call: LayerCall, output: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def layer_parameters(
         if getattr(module, "scale_grad_by_freq", False):
             raise ConfigError(
                 f"{name!r} ({type(module).__name__}) scales its gradient by frequency in the batch, so "
-                f"samples interact in it: set scale_grad_by_freq=False, or take another trainer"
+                f"samples interact in it: set scale_grad_by_freq=False, or use another trainer"
             )
     leave_out = set(leave_out)
     owned = {
@@ -116,12 +116,12 @@ def refuse_interacting_layers(
     layers: Mapping[Tensor, str],
     trainer: str,
 ) -> None:
-    """Refuse a model in which a change of some samples at its layers changes other samples' losses.
+    """Refuse a model in which changing some samples at its layers changes other samples' losses.
 
-    Takes a pass; see :func:`refuse_interacting_samples`.
+    Costs a pass; see :func:`refuse_interacting_samples`.
 
     Raises:
-        ConfigError: one does.
+        ConfigError: samples interact.
     """
 
     def derive(perturb: Callable[[Tensor], Tensor]) -> Tensor:

@@ -16,9 +16,9 @@ from fgbench.trainers.workers import Sharing
 class Backprop(Trainer):
     """The exact gradient of the batch's mean loss by reverse mode: the baseline.
 
-    With ``recompute=True`` a sequential model keeps only what passes between its stages and computes the rest
-    again in the backward pass (Chen et al., 2016, arXiv 1604.06174), from the same chance and buffers, which
-    still move once.
+    With ``recompute=True`` a sequential model keeps only the activations between its stages and recomputes
+    the rest in the backward pass (Chen et al., 2016, arXiv 1604.06174), with the same random numbers and
+    buffers; buffers are updated once.
 
     Bias: none. Variance: none, given the batch. Cost: about 3 forward passes, 4 with ``recompute``.
 
@@ -94,6 +94,6 @@ def recomputing(model: nn.Module, inputs: Tensor) -> Tensor:
         value = checkpoint(run, index, value, use_reentrant=False)
         if given._version != version:
             raise ConfigError(
-                f"recompute: true needs stages that leave their inputs alone; stage {index} writes into them"
+                f"recompute: true needs stages that do not modify their inputs; stage {index} does"
             )
     return value

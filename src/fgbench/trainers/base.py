@@ -21,12 +21,12 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class StepStats:
-    """What a trainer learnt from one batch, detached and on the device.
+    """What a trainer measured on one batch, detached and on the device.
 
     Attributes:
         loss: mean loss of the batch before the update, shape ().
         outputs: the model's outputs, shape (B, classes).
-        directional_derivatives: d of each tangent (and sample, where a trainer has them); empty for backprop.
+        directional_derivatives: d of each tangent (and sample, for per-sample trainers); empty for backprop.
         grad_norm: Euclidean norm of the gradient left in ``param.grad``, shape (); NaN where none was formed.
     """
 
@@ -45,11 +45,11 @@ class StepStats:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a step should give, worked out by other means: what :func:`fgbench.verify` compares it with.
+    """What a step should give, computed by other means: what :func:`fgbench.verify` compares it with.
 
     Attributes:
         derivatives: what ``StepStats.directional_derivatives`` should be, same shape.
-        scale: the root mean square of such a derivative over the tangents' chance, shape broadcastable to
+        scale: the root mean square of such a derivative over random tangents, shape broadcastable to
             ``derivatives``: |g| for a tangent of unit variance.
         gradient: what ``param.grad`` should be, by the parameter's name; names left out are not compared.
     """
@@ -60,7 +60,7 @@ class Reference:
 
 
 def _whole_step(step: Callable[..., Any]) -> Callable[..., StepStats]:
-    """The step, begun without old gradients unless it accumulates, and checked for what it returns."""
+    """The step, started without old gradients unless it accumulates, with its return type checked."""
 
     @functools.wraps(step)
     def checked(self: "Trainer", model: nn.Module, *args: Any, **kwargs: Any) -> StepStats:
@@ -81,17 +81,17 @@ class Trainer(ABC):
 
     A trainer never calls the optimizer, never owns the loop, never reseeds a global generator and never waits
     for the device, so optimizers, clipping and schedules work with all of them, and
-    ``trainer.compute_gradients(...)`` stands where ``loss.backward()`` stood.
+    ``trainer.compute_gradients(...)`` is a drop-in for ``loss.backward()``.
 
-    What else a trainer can, it says itself: ``has_sgd_step``, ``sharing``, ``needs_independent_samples``,
+    A trainer declares what else it can do: ``has_sgd_step``, ``sharing``, ``needs_independent_samples``,
     ``exact_names``, ``reference``, ``mean_gradient``.
 
     Args:
-        options: the options model, as a config gives it.
+        options: an instance of the options model, as a config gives it.
         **changes: or its fields, for use as a library: ``ForwardGradient(tangents=4)``.
 
     Raises:
-        ConfigError: an option that it does not have, or a value that is not allowed.
+        ConfigError: an unknown option, or a value that is not allowed.
     """
 
     Options: ClassVar[type[Options]]
@@ -100,10 +100,10 @@ class Trainer(ABC):
     sharing: ClassVar[Sharing] = Sharing.NOTHING
     """What workers exchange to share a step; ``DERIVATIVES`` go through the trainer's ``workers``."""
     workers: Workers = Workers()
-    """With whom a step is shared; a run sets it."""
+    """The workers that share a step; set by the run."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let no step of a subclass add to old gradients unasked, or return other than ``StepStats``."""
+        """Wrap the subclass's steps: they never add to old gradients unasked, and return ``StepStats``."""
         super().__init_subclass__(**kwargs)
         for name in {"compute_gradients", "sgd_step"} & vars(cls).keys():
             setattr(cls, name, _whole_step(vars(cls)[name]))
@@ -116,20 +116,20 @@ class Trainer(ABC):
 
     @property
     def uses_backwards(self) -> Backwards:
-        """What a step uses backwards; the options model declares it."""
+        """What a step uses backwards; declared by the options model."""
         return declared_backwards(self.options)
 
     @property
     def needs_independent_samples(self) -> bool:
-        """Whether a step takes one derivative per sample, so that samples may not interact in the model.
+        """Whether a step takes one derivative per sample, so that samples must not interact in the model.
 
-        The options model declares it; the trainer asks ``fgbench.trainers.independence`` about the model.
+        Declared by the options model; ``fgbench.trainers.independence`` checks the model.
         """
         return declared_independence(self.options)
 
     @property
     def has_sgd_step(self) -> bool:
-        """Whether it has an ``sgd_step``; the loop prefers that where the optimizer allows."""
+        """Whether it has an ``sgd_step``; the loop prefers that if the optimizer allows it."""
         return type(self).sgd_step is not Trainer.sgd_step
 
     def set_up(  # noqa: B027
@@ -137,7 +137,7 @@ class Trainer(ABC):
     ) -> None:
         """Build what depends on the model (auxiliary networks, feedback matrices); nothing by default.
 
-        Called once before the first step, after the initial weights. Must leave the model as it was.
+        Called once before the first step, after the weights are initialised. Must not change the model.
 
         Args:
             model: the model on its device.
@@ -160,15 +160,15 @@ class Trainer(ABC):
         *,
         accumulate: bool = False,
     ) -> StepStats:
-        """Fill ``param.grad`` of every parameter in ``trained_names``; it is None before, unless accumulated.
+        """Fill ``param.grad`` of every parameter in ``trained_names``; it starts as None unless accumulating.
 
         Args:
-            model: the model, in training mode; its running statistics move as after one forward pass.
+            model: the model, in training mode; its running statistics are updated as by one forward pass.
             loss_fn: one loss per sample, shape (B,).
             inputs: shape (B, ...).
             labels: class indices, shape (B,).
-            generator: on the model's device; all of the trainer's chance comes from it.
-            accumulate: add to ``param.grad``, as ``loss.backward()`` does, in place of setting it.
+            generator: on the model's device; the only source of the trainer's randomness.
+            accumulate: add to ``param.grad``, as ``loss.backward()`` does, instead of setting it.
 
         Raises:
             ConfigError: ``loss_fn`` returns a scalar, or the model is one this trainer cannot train.
@@ -198,7 +198,7 @@ class Trainer(ABC):
     def trained_names(self, model: nn.Module) -> set[str]:
         """The parameters this trainer gives a gradient, by name; all that require one by default.
 
-        It leaves the ``grad`` of every other parameter None, so an optimizer passes it over.
+        The ``grad`` of every other parameter stays None, so the optimizer skips it.
         """
         return {name for name, param in model.named_parameters() if param.requires_grad}
 
@@ -210,11 +210,11 @@ class Trainer(ABC):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Reference | None:
-        """The same step from the docstring's formula, with g by backprop; None: there is nothing to verify.
+        """The same step by the docstring's formula, with g from backprop; None: there is nothing to verify.
 
-        Draws what ``compute_gradients`` draws from ``generator`` in the same state, and shares none of its
-        passes along tangents. May be as slow as it likes, may move buffers and global generators (who calls
-        it puts them back), may not change the trainer's state. ``fgbench.trainers.reference`` helps.
+        Draws what ``compute_gradients`` draws from ``generator`` in the same state, but shares none of its
+        forward-mode passes. May be slow and may change buffers and global generators (the caller restores
+        them), but not the trainer's state. ``fgbench.trainers.reference`` helps.
 
         Args:
             model: see ``compute_gradients``.
@@ -233,11 +233,11 @@ class Trainer(ABC):
         labels: Tensor,
         generator: torch.Generator,
     ) -> dict[str, float]:
-        """What a trainer with a model of the network's Jacobian does not know of it, for diagnostics.
+        """How much of the network's Jacobian a trainer that models it does not explain, for diagnostics.
 
-        By layer, and under "" of all together: the share of the outputs' squared change under a perturbation
-        of the layer's output that the trainer does not foresee; 1 is what knowing nothing leaves. Empty for a
-        trainer without such a model. May move the model's buffers, may not change the trainer's state.
+        By layer, and under "" for all together: the share of the outputs' squared change under a perturbation
+        of the layer's output that the trainer does not predict; 1 when it knows nothing. Empty for a trainer
+        without such a model. May change the model's buffers, but not the trainer's state.
 
         Args:
             model: see ``compute_gradients``.
@@ -251,22 +251,22 @@ class Trainer(ABC):
     def mean_gradient(
         self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
     ) -> dict[str, Tensor] | None:
-        """What ``param.grad`` averages to over the trainer's chance, by name; None: it declares none.
+        """The expectation of ``param.grad`` over the trainer's randomness, by name; None: not declared.
 
-        For directions of zero mean and unit variance, in which the gradient is quadratic; ``fgbench check``
-        sums over all of them on a small model.
+        For trainers whose gradient is quadratic in directions of zero mean and unit variance; ``fgbench
+        check`` sums over all directions of a small model.
         """
         return None
 
     def exact_names(self, model: nn.Module) -> set[str]:
-        """Those of ``trained_names`` that get their exact gradient; none by default.
+        """The parameters in ``trained_names`` that get their exact gradient; none by default.
 
         They may have a learning rate of their own (``optimizer.exact_lr``).
         """
         return set()
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainer's own parameters; the optimizer updates them in a group of their own."""
+        """The trainer's own parameters; the optimizer updates them in a separate group."""
         return []
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def build_trainer(options: Options) -> Trainer:
         options: an instance of the trainer's options.
 
     Raises:
-        ConfigError: a user's own is not a trainer, or has no ``compute_gradients``.
+        ConfigError: a user's class is not a trainer, or has no ``compute_gradients``.
     """
     found = load("trainer", options.name)
     if not (isinstance(found, type) and issubclass(found, Trainer)):

@@ -1,4 +1,4 @@
-"""What a forward gradient does in a step: draw tangents, take derivatives along them, weigh them."""
+"""A step of a forward gradient: draw tangents, take derivatives along them, weight them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Estimate:
-    """The estimate sum_k c_k v_k of one step, under way: c_k = d_k / K, or (V V^T)^-1 d for a projection.
+    """The estimate sum_k c_k v_k of one step: c_k = d_k / K, or (V V^T)^-1 d for a projection.
 
     Attributes:
-        num_tangents: K, those of all workers together.
+        num_tangents: K, over all workers.
         joint: whether all tangents are held at once.
         chunk: how many tangents one pass carries.
-        one_pass: makes the passes over the batch count as one for dropout and running statistics.
-        exact: the gradients of what has no tangent, by name; filled by ``weighted_tangents``.
+        one_pass: makes several passes over the batch count as one for dropout and running statistics.
+        exact: the gradients of parameters without a tangent, by name; filled by ``weighted_tangents``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Estimate:
         """The estimate sum_k c_k v_k as pairs of (tangents v_k, their c_k), from passes over the batch."""
         workers, tangents = self.workers, self.tangents
         generators = workers.generators(self.generator)
-        self._take_exact_stages()  # first: an SGD step moves the parameters with what is yielded
+        self._take_exact_stages()  # first: an SGD step changes the parameters as tangents are yielded
         for count in self._portions():
             own = tangents.sample(generators[workers.own], count)
             derivatives = self._derivatives_along(own, count)
@@ -76,10 +76,10 @@ class Estimate:
         self._take_exact_output()
 
     def _portions(self) -> list[int]:
-        """How many tangents are held at once, step by step.
+        """Sizes of the portions in which tangents are held.
 
         Averaged full tangents are drawn, used and dropped chunk by chunk. A projection needs all of them at
-        once, and rank-one ones are small.
+        once, and rank-one tangents are small.
         """
         total = self.options.tangents
         size = total if self.joint else self.chunk
@@ -101,14 +101,14 @@ class Estimate:
         return derivatives
 
     def _weights(self, drawn: Any, derivatives: Tensor) -> Tensor:
-        """What each tangent is multiplied with: c_k = d_k / K, or (V V^T)^-1 d."""
+        """The factor of each tangent: c_k = d_k / K, or (V V^T)^-1 d."""
         limit, count = self.options.clip_derivative, self.num_tangents
         if limit is not None:
             derivatives = derivatives.clamp(-limit, limit)
         if self.options.combine == "mean":
             return derivatives / count
         products = self.tangents.products(drawn)
-        # A trace of ridge stands in for a decision on the rank, which would wait for the device.
+        # A tiny ridge avoids deciding on the rank, which would synchronise with the device.
         ridge = 10 * torch.finfo(derivatives.dtype).eps * products.diagonal().mean()
         identity = torch.eye(count, dtype=products.dtype, device=products.device)
         solution, _ = torch.linalg.solve_ex(products + ridge * identity, derivatives.to(products.dtype))
@@ -134,5 +134,5 @@ class Estimate:
         self.exact = {name: self.workers.average(gradient) for name, gradient in gradients.items()}
 
     def stats(self, norm: Tensor) -> StepStats:
-        """What was learnt, once all tangents are used."""
+        """What was measured, once all tangents are used."""
         return StepStats(self._loss, self._last.outputs, torch.cat(self._derivatives, 1).flatten(), norm)

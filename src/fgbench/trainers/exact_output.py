@@ -1,7 +1,7 @@
-"""The output layer's gradient in closed form from the loss, for trainers without a chain through the network.
+"""The output layer's gradient in closed form from the loss, for trainers without a backward pass.
 
 The gradient of the loss with respect to the outputs, times the output layer's input: no other layer is
-involved, so no error travels back through the network. Fournier et al. (2023, arXiv 2306.06968) give
+involved, so no error is propagated back through the network. Fournier et al. (2023, arXiv 2306.06968) give
 their last block its true gradient in the same spirit.
 """
 
@@ -23,8 +23,8 @@ from fgbench.trainers.passes import sample_losses
 def loss_gradient(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Tensor:
     """Gradient of every sample's loss with respect to its outputs, shape (B, classes), by forward mode.
 
-    One pass of the loss alone, along one tangent per class: needs no backward engine, and a ``loss_fn`` under
-    which samples do not interact.
+    One pass of the loss alone, along one tangent per class: needs no autograd, but a ``loss_fn`` in which
+    samples do not interact.
     """
     outputs = outputs.detach().clone()
     samples, classes = outputs.shape
@@ -37,8 +37,8 @@ def loss_gradient(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Ten
 class OutputLayer:
     """The model's last ``nn.Linear``, whose output is the model's; a context that captures its input.
 
-    Inside the context every forward pass leaves the layer's input in ``input``, and is refused where the
-    outputs are anything but W x + b, once, with the layer's own weight and bias.
+    Inside the context every forward pass stores the layer's input in ``input``, and is refused if the
+    outputs are anything but W x + b, computed once, with the layer's own weight and bias.
 
     Attributes:
         layer: the layer.
@@ -106,7 +106,7 @@ class OutputLayer:
         self._seen.watching = True
 
     def _check(self, model: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> None:
-        """Take the layer's input, once it is known that the outputs are W x + b."""
+        """Store the layer's input, after checking that the outputs are W x + b."""
         self._seen.watching = False
         why = self._seen.find_mismatch(outputs)
         if why is not None:
@@ -126,7 +126,7 @@ class OutputLayer:
             loss_fn: one loss per sample, shape (B,).
             outputs: the model's outputs, shape (B, classes).
             labels: class indices, shape (B,).
-            features: the layer's input, shape (B, features); None: what the latest pass left.
+            features: the layer's input, shape (B, features); None: that of the latest pass.
 
         Returns:
             By the parameter's name in the model; the keys are ``names``.
@@ -142,15 +142,15 @@ class OutputLayer:
 
 
 class _LayerUse(TorchFunctionMode):
-    """Sees every function that is given a layer's weight or bias, while it is ``watching``.
+    """Records every function call that receives a layer's weight or bias, while it is ``watching``.
 
     Attributes:
         watching: whether the model is running.
-        elsewhere: another function that was given one of them, and made something of it.
-        calls: of ``F.linear`` with both: input, output, and how often each had been written to then.
+        elsewhere: another function that computed something from one of them.
+        calls: calls of ``F.linear`` with both: input, output, and their version counters at that time.
     """
 
-    keeps_no_inputs = True  # of layers that may free theirs
+    keeps_no_inputs = True  # layers may free theirs
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -180,17 +180,17 @@ class _LayerUse(TorchFunctionMode):
         return result
 
     def find_mismatch(self, outputs: Any) -> str | None:
-        """Why the outputs are not the layer's; None where they are."""
+        """Why the outputs are not the layer's; None if they are."""
         if self.elsewhere is not None:
             return f"gives its parameters to {self.elsewhere}, not only to F.linear"
         if len(self.calls) != 1:
             return f"ran {len(self.calls)} times, expected once"
         input, output, input_version, output_version = self.calls[0]
         if not isinstance(outputs, Tensor) or outputs.dim() != 2 or input.dim() != 2:
-            return "gives other than one row per sample"
+            return "does not give one row per sample"
         same = outputs.data_ptr() == output.data_ptr() and outputs.stride() == output.stride()
         if not same or outputs.shape != output.shape or outputs._version != output_version:
             return "has something after it"
         if input._version != input_version:
-            return "has an input that is written over"
+            return "has an input that is overwritten"
         return None

@@ -1,4 +1,4 @@
-"""Feedback alignment: the backward pass goes through other matrices than the transposed weights."""
+"""Feedback alignment: the backward pass uses other matrices than the transposed weights."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 from fgbench.errors import ConfigError
 from fgbench.seeds import derive_generator, draw_seed
@@ -29,7 +30,7 @@ WITHOUT_MATRIX = NORMALISATIONS | SUMS | {F.embedding}
 
 
 class FeedbackAlignment(Trainer):
-    """Send errors back through matrices B that are not the transposed weights; the weights come to fit them.
+    """Send errors back through matrices B that are not the transposed weights; the weights align with them.
 
     With delta the error (dL/dy) at the output y = W x + b of a linear or convolution layer, backprop gives
     W^T delta to the layer's input x. Here, in every layer but the first, x gets instead, by ``feedback``,
@@ -38,15 +39,15 @@ class FeedbackAlignment(Trainer):
     * ``sign``: (s sign W)^T delta, the weights' signs at one size s;
     * ``direct``: B^T e, e = dL/d outputs of the sample, B (classes x inputs) drawn once.
 
-    Everything else is as in backprop: dL/dW = sum_i delta_i x_i^T, and the exact derivatives of what stands
-    between layers (activation functions, pools, normalisation with its scale and shift, sums). The output
+    Everything else is as in backprop: dL/dW = sum_i delta_i x_i^T, and the exact derivatives of what lies
+    between layers (activation functions, pooling, normalisation with its scale and shift, sums). The output
     layer's own gradient is exact, since its delta is e. B is normal with the variance 2 / (inputs + outputs)
-    of Glorot and Bengio (2010), s its deviation; drawn from a seed, which is all that a state holds.
+    of Glorot and Bengio (2010), s its standard deviation; drawn from a seed, which is all the state holds.
 
     Bias: biased in every layer but the output layer, by the angle between B and W^T; with ``random`` and
-    ``direct`` about 90 degrees at first, less once weights have aligned. Variance: none, given the batch and
-    B. Cost: about 3 forward passes as backprop, ``direct`` about 2 and a product of (classes x inputs) per
-    layer; nothing is drawn but B, once. Used backwards: fixed random matrices; ``sign``: the signs of the
+    ``direct`` about 90 degrees at first, less once the weights have aligned. Variance: none, given the batch
+    and B. Cost: about 3 forward passes as backprop, ``direct`` about 2 and a product of (classes x inputs)
+    per layer; nothing is drawn but B, once. Used backwards: fixed random matrices; ``sign``: the signs of the
     transposed weights.
 
     Source: ``random``: Lillicrap, Cownden, Tweed and Akerman (2016), "Random synaptic feedback weights
@@ -74,7 +75,7 @@ class FeedbackAlignment(Trainer):
         self._exact: set[str] = set()
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
-        """Draw the matrices' seed, and look in one pass whether this trainer can train the model.
+        """Draw the matrices' seed, and check with one pass that this trainer can train the model.
 
         Raises:
             ConfigError: a parameter is not one of a linear, convolution or normalisation layer.
@@ -94,7 +95,7 @@ class FeedbackAlignment(Trainer):
                 each.restore()
 
     def exact_names(self, model: nn.Module) -> set[str]:
-        """The output layer's, where ``set_up`` found the model's outputs to be its; else none."""
+        """The output layer's, if ``set_up`` found that its outputs are the model's; else none."""
         return self._exact & self.trained_names(model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class FeedbackAlignment(Trainer):
         return {"seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a seed; the matrices are drawn again as they are needed."""
+        """Restore the seed; the matrices are drawn again when they are needed."""
         self.seed = int(state["seed"])
         self._matrices.clear()
 
@@ -136,7 +137,7 @@ class FeedbackAlignment(Trainer):
         return StepStats(loss, outputs.detach(), loss.new_empty(0), norm)
 
     def stand_in(self, key: str, weight: Tensor) -> Tensor:
-        """What stands for a weight on the way back, of its shape and dtype."""
+        """What replaces a weight in the backward pass, of its shape and dtype."""
         if self.options.feedback == "random":
             return self._matrix(key, weight.shape, weight)
         inputs, outputs = nn.init._calculate_fan_in_and_fan_out(weight)
@@ -146,7 +147,7 @@ class FeedbackAlignment(Trainer):
         """B^T e of every sample, shape of ``value``, from errors of shape (B, classes).
 
         Raises:
-            ConfigError: other than one row per sample, or the outputs are no vectors.
+            ConfigError: not one row per sample, or the outputs are not vectors.
         """
         if error.dim() != 2 or len(value) != len(error):
             raise ConfigError(
@@ -157,7 +158,7 @@ class FeedbackAlignment(Trainer):
         return (error @ self._matrix(key, shape, error)).view(value.shape)
 
     def _matrix(self, key: str, shape: torch.Size, like: Tensor) -> Tensor:
-        """The fixed matrix of a layer, in float32 as it was drawn, as the device and dtype of ``like``."""
+        """The fixed matrix of a layer, drawn in float32, on the device and in the dtype of ``like``."""
         if key not in self._matrices:
             drawn = torch.empty(shape, device="cpu", dtype=torch.float32)
             nn.init.xavier_normal_(drawn, generator=derive_generator("cpu", self.seed, f"feedback {key}"))
@@ -194,11 +195,11 @@ class FeedbackAlignment(Trainer):
 
 
 class PassBack(torch.autograd.Function):
-    """A layer's output as it is; what the layer gives back to its input is ``gradient_of(delta)``."""
+    """A layer's output, unchanged; its backward pass sends ``gradient_of(delta)`` to the layer's input."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, value: Tensor, gradient_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """The output, joined to the layer's input; it had been computed from a detached one."""
+        """The output, connected to the layer's input (it was computed from a detached one)."""
         ctx.mark_dirty(output)
         ctx.gradient_of = gradient_of
         return output
@@ -206,19 +207,19 @@ class PassBack(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Delta to the weights, and what the feedback makes of it to the input."""
+        """Delta for the weights, and the feedback's version of it for the input."""
         return delta, ctx.gradient_of(delta), None
 
 
 class LayerCalls(TorchFunctionMode):
-    """A forward pass in which ``layer`` stands for every linear and convolution layer.
+    """A forward pass in which ``layer`` replaces every linear and convolution layer.
 
     Args:
         trainer: whose matrices.
-        model: may use its parameters in layers, normalisations and sums only.
+        model: must use its parameters in layers, normalisations and sums only.
 
     Raises:
-        ConfigError: a parameter is given to another function, which might pass errors back through it.
+        ConfigError: another function receives a parameter, and might propagate errors back through it.
     """
 
     def __init__(self, trainer: FeedbackAlignment, model: nn.Module) -> None:
@@ -230,7 +231,7 @@ class LayerCalls(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Take over layers; leave the rest alone, or refuse it."""
+        """Replace layers; leave other functions unchanged, or refuse them."""
         kwargs = kwargs or {}
         if func in LAYERS:
             arguments = layer_arguments(func, args, kwargs)
@@ -259,7 +260,7 @@ class LayerCalls(TorchFunctionMode):
 
 
 class FeedbackPass(LayerCalls):
-    """Every layer passes back what the trainer's feedback makes of an error.
+    """Every layer sends back the trainer's feedback for its error.
 
     Attributes:
         error: dL/d outputs, shape (B, classes); to be set before the backward pass.
@@ -267,8 +268,8 @@ class FeedbackPass(LayerCalls):
 
     error: Tensor
 
+    @override
     def layer(self, func: Any, arguments: dict[str, Any], key: str) -> Tensor:
-        """See :class:`LayerCalls`."""
         value = arguments["input"]
         if not value.requires_grad:  # the first layer's input needs no gradient
             output: Tensor = func(**arguments)
@@ -289,7 +290,7 @@ class FeedbackPass(LayerCalls):
 
 
 class SurrogatePass(LayerCalls):
-    """Every layer is a function whose derivative by plain autograd is what feedback gives.
+    """Every layer is a function whose ordinary autograd derivative equals the feedback.
 
     Attributes:
         inputs: of all layers, each with the key of its matrix, for ``direct``.
@@ -299,8 +300,8 @@ class SurrogatePass(LayerCalls):
         super().__init__(trainer, model)
         self.inputs: list[tuple[str, Tensor]] = []
 
+    @override
     def layer(self, func: Any, arguments: dict[str, Any], key: str) -> Tensor:
-        """See :class:`LayerCalls`."""
         value, weight = arguments["input"], arguments["weight"]
         output: Tensor = func(**arguments | {"input": value.detach()})
         if not value.requires_grad:
@@ -317,7 +318,7 @@ def output_error(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> tupl
     require_tensor(outputs)
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
-        # a view, since counters of operations put hooks on what a module is given, and none on a leaf
+        # a view: FLOP counters hook a module's inputs, and a leaf cannot be hooked
         loss = sample_losses(loss_fn, leaf.view_as(leaf), labels).mean()
         (error,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), error

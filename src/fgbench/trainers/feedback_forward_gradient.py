@@ -39,38 +39,40 @@ class FeedbackForwardGradient(Trainer):
     y_i = sum_l J_l u_li, J_l the Jacobian of the outputs with respect to layer l's output. Two ways to learn
     the matrices F_l (classes x outputs) from that:
 
-    * ``regression``: least mean squares on what the matrices of all layers together leave unexplained,
+    * ``regression``: least mean squares on what the matrices of all layers together do not explain,
       F_l <- F_l + (mu / B) sum_i r_i u_li^T with r_i = y_i - sum_m F_m u_mi and mu = rate B / (B + n), n the
-      active units of a sample over all layers. Where F is the Jacobian nothing is left, so its noise
-      vanishes; a step of order 1 / (B + n) is the largest that is stable.
+      active units of a sample over all layers. Once F is the Jacobian the residual is zero, so the
+      noise vanishes; a step of order 1 / (B + n) is the largest stable one.
     * ``average``: a running average of y_i u_i^T, F_l <- F_l + (1 - momentum) mean_i[(y_i u_li^T - F_l)
       masked], whose noise is as large as the Jacobian times the number of units.
 
-    A step is guided by the matrices as they were before it. delta_i gives the weight gradient
+    A step uses the matrices as they were before it. delta_i gives the weight gradient
     mean_i delta_i x_i^T; the output layer has its exact gradient, parameters of other layers d v with v a
     tangent of theirs in the same pass.
 
-    ``grid`` patches each way share a column of F_l behind a convolution, and a sign of u_li: an entry is a
-    patch's mean Jacobian. What varies within a patch is lost, but n, and with it the number of steps until F
-    is learnt, falls by the square of a patch's side, and so do memory and drawing.
+    With ``grid``, a convolution's output is cut into that many patches each way, which share a column of F_l
+    and a sign of u_li: an entry is a patch's mean Jacobian. Variation within a patch is lost, but n, and with
+    it the number of steps until F is learnt, falls by the square of a patch's side, and so do memory and
+    drawing.
 
-    ``correction: beta`` adds a share of what the derivative d_i of the sample's loss says beyond the
-    guidance c_i = F^T e_i: delta_i = c_i + beta (d_i - <c_i, u_i>) u_i. It is unbiased at 1, at the price of
-    noise: E|delta_i - g_i|^2 = ((1 - beta)^2 + beta^2 (n - 1)) |g_i - c_i|^2 for the gradient g_i.
+    ``correction: beta`` adds a share of the difference between the derivative d_i of the sample's loss and
+    the one predicted by the feedback c_i = F^T e_i: delta_i = c_i + beta (d_i - <c_i, u_i>) u_i. It is
+    unbiased for beta = 1, at the price of noise: E|delta_i - g_i|^2 = ((1 - beta)^2 + beta^2 (n - 1)) |g_i -
+    c_i|^2 for the gradient g_i.
 
-    ``combine: projection`` takes the direction as a guess only: a second pass measures the directional
+    ``combine: projection`` uses the direction only as a guess: a second pass measures the directional
     derivative d along it, and the gradient is (d / |v|^2) v in the space of activations, so that a wrong
-    guess is scaled down or turned round.
+    guess is scaled down or reversed.
 
-    Bias: the distance of F from the Jacobians, times 1 - beta. Variance: none beyond that of F and of the
-    correction. Cost: 2 forward passes (4 with ``projection``) and the products, and drawing a bit for
+    Bias: from the difference between F and the Jacobians, times 1 - beta. Variance: none beyond that of F and
+    of the correction. Cost: 2 forward passes (4 with ``projection``) and the products, and drawing a bit for
     every output or patch; memory: a matrix of (classes x outputs or patches) per layer. Used backwards:
     nothing.
 
     Source: Bacho and Chu (2024), "Low-variance Forward Gradients using Direct Feedback Alignment and
     momentum", arXiv 2212.07282, and their code (github.com/Florian-BACHO/FDFA), for ``average``; least mean
     squares is Widrow and Hoff (1960). Differences: they perturb after the activation function, by normal
-    entries; here it is before a ReLU and only where it passes, by +-1. Their code moves F by Adam on the
+    entries; here it is before a ReLU and only where it is active, by +-1. Their code updates F by Adam on the
     same error; here it is the plain average. They differentiate locally through normalisation; here it is
     a layer of its own kind (see above).
 
@@ -90,10 +92,11 @@ class FeedbackForwardGradient(Trainer):
         self.feedback: list[Tensor] = []
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
-        """Only looks whether this trainer can train the model; the matrices are made by the first step.
+        """Only checks that this trainer can train the model; the first step creates the matrices.
 
         Raises:
-            ConfigError: the model's last layer is no ``nn.Linear``, or samples interact under a correction.
+            ConfigError: the model's last layer is not an ``nn.Linear``, or samples interact under a
+                correction.
         """
         OutputLayer(model)
         self._check(model)
@@ -113,10 +116,10 @@ class FeedbackForwardGradient(Trainer):
         *,
         accumulate: bool = False,
     ) -> StepStats:
-        """Fill ``param.grad`` and move the feedback matrices; see :meth:`Trainer.compute_gradients`.
+        """Fill ``param.grad`` and update the feedback matrices; see :meth:`Trainer.compute_gradients`.
 
         Raises:
-            ConfigError: the model is not the one it began with, or its last layer is no ``nn.Linear``.
+            ConfigError: the model is not the one it started with, or its last layer is not an ``nn.Linear``.
         """
         begin_step(model, labels, accumulate=accumulate)
         self._check(model)
@@ -177,7 +180,7 @@ class FeedbackForwardGradient(Trainer):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Reference:
-        """D = J u of every loss and F^T e_i, J and e by backward passes; see :meth:`Trainer.reference`."""
+        """From d = J u of every loss and F^T e_i, by backward passes; see :meth:`Trainer.reference`."""
         exact = OutputLayer(model).names
         layers, others = layer_parameters(model, exact)
         true = differentiate_outputs(model, loss_fn, inputs, labels, layers)
@@ -214,7 +217,7 @@ class FeedbackForwardGradient(Trainer):
     def mean_gradient(
         self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """(1 - beta) guidance + beta g in the layers, g elsewhere; see :meth:`Trainer.mean_gradient`."""
+        """(1 - beta) feedback + beta g in the layers, g elsewhere; see :meth:`Trainer.mean_gradient`."""
         plain = FeedbackForwardGradient(self.options.model_copy(update={"correction": 0.0}))
         plain.feedback = self.feedback
         chance = torch.Generator(inputs.device)
@@ -225,7 +228,7 @@ class FeedbackForwardGradient(Trainer):
         return true | {name: guidance[name].lerp(true[name], share) for name in layers.values()}
 
     def _match(self, result: PassResult) -> None:
-        """Make matrices of zeros, as the authors' code does, or move those there are to the device."""
+        """Create matrices of zeros, as the authors' code does, or move the existing ones to the device."""
         classes = result.outputs.shape[1]
         shapes = [(classes, entries(call.shape, self.options.grid)) for call in result.calls]
         if not self.feedback:
@@ -239,7 +242,7 @@ class FeedbackForwardGradient(Trainer):
             require_independent_samples(model, self.options.name)
 
     def _learn(self, result: PassResult, changes: list[Tensor]) -> None:
-        """Move every matrix, by regression or towards this batch's estimate of the Jacobian."""
+        """Update every matrix, by regression or towards this batch's estimate of the Jacobian."""
         samples, tangents = len(result.outputs), result.output_tangents
         rows = [to_rows(change, self.options.grid).to(tangents.dtype) for change in changes]
         if self.options.learning == "regression":
@@ -268,5 +271,5 @@ class FeedbackForwardGradient(Trainer):
         return {"feedback": list(self.feedback)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over feedback matrices."""
+        """Restore the feedback matrices."""
         self.feedback = [matrix.clone() for matrix in state["feedback"]]

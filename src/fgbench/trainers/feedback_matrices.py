@@ -1,6 +1,6 @@
-"""Matrices from the outputs of layers to the model's outputs: how they are regressed, what they leave.
+"""Matrices from layers' outputs to the model's outputs: their regression, and what they leave unexplained.
 
-Behind a convolution a matrix may have one column for a patch of positions: under a perturbation u / side that
+For a convolution a matrix may have one column per patch of positions: under a perturbation u / side that
 is the same over a patch of side x side positions, the outputs change by the Jacobian's sum over the patch. A
 row then has the patch's summed perturbation / side, and the matrix the patch's mean Jacobian times side.
 """
@@ -20,12 +20,12 @@ from fgbench.trainers.sampling import sample_tangents
 
 
 def patch_side(shape: torch.Size, grid: int | None) -> int:
-    """How many positions an entry of F covers each way: images, shape (B, C, H, W), have ``grid`` patches."""
+    """Side of a patch, in positions: outputs of shape (B, C, H, W) have ``grid`` patches each way."""
     return 1 if grid is None or len(shape) != 4 else -(-max(shape[2:]) // grid)
 
 
 def entries(shape: torch.Size, grid: int | None) -> int:
-    """Columns of the matrix of a layer whose output has this shape, of which the first entry is the batch."""
+    """Columns of the matrix of a layer whose output has this shape (batch first)."""
     side = patch_side(shape, grid)
     sizes = [-(-size // side) for size in shape[2:]] if side > 1 else shape[2:]
     return math.prod((*shape[1:2], *sizes))
@@ -40,7 +40,7 @@ def draw_signs(output: Tensor, grid: int | None, generator: torch.Generator) -> 
 
 
 def to_rows(values: Tensor, grid: int | None) -> Tensor:
-    """Shape (B, C, ...) as (B, entries), channels last; of a patch its sum / side."""
+    """Shape (B, C, ...) to (B, entries), channels last; a patch becomes its sum / side."""
     side = patch_side(values.shape, grid)
     if side > 1:
         values = F.avg_pool2d(values, side, ceil_mode=True, divisor_override=side)
@@ -48,7 +48,7 @@ def to_rows(values: Tensor, grid: int | None) -> Tensor:
 
 
 def from_rows(rows: Tensor, like: Tensor, grid: int | None) -> Tensor:
-    """Rows of entries in the shape and dtype of ``like``, (B, C, ...); in a patch each entry / side."""
+    """Rows to the shape and dtype of ``like``, (B, C, ...); every position of a patch gets entry / side."""
     side = patch_side(like.shape, grid)
     if side == 1:
         return rows.view(like.movedim(1, -1).shape).movedim(-1, 1).to(like.dtype)
@@ -87,11 +87,11 @@ def regress(matrices: Sequence[Tensor], rows: Sequence[Tensor], change: Tensor, 
 
 
 def corrected(deltas: list[Tensor], changes: list[Tensor], derivatives: Tensor, share: float) -> list[Tensor]:
-    """Guidance c and a share of (d - <c, u>) u, per sample over all layers together.
+    """The feedback c plus a share of (d - <c, u>) u, per sample over all layers together.
 
     Args:
         deltas: c of every layer, shape (B, ...).
-        changes: u of every layer, shape (B, ...), 0 where nothing passes.
+        changes: u of every layer, shape (B, ...), 0 where the ReLU is inactive.
         derivatives: d, shape (B,).
         share: from 0 to 1.
     """
@@ -113,16 +113,16 @@ def unexplained_shares(
 ) -> dict[str, float]:
     """sum_i |y_i - F_l u_li|^2 / sum_i |y_i|^2 for every layer, perturbed alone; under "" all together.
 
-    1 is what matrices of zeros leave, 0 what the Jacobians of every sample would; a matrix that is worse than
-    none leaves more than 1. NaN where a layer's change does not reach the outputs. A pass for each layer.
+    It is 1 for matrices of zeros, 0 for the Jacobian of every sample, and more than 1 for a matrix that is
+    worse than none. NaN where a layer's change does not reach the outputs. Costs a pass per layer.
 
     Args:
         matrices: one per call, in the order the layers run; none: as if all were zero.
-        model: its running statistics move with every pass.
+        model: its running statistics are updated by every pass.
         loss_fn: one loss per sample.
         inputs: shape (B, ...).
         labels: shape (B,).
-        layers: which layers: their weights and biases, with names.
+        layers: the weights and biases of the layers to perturb, with names.
         generator: on the model's device.
         grid: patches of an image each way; None: every position has an entry of its own.
     """

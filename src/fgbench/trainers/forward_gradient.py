@@ -36,11 +36,11 @@ class ForwardGradient(Trainer):
 
     ``exact_stages`` n gives the last n top-level stages of an ``nn.Sequential`` their exact gradients, by
     backprop that ends before them (ElasticZO, arXiv 2501.04287, does so with zeroth-order before them): one
-    more pass, whose graph is those stages', and P counts the parameters before them.
+    more pass, whose graph covers those stages only, and P counts the parameters before them.
 
     After ``compile_steps`` (``compile: true``) the pass with its tangents is one compiled graph.
 
-    Differs from the paper in taking any K (the paper: 1) and other guesses than ``normal``.
+    Differs from the paper in allowing any K (the paper: 1) and other guesses than ``normal``.
 
     Source: Baydin et al. (2022), algorithm 1, arXiv 2202.08587; projection: Fluegel et al. (2025), arXiv
     2410.17764.
@@ -98,8 +98,8 @@ class ForwardGradient(Trainer):
     ) -> StepStats:
         """Take a step of plain SGD, where possible without forming a gradient.
 
-        Every layer of a rank-one tangent is updated from its factors; a single full tangent is added as it
-        is.
+        Every layer of a rank-one tangent is updated from its factors; a single full tangent is added
+        directly.
         """
         if self.options.structure == "full" and self.num_tangents > 1:
             stats = self.compute_gradients(model, loss_fn, inputs, labels, generator)
@@ -156,14 +156,14 @@ class ForwardGradient(Trainer):
         return true_gradient(model, loss_fn, inputs, labels)
 
     def tangents_for(self, model: nn.Module, exclude: Collection[str] = ()) -> Tangents:
-        """The tangents of a model's trainable parameters, those of ``exclude`` left out."""
+        """The tangents of a model's trainable parameters except those in ``exclude``."""
         if self.options.structure == "rank1":
             return RankOneTangents(model, exclude)
         return FullTangents(model, self.options.guess, exclude)
 
     @property
     def num_tangents(self) -> int:
-        """How many tangents a step averages over, those of all workers together."""
+        """How many tangents a step averages over, counting all workers."""
         return self.options.tangents * self.workers.sets
 
     def _begin(

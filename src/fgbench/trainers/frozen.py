@@ -1,4 +1,4 @@
-"""A body that stays as it was drawn under an output layer that learns: the control of forward trainers."""
+"""The control of forward trainers: only the output layer learns."""
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,15 @@ from fgbench.trainers.reference import reference_of_gradient, true_gradient
 
 
 class Frozen(Trainer):
-    """Train the output layer alone, by its exact gradient; everything before it stays as it was drawn.
+    """Train the output layer alone, by its exact gradient; everything before it keeps its initial weights.
 
     With e_i the gradient of sample i's loss with respect to the outputs and x_i the output layer's input,
 
         dL/dW = mean_i e_i x_i^T,   dL/db = mean_i e_i,
 
     and no gradient (``param.grad`` is None) for any other parameter, so that weight decay leaves them alone
-    too. Running statistics of normalisation layers move as in any forward pass. What a trainer reaches beyond
-    this one is what its estimates have taught the body.
+    too. Running statistics of normalisation layers are updated as in any forward pass. Whatever a trainer
+    achieves beyond this one is due to what its estimates have taught the body.
 
     ``exact_stages`` n trains the last n stages of an ``nn.Sequential`` instead, by backprop that ends there.
 
@@ -42,7 +42,7 @@ class Frozen(Trainer):
     Options = FrozenOptions
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
-        """Only looks whether the model has an output layer; see :meth:`Trainer.set_up`."""
+        """Only checks that the model has an output layer; see :meth:`Trainer.set_up`."""
         self.trained_names(model)
 
     def trained_names(self, model: nn.Module) -> set[str]:
@@ -69,7 +69,7 @@ class Frozen(Trainer):
         """Fill ``param.grad`` of the output layer; see :meth:`Trainer.compute_gradients`.
 
         Raises:
-            ConfigError: the model's last layer is no ``nn.Linear``.
+            ConfigError: the model's last layer is not an ``nn.Linear``.
         """
         begin_step(model, labels, accumulate=accumulate)
         if self.options.exact_stages is not None:

@@ -1,4 +1,4 @@
-"""Forward gradients along guesses that auxiliary losses make, block by block."""
+"""Forward gradients along guesses from auxiliary losses, block by block."""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +44,7 @@ from fgbench.trainers.sampling import sample_tangents
 class GuidedForwardGradient(Trainer):
     """The gradient of each block, projected on a guess.
 
-    The model is cut into L blocks. Every block but the last makes a guess g of its part of the gradient t,
+    The model is cut into L blocks. Every block but the last has a guess g of its part of the gradient t,
     and the estimate is the projection of t on it, which only needs the directional derivative along the
     guess:
 
@@ -53,25 +53,25 @@ class GuidedForwardGradient(Trainer):
     The last block gets its true gradient. Options:
 
     * ``guess``: ``local``, the gradient of a small auxiliary network's loss on the block's outputs, which is
-      trained beside the model; ``ntk``, of one that is drawn anew each step; ``fixed-ntk``, of one that
-      stays as it was drawn; ``normal`` or ``rademacher``, chance.
+      trained along with the model; ``ntk``, of one that is redrawn each step; ``fixed-ntk``, of one that
+      keeps its initial weights; ``normal`` or ``rademacher``, random.
     * ``target``, whose derivative d is: ``global``, the loss of the model; ``local``, the auxiliary loss
-      itself. Local target and a guess from the same auxiliary loss make g_hat = t: local learning, without
-      forward mode.
+      itself. A local target with a guess from the same auxiliary loss gives g_hat = t: local learning,
+      without forward mode.
     * ``space``: ``weights``, one d per block; ``activations``, t and g are gradients with respect to a
       block's outputs and there is one d per sample; the weight gradient is the block's own vector-Jacobian
       product with g_hat.
     * ``granularity``, in the space of weights: project a ``block``'s weights together or each ``tensor`` by
       itself.
 
-    The global derivatives come from one walk over the blocks in forward mode: each block pushes the tangents
-    of those before it on and adds its own. At most L tangents are alive (``tensor``: one per parameter
-    tensor), ``chunk`` of them in a vectorised pass. Guesses do need the backward engine, for one block and
-    its auxiliary network at a time and from detached inputs: no graph is ever deeper than that.
+    The global derivatives come from one traversal of the blocks in forward mode: each block pushes the
+    tangents of earlier blocks forward and adds its own. At most L tangents are alive (``tensor``: one per
+    parameter tensor), ``chunk`` of them in a vectorised pass. Guesses do need backward passes, through one
+    block and its auxiliary network at a time and from detached inputs: no graph is ever deeper than that.
 
     Bias: biased towards the guess; never longer than t. Variance: none beyond the batch's with auxiliary
     guesses. Cost, in forward passes of the model: (L - 1) / 2 for the tangents of earlier blocks, two for
-    each block's own, one for the outputs they belong to, and a forward and backward pass of each block with
+    each block's own, one for its outputs, and a forward and backward pass of each block with
     its auxiliary network (about 3).
 
     Source: Fournier et al. (2023), arXiv 2306.06968. Differences from the
@@ -81,15 +81,15 @@ class GuidedForwardGradient(Trainer):
     * In the space of weights they project each parameter tensor by itself (``granularity: tensor``), for
       every sample (``weight``) or for the batch (``avg-weight``); here for the batch, by default each block
       as one.
-    * Along random guesses some of their estimators leave out the division by |g|^2; here all are projections.
-    * Their model of 16 blocks has no shortcuts; here the shortcut is carried past a cut inside a basic
+    * Along random guesses some of their estimators omit the division by |g|^2; here all are projections.
+    * Their model of 16 blocks has no shortcuts; here the shortcut is carried across a cut inside a basic
       block, and the auxiliary network sees the sum of both paths.
     * Their last block normalises its features once more before the classifier; here it is the model's own
       head.
     * Their auxiliary networks normalise over the batch; here those of a model without BatchNorm within a
       sample.
     * Under ``space: activations`` training-mode BatchNorm makes samples interact, so that one derivative per
-      sample is no longer one sample's; here it is refused.
+      sample is not well defined; here it is refused.
 
     Example:
         >>> model = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.Linear(4, 2))
@@ -138,15 +138,15 @@ class GuidedForwardGradient(Trainer):
         return last_names(model, self.options.blocks) & self.trained_names(model)
 
     def parameters(self) -> list[nn.Parameter]:
-        """The auxiliary networks' parameters, where these learn."""
+        """The auxiliary networks' parameters, if these are trained."""
         return [param for param in self.auxiliaries.parameters() if param.requires_grad]
 
     def state_dict(self) -> dict[str, Any]:
-        """The auxiliary networks."""
+        """The auxiliary networks' state."""
         return self.auxiliaries.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.auxiliaries.load_state_dict(state)
 
     def compute_gradients(
@@ -194,7 +194,7 @@ class GuidedForwardGradient(Trainer):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Reference | None:
-        """D = <t, u>, t from one graph through the whole model; see :meth:`Trainer.reference`."""
+        """The d = <t, u> with t from one graph through the whole model; see :meth:`Trainer.reference`."""
         if self._local_learning:
             return None
         return guided_reference(model, self.auxiliaries, self.options, loss_fn, inputs, labels, generator)
@@ -202,7 +202,7 @@ class GuidedForwardGradient(Trainer):
     def _learn_locally(
         self, blocks: list[Block], value: Value, losses: Losses, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each block takes the gradient of its auxiliary loss."""
+        """Each block gets the gradient of its auxiliary loss."""
         *hidden, last = blocks
         for block, auxiliary in zip(hidden, self.auxiliaries, strict=True):
             value, gradient = local_gradient(block, auxiliary, value, losses)

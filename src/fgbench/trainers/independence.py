@@ -11,11 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fgbench.errors import ConfigError
 
 _INDEPENDENT: WeakSet[nn.Module] = WeakSet()
-"""Models whose samples were seen not to interact; looked at once each, since it takes a pass."""
+"""Models whose samples are known not to interact; each is checked once, since that takes a pass."""
 
 
 def require_independent_samples(model: nn.Module, trainer: str) -> None:
-    """Refuse a model whose samples interact, by its layers alone.
+    """Refuse a model whose samples interact, judging by its layers alone.
 
     Raises:
         ConfigError: a BatchNorm layer uses the statistics of the batch.
@@ -36,19 +36,19 @@ def is_known_independent(model: nn.Module) -> bool:
 def refuse_interacting_samples(
     model: nn.Module, samples: int, trainer: str, derive: Callable[[Callable[[Tensor], Tensor]], Tensor]
 ) -> None:
-    """Refuse a model in which a change of some samples' activations changes other samples' losses.
+    """Refuse a model in which changing some samples' activations changes other samples' losses.
 
-    Moves the first half of the batch and looks whether any loss of the second half moves.
+    Perturbs the first half of the batch and checks whether any loss of the second half changes.
 
     Args:
-        model: passed once, it is not looked at again.
+        model: once it has passed, it is not checked again.
         samples: B.
         trainer: its name.
-        derive: ``derive(perturb)`` takes a pass in which activations move by ``perturb(values)``, and returns
-            the derivatives of the samples' losses, shape (B,).
+        derive: ``derive(perturb)`` runs a pass in which activations are perturbed by ``perturb(values)``, and
+            returns the derivatives of the samples' losses, shape (B,).
 
     Raises:
-        ConfigError: one does, so that a derivative per sample would be biased.
+        ConfigError: samples interact, so a derivative per sample would be biased.
     """
     half = samples // 2
 

@@ -24,10 +24,10 @@ class Perturbed(NamedTuple):
     """A layer of a block in one pass; all of shape (B, patches, channels).
 
     Attributes:
-        value: what it multiplies.
-        product: what it gives before the second normalisation.
+        value: its input.
+        product: its output before the second normalisation.
         noise: the perturbation of its normalised outputs.
-        active: where the ReLU lets it through.
+        active: where the ReLU is active.
     """
 
     layer: MixerLayer
@@ -38,24 +38,25 @@ class Perturbed(NamedTuple):
 
 
 class LocalForwardGradient(Trainer):
-    """Perturb the activations of every block of ``local-mixer``, weighed by derivatives of its own loss.
+    """Perturb the activations of every block of ``local-mixer``, weighted by derivatives of its own loss.
 
     A block's loss is the cross-entropy c of a linear head on the mean m over its P patches' outputs y. It is
-    copied for each patch p and group g of channels, and a copy lets through what changes in y[p, g] alone, so
-    that one forward-mode pass gives for every block, sample i, patch and group
+    copied for each patch p and group g of channels, and a copy depends on changes of y[p, g] alone, so that
+    one forward-mode pass gives for every block, sample i, patch and group
 
         d_ipg = (1/P) <dc_i/dm[g], y'_i[p, g]>,
 
     y' being the outputs' tangent under independent noise u on the normalised outputs of every layer, before
-    the ReLU. The gradient there is estimated by d u where the ReLU lets it through, for a layer that mixes
-    patches by (sum_g d) u; it goes back through the layer's own normalisation, exactly, and to the weights by
-    one product. Nothing passes between blocks. Heads have the exact gradients of their losses.
+    the ReLU. The gradient there is estimated by d u where the ReLU is active, for a layer that mixes patches
+    by (sum_g d) u; it is propagated back through the layer's own normalisation, exactly, and to the weights
+    by one product. Nothing is sent between blocks. Heads get the exact gradients of their losses.
 
-    Bias: none as an estimate of the block's own loss's gradient, which is not that of the model's loss (it is
-    where there is one block). Variance: for each sample that of activity perturbation with the layers'
-    outputs of one patch and one group alone: about (n + 1) times the squared gradient, n their number. Cost:
-    2 forward passes, the weights' gradient products and the heads; drawing one number for every activation
-    is time besides. Used backwards: no weights and no layers but each layer's own normalisation.
+    Bias: none as an estimate of the gradient of the block's own loss, which is not the gradient of the
+    model's loss (unless there is one block). Variance: for each sample that of activity perturbation with the
+    layers' outputs of one patch and one group alone: about (n + 1) times the squared gradient, n their
+    number. Cost: 2 forward passes, the weights' gradient products and the heads; drawing one number for every
+    activation takes time as well. Used backwards: no weights and no layers but each layer's own
+    normalisation.
 
     Source: Ren, Kornblith, Liao and Hinton (2023), arXiv 2210.03310, LG-FG-A. Their last head has a tenth of
     the learning rate: ``optimizer.exact_lr``.
@@ -98,15 +99,15 @@ class LocalForwardGradient(Trainer):
         return OutputLayer(model).names
 
     def parameters(self) -> list[nn.Parameter]:
-        """The heads'."""
+        """The heads' parameters."""
         return list(self.heads.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """The heads."""
+        """The heads' state."""
         return self.heads.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.heads.load_state_dict(state)
 
     @torch.no_grad()
@@ -123,7 +124,7 @@ class LocalForwardGradient(Trainer):
         """Fill ``param.grad``, the heads' too; see :meth:`Trainer.compute_gradients`.
 
         Raises:
-            ConfigError: the model is no ``local-mixer``, or ``set_up`` has not seen it.
+            ConfigError: the model is not a ``local-mixer``, or ``set_up`` has not been called with it.
         """
         begin_step(model, labels, accumulate=accumulate)
         blocks = self._blocks(model)
@@ -202,7 +203,7 @@ class LocalForwardGradient(Trainer):
     def _perturbable(
         self, block: MixerBlock, inputs: Tensor
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """The block's outputs; each layer's own, and before the ReLU; zeros that were added to its own."""
+        """The block's outputs; each layer's outputs before the ReLU; the zeros added to them."""
         value, layers, leaves = inputs, [], []
         for place, layer in enumerate(block.layers, 1):
             alone = layer(value.detach())
@@ -217,7 +218,7 @@ class LocalForwardGradient(Trainer):
     def _push(
         self, block: MixerBlock, inputs: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, list[Perturbed]]:
-        """The block's outputs, their tangent under the noise of all its layers, and what was perturbed."""
+        """The block's outputs, their tangent under the noise of all its layers, and the perturbed layers."""
         value, tangent = inputs, torch.zeros_like(inputs)
         layers = []
         for place, layer in enumerate(block.layers, 1):
@@ -249,17 +250,19 @@ class LocalForwardGradient(Trainer):
             or set(layers) != {MixerLayer}
         ):
             raise ConfigError(
-                f"trainer {self.options.name} trains the patches and groups of model.name: local-mixer, and "
-                "no other model; trainer local-loss has local losses for any"
+                f"trainer {self.options.name} trains model.name: local-mixer alone, by its patches and "
+                "groups; trainer local-loss has local losses for any model"
             )
         if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-            raise ConfigError(f"trainer {self.options.name} runs no forward hooks, and this model has some")
+            raise ConfigError(
+                f"trainer {self.options.name} cannot run forward hooks, and this model has some"
+            )
         refuse_hooks(model)
         return blocks
 
 
 def differentiate_normalize(tangent: Tensor, value: Tensor, groups: int) -> Tensor:
-    """The derivative of ``normalize_groups`` at ``value`` along ``tangent``; it is its own transpose."""
+    """The derivative of ``normalize_groups`` at ``value`` along ``tangent``; a symmetric linear map."""
     parts, moves = value.unflatten(-1, (groups, -1)), tangent.unflatten(-1, (groups, -1))
     scale = (parts.var(-1, correction=0, keepdim=True) + EPSILON).rsqrt()
     normal = (parts - parts.mean(-1, keepdim=True)) * scale

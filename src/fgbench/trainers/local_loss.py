@@ -1,4 +1,4 @@
-"""Every block of a model trained by a loss of its own."""
+"""Every block of a model trained by its own loss."""
 
 from typing import Any
 
@@ -16,31 +16,31 @@ from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sam
 from fgbench.trainers.reference import gradient_by_blocks, reference_of_gradient
 
 POOLED_FEATURES = 2048
-"""What the feature maps of a block are pooled to at most, for the head ``linear``; the source's."""
+"""Most features to which a block's feature maps are pooled, for the head ``linear``; as in the source."""
 
 
 class LocalLoss(Trainer):
-    """Each of L blocks takes the gradient of a loss of its own, and passes on outputs without a graph.
+    """Each of L blocks gets the gradient of its own loss, and passes on outputs without a graph.
 
     With y_l = f_l(stop(y_(l-1))) the outputs of block l, h_l its head and c the loss function, the step of
     its weights and of its head's is that of
 
         mean_i c(h_l(y_l), label_i),     and for the last block of the model's own loss.
 
-    The head is trained beside the block, and serves nothing else. ``head``:
+    The head is trained along with the block, and has no other use. ``head``:
 
     * ``linear``: feature maps are averaged over windows, as large as needed for at most 2048 features, tokens
       over all of them; then a linear layer.
     * ``projection``: a linear layer without bias on all of the block's outputs, G = y M^T.
 
     Bias: the gradient of another loss, not of the model's, in all blocks but the last. Variance: none, given
-    the batch. Cost: about 3 forward passes, less the gradients that would pass between blocks, and the
+    the batch. Cost: about 3 forward passes, less the gradients between blocks, plus the
     heads; nothing is drawn. Used backwards: a block's own loss; no graph is deeper than a block and its head.
 
     Source: ``linear``: the prediction loss of Noekland and Eidnes (2019), arXiv 1901.06656, without their
     similarity loss; ``projection``: Gong et al. (2025), "Mono-Forward", arXiv 2501.09238. Differences: both
-    work layer by layer, which the stages of ``fc`` and ``cnn`` are, those of deeper models not; and the last
-    layer is here the model's own output layer.
+    work layer by layer, which matches the stages of ``fc`` and ``cnn`` but not those of deeper models; and
+    the last layer is here the model's own output layer.
 
     Example:
         >>> model = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.Linear(4, 2))
@@ -75,15 +75,15 @@ class LocalLoss(Trainer):
         return last_names(model, self.options.blocks) & self.trained_names(model)
 
     def parameters(self) -> list[nn.Parameter]:
-        """The heads'."""
+        """The heads' parameters."""
         return list(self.heads.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """The heads."""
+        """The heads' state."""
         return self.heads.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.heads.load_state_dict(state)
 
     def compute_gradients(
@@ -99,7 +99,7 @@ class LocalLoss(Trainer):
         """Fill ``param.grad``, the heads' too; see :meth:`Trainer.compute_gradients`.
 
         Raises:
-            ConfigError: the model cannot be cut into blocks, or ``set_up`` has not seen it.
+            ConfigError: the model cannot be cut into blocks, or ``set_up`` has not been called with it.
         """
         begin_step(model, labels, accumulate=accumulate)
         refuse_hidden(model, model.parameters())
@@ -127,7 +127,7 @@ class LocalLoss(Trainer):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Reference:
-        """By backprop from every block's own loss; see :meth:`Trainer.reference`."""
+        """Backprop from every block's own loss; see :meth:`Trainer.reference`."""
         *hidden, last = cut_model(model, self.options.blocks)
         blocks = [*zip(hidden, self.heads, strict=True), (last, nn.Identity())]
         return reference_of_gradient(gradient_by_blocks(model, blocks, loss_fn, inputs, labels))

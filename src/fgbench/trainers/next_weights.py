@@ -1,4 +1,4 @@
-"""Perturbations from the weights of the next layer: only directions that a gradient can have."""
+"""Perturbations based on the next layer's weights: only directions that a gradient can have."""
 
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
@@ -10,27 +10,28 @@ from fgbench.errors import ConfigError
 
 PASSED = (nn.Flatten, nn.Identity)
 RIDGE = 1e-14
-"""Of a Gram matrix's trace, times its rows: what is added so that it can be factorised in float64."""
+"""Ridge added to a Gram matrix so that it can be factorised in float64, as a share of its trace times
+rows."""
 
 
 class NextLayer(NamedTuple):
-    """What takes a linear layer's outputs.
+    """The layer that follows a linear layer.
 
     Attributes:
         weight: of the next linear layer, shape (outputs, inputs), in float64; None after the last one, and
-            where it has as many outputs as inputs or more.
-        relu: whether a ReLU stands between.
+            if it has at least as many outputs as inputs.
+        relu: whether there is a ReLU between.
     """
 
     weight: Tensor | None
     relu: bool
 
     def narrow(self, drawn: Tensor, output: Tensor) -> Tensor:
-        """Draws, shape (B, inputs), projected on where a gradient at ``output`` can point.
+        """Draws, shape (B, inputs), projected on the directions a gradient at ``output`` can have.
 
         It is mask * (W^T delta) for some delta at the next layer's outputs. Each sample's projection is on
-        the range of mask * W^T, of as many dimensions as the next layer has outputs at most. A next layer of
-        as many outputs as inputs leaves every direction open, and the draws as they are.
+        the range of mask * W^T, of as many dimensions as the next layer has outputs at most. With as
+        many outputs as inputs every direction is possible, and the draws are unchanged.
         """
         weight = self.weight
         if weight is None:
@@ -48,15 +49,15 @@ class NextLayer(NamedTuple):
 
 
 def find_next_layers(model: nn.Module, layers: Collection[Tensor], trainer: str) -> list[NextLayer]:
-    """What takes the outputs of each perturbed layer of a chain, in the order they run.
+    """The layer that follows each perturbed layer of a chain, in the order they run.
 
     Args:
         model: ``nn.Sequential``s of linear layers, each alone or with a ReLU behind it.
-        layers: the parameters of the layers that are perturbed.
+        layers: the parameters of the perturbed layers.
         trainer: its name, for messages.
 
     Raises:
-        ConfigError: the model has something else, by which a gradient may leave that range.
+        ConfigError: the model has another kind of layer, so a gradient may lie outside that range.
     """
     found, linear, relu = [], None, False
     for module in [*_chain(model, trainer), None]:
@@ -71,7 +72,7 @@ def find_next_layers(model: nn.Module, layers: Collection[Tensor], trainer: str)
 
 
 def _chain(model: nn.Module, trainer: str) -> Iterator[nn.Module]:
-    """The layers of nested sequences, one after the other."""
+    """The layers of nested sequences, in order."""
     hooked = model._forward_hooks or model._forward_pre_hooks
     if isinstance(model, nn.Sequential) and not hooked:
         for module in model:

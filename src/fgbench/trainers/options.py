@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from typing_extensions import override
 
 from fgbench.options import Backwards, TrainerOptions
 
@@ -12,16 +13,16 @@ class BackpropOptions(TrainerOptions):
 
     name: str = "backprop"
     recompute: bool = False
-    """Drop activations and compute them again in the backward pass, stage by stage."""
+    """Drop activations and recompute them in the backward pass, stage by stage."""
 
     @property
+    @override
     def uses_backwards(self) -> Backwards:
-        """See :class:`TrainerOptions`."""
         return Backwards.EVERYTHING
 
     @property
+    @override
     def can_compile(self) -> bool:
-        """See :class:`TrainerOptions`."""
         return not self.recompute
 
 
@@ -30,11 +31,12 @@ class FrozenOptions(TrainerOptions):
 
     name: str = "frozen"
     exact_stages: PositiveInt | None = None
-    """Train this many last stages of the model, by backprop that ends there; null: the output layer."""
+    """Number of last stages of the model to train, by backprop through these alone; null: the output
+    layer."""
 
     @property
+    @override
     def uses_backwards(self) -> Backwards:
-        """See :class:`TrainerOptions`."""
         return Backwards.NOTHING if self.exact_stages is None else Backwards.STAGES
 
 
@@ -42,11 +44,11 @@ class ForwardOptions(TrainerOptions):
     """Options every forward trainer has."""
 
     exact_output: bool = False
-    """Give the last linear layer its gradient in closed form from the loss: no chain through the network."""
+    """Compute the last linear layer's gradient in closed form from the loss; no backward pass is needed."""
 
     @property
+    @override
     def uses_backwards(self) -> Backwards:
-        """See :class:`TrainerOptions`."""
         return Backwards.NOTHING
 
 
@@ -54,9 +56,9 @@ class TangentOptions(ForwardOptions):
     """Options of trainers that draw random tangents."""
 
     tangents: PositiveInt = 1
-    """K, how many random directions a step averages over."""
+    """K, the number of random directions a step averages over."""
     guess: Literal["normal", "rademacher", "sphere"] = "normal"
-    """Where a tangent comes from; every one has zero mean and unit variance per entry."""
+    """Distribution of the tangents; all have zero mean and unit variance per entry."""
 
 
 class ForwardGradientOptions(TangentOptions):
@@ -66,27 +68,27 @@ class ForwardGradientOptions(TangentOptions):
     structure: Literal["full", "rank1"] = "full"
     """`rank1`: outer products of +-1 vectors (needs `guess: rademacher`): same variance, far cheaper."""
     chunk: PositiveInt | None = None
-    """How many tangents one vectorised pass takes at most; bounds memory."""
+    """Largest number of tangents in one vectorised pass; limits memory."""
     combine: Literal["mean", "projection"] = "mean"
     """`projection`: the gradient projected on the span of the tangents; biased by K/P."""
     rescale: bool = False
     """Multiply a projection by P/K, which makes it unbiased for `normal` and `sphere`."""
     clip_derivative: PositiveFloat | None = None
-    """Largest magnitude of a directional derivative; larger ones are cut to it (biased)."""
+    """Largest magnitude of a directional derivative; larger ones are clipped to it (biased)."""
     parallel: Literal["data", "tangents"] = "data"
-    """Under torchrun: `data` splits the batch; `tangents` splits the tangents, each worker its own."""
+    """Under torchrun: `data` splits the batch; with `tangents` each worker has its own tangents."""
 
     exact_stages: PositiveInt | None = None
-    """This many last stages of the model get exact gradients, by backprop that ends there."""
+    """Number of last stages of the model that get exact gradients, by backprop through these alone."""
 
     @property
+    @override
     def uses_backwards(self) -> Backwards:
-        """See :class:`TrainerOptions`."""
         return Backwards.NOTHING if self.exact_stages is None else Backwards.STAGES
 
     @property
+    @override
     def can_compile(self) -> bool:
-        """See :class:`TrainerOptions`."""
         return self.exact_stages is None and not self.exact_output
 
     @model_validator(mode="after")
@@ -97,7 +99,7 @@ class ForwardGradientOptions(TangentOptions):
             )
         if self.exact_stages is not None and self.exact_output:
             raise ValueError(
-                "exact_output: true does not go with exact_stages, which has the output layer in it"
+                "exact_output: true does not go with exact_stages, which includes the output layer"
             )
         if self.rescale and self.combine != "projection":
             raise ValueError("rescale: true needs combine: projection")
@@ -109,20 +111,21 @@ class ActivityForwardGradientOptions(ForwardOptions):
 
     name: str = "activity-forward-gradient"
     tangents: PositiveInt = 1
-    """K, how many perturbations of the activations a step averages over."""
+    """K, the number of perturbations of the activations a step averages over."""
     guess: Literal["rademacher", "normal", "next-weights"] = "rademacher"
-    """Where perturbations come from; `next-weights`: signs, in the range of the next transposed weights."""
+    """Distribution of perturbations; `next-weights`: signs, projected on the range of the next layer's
+    transposed weights."""
     mask: bool = True
-    """Perturb only where the ReLU that follows lets the perturbation through: same mean, less noise."""
+    """Perturb only where the following ReLU is active: same mean, less noise."""
 
     @property
+    @override
     def uses_backwards(self) -> Backwards:
-        """See :class:`TrainerOptions`."""
         return Backwards.WEIGHTS if self.guess == "next-weights" else Backwards.NOTHING
 
     @property
+    @override
     def needs_independent_samples(self) -> bool:
-        """See :class:`TrainerOptions`."""
         return True
 
     @model_validator(mode="after")
@@ -137,25 +140,25 @@ class GuidedForwardGradientOptions(ForwardOptions):
 
     name: str = "guided-forward-gradient"
     guess: Literal["local", "ntk", "fixed-ntk", "normal", "rademacher"] = "local"
-    """Where the direction comes from: the gradient of an auxiliary loss, or chance."""
+    """Where the direction comes from: the gradient of an auxiliary loss, or a random draw."""
     target: Literal["global", "local"] = "global"
-    """Whose derivative is taken along the guess: the network's loss or the block's auxiliary loss."""
+    """Which loss is differentiated along the guess: the network's or the block's auxiliary loss."""
     space: Literal["weights", "activations"] = "weights"
     """What is perturbed."""
     blocks: PositiveInt | None = None
-    """How many blocks the model is cut into; the model's stages when null (ResNet-18: 8 or 16)."""
+    """Number of blocks the model is cut into; the model's stages when null (ResNet-18: 8 or 16)."""
     auxiliary: Literal["cnn", "mlp", "linear"] = "mlp"
-    """The kind of auxiliary network each block but the last has."""
+    """The kind of auxiliary network of each block but the last."""
     hidden: PositiveInt = 32
     """Hidden channels or units of the auxiliary networks."""
     granularity: Literal["block", "tensor"] = "block"
-    """Project on the whole block's guess, or on each parameter tensor's by itself."""
+    """Project on the whole block's guess, or on each parameter tensor's separately."""
     chunk: PositiveInt | None = None
-    """How many tangents are pushed forward at once at most; bounds memory."""
+    """Largest number of tangents pushed forward at once; limits memory."""
 
     @property
     def uses_backwards(self) -> Backwards:
-        """With random guesses of weights the last block alone goes backwards, by the network's own loss."""
+        """With random guesses of weights only the last block has a backward pass, from the network's loss."""
         random = self.guess in ("normal", "rademacher")
         if random and (self.space, self.target) == ("weights", "global"):
             return Backwards.STAGES
@@ -173,17 +176,18 @@ class FeedbackForwardGradientOptions(ForwardOptions):
 
     name: str = "feedback-forward-gradient"
     learning: Literal["regression", "average"] = "regression"
-    """How the matrices learn: from what they leave unexplained of the outputs' change, or as averages."""
+    """How the matrices learn: by regression on the unexplained change of the outputs, or as averages."""
     rate: float = Field(default=0.3, gt=0.0, lt=2.0)
-    """Step of `regression`, in parts of the one that explains a batch's outputs wholly."""
+    """Step size of `regression`, relative to the one that explains a batch's outputs completely."""
     feedback_momentum: float = Field(default=0.99, ge=0.0, lt=1.0)
     """Momentum of `average`, over the directional derivatives of the outputs."""
     grid: PositiveInt | None = 7
-    """Patches a convolution's output is cut into each way, each with one column of the matrix; null: none."""
+    """Number of patches a convolution's output is cut into each way, each with one column of the matrix;
+    null: none."""
     correction: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the unbiased correction by the loss's own derivative: 0 trusts the matrices, 1 is unbiased."""
     combine: Literal["direction", "projection"] = "direction"
-    """`direction`: the direction as it is; `projection`: the gradient projected on it (a pass more)."""
+    """`direction`: the direction unchanged; `projection`: the gradient projected on it (one more pass)."""
 
     @property
     def needs_independent_samples(self) -> bool:
@@ -195,7 +199,7 @@ class FeedbackForwardGradientOptions(ForwardOptions):
         if self.correction and self.combine == "projection":
             raise ValueError("correction goes with combine: direction")
         if self.correction and self.grid is not None:
-            raise ValueError("correction needs grid: null (of shared entries it would not be unbiased)")
+            raise ValueError("correction needs grid: null (with shared entries it would not be unbiased)")
         return self
 
 
@@ -204,11 +208,12 @@ class FeedbackAlignmentOptions(TrainerOptions):
 
     name: str = "feedback-alignment"
     feedback: Literal["random", "sign", "direct"] = "random"
-    """What errors go back through: random matrices, the weights' signs, or a matrix from outputs to layer."""
+    """What errors are sent back through: random matrices, the weights' signs, or a matrix from the outputs
+    to each layer."""
 
     @property
+    @override
     def uses_backwards(self) -> Backwards:
-        """See :class:`TrainerOptions`."""
         return Backwards.WEIGHTS if self.feedback == "sign" else Backwards.MATRICES
 
 
@@ -217,11 +222,11 @@ class LocalForwardGradientOptions(TrainerOptions):
 
     name: str = "local-forward-gradient"
     guess: Literal["normal", "rademacher"] = "normal"
-    """Where the perturbations come from."""
+    """Distribution of the perturbations."""
 
     @property
+    @override
     def uses_backwards(self) -> Backwards:
-        """See :class:`TrainerOptions`."""
         return Backwards.NOTHING
 
 
@@ -230,13 +235,13 @@ class LocalLossOptions(TrainerOptions):
 
     name: str = "local-loss"
     head: Literal["linear", "projection"] = "linear"
-    """A block's loss: through a linear layer on averages of its outputs, or a projection of all of them."""
+    """A block's loss: from a linear layer on averages of its outputs, or from a projection of all of them."""
     blocks: PositiveInt | None = None
-    """How many blocks the model is cut into; the model's stages when null (ResNet-18: 8 or 16)."""
+    """Number of blocks the model is cut into; the model's stages when null (ResNet-18: 8 or 16)."""
 
     @property
+    @override
     def uses_backwards(self) -> Backwards:
-        """See :class:`TrainerOptions`."""
         return Backwards.BLOCKS
 
 
@@ -247,7 +252,7 @@ class ZerothOrderOptions(TangentOptions):
     epsilon: PositiveFloat = 1e-3
     """Half the distance between the two points of the central difference."""
     parallel: Literal["data", "tangents"] = "data"
-    """Under torchrun: `data` splits the batch; `tangents` splits the tangents, each worker its own."""
+    """Under torchrun: `data` splits the batch; with `tangents` each worker has its own tangents."""
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What every trainer needs around a forward pass: checked batches and losses, gradients put in place."""
+"""What every trainer needs around a forward pass: checked batches and losses, gradients written."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
 def begin_step(model: nn.Module, labels: Tensor, *, accumulate: bool = False) -> None:
     """Before a trainer's first pass: check what every trainer needs, and drop old gradients.
 
-    What is overwritten anyway need not be held through the step; what is accumulated into is kept.
+    Gradients that will be overwritten need not be held during the step; those accumulated into are kept.
 
     Raises:
         ConfigError: the batch is empty, a parameter is lazy, or none requires a gradient.
@@ -46,7 +46,7 @@ def write_gradient(param: Tensor, gradient: Tensor, *, accumulate: bool = False)
 
 @contextmanager
 def accumulating(params: Sequence[Tensor], accumulate: bool) -> Iterator[None]:
-    """Add what is set as ``.grad`` within to what was there before, where ``accumulate``."""
+    """If ``accumulate``, add the ``.grad`` set inside this context to the previous ones."""
     kept = [param.grad for param in params] if accumulate else []
     for param, _ in zip(params, kept, strict=False):
         param.grad = None
@@ -57,17 +57,17 @@ def accumulating(params: Sequence[Tensor], accumulate: bool) -> Iterator[None]:
 
 
 def write_gradients(gradients: Mapping[Tensor, Tensor], *, accumulate: bool = False) -> Tensor:
-    """Set (or add to) every parameter's ``.grad``; returns the norm of what is there then, shape ()."""
+    """Set (or add to) every parameter's ``.grad``; returns the resulting norm, shape ()."""
     for param, gradient in gradients.items():
         write_gradient(param, gradient, accumulate=accumulate)
     return gradient_norm(param.grad for param in gradients if param.grad is not None)
 
 
 def require_tensor(outputs: Any) -> None:
-    """Refuse outputs of a model in several parts.
+    """Refuse a model's outputs unless they are one tensor.
 
     Raises:
-        ConfigError: they are no tensor.
+        ConfigError: they are not a tensor.
     """
     if not isinstance(outputs, Tensor):
         raise ConfigError(
@@ -80,7 +80,7 @@ def sample_losses(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> Ten
     """One loss per sample, shape (B,).
 
     Raises:
-        ConfigError: the model or ``loss_fn`` returned anything else than one tensor.
+        ConfigError: the model or ``loss_fn`` did not return one tensor.
     """
     require_tensor(outputs)
     losses = loss_fn(outputs, labels)
@@ -99,10 +99,10 @@ def differentiate(
     *,
     retain_graph: bool = False,
 ) -> list[Tensor]:
-    """The gradient of one loss (or of ``outputs``, weighed by ``cotangents``), zeros where there is none.
+    """The gradient of one loss (or of ``outputs``, weighted by ``cotangents``), zeros where there is none.
 
     Raises:
-        ConfigError: the model checkpoints a part in the way that only ``loss.backward()`` goes through.
+        ConfigError: the model uses a form of checkpointing that only ``loss.backward()`` supports.
     """
     weights = [None] * len(outputs) if cotangents is None else list(cotangents)
     pairs = [(each, its) for each, its in zip(outputs, weights, strict=True) if each.requires_grad]

@@ -1,9 +1,9 @@
-"""Rank-one tangents: the directional derivative for the price of one more forward pass.
+"""Rank-one tangents: the directional derivative for the cost of one more forward pass.
 
 A matrix's tangent is V = u w^T, a kernel's V = u x c x k over outputs, inputs and positions, all vectors of
 independent +-1. As a layer's weight, V x is then a number per sample (and position) times u, and only W
-applied to the incoming tangent costs a matrix product; where a parameter is used in another way, V is made in
-full. Biases and scales have full Rademacher tangents. Entries stay +-1, zero-mean and uncorrelated, so the
+applied to the incoming tangent costs a matrix product; where a parameter is used in another way, V is formed
+in full. Biases and scales have full Rademacher tangents. Entries stay +-1, zero-mean and uncorrelated, so the
 estimate has the mean and the total variance of full Rademacher tangents, (P-1)|gradient|^2.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fgbench.trainers.forward_mode import Factors
 from fgbench.trainers.sampling import drawing, random_signs
@@ -21,7 +22,7 @@ from fgbench.trainers.tangents import Tangents
 class RankOneTangents(Tangents):
     """Rank-one tangents of all parameters with two dimensions or more; full Rademacher ones of the rest.
 
-    Drawn are rows of signs, shape (K, num_signs): all the vectors of a tangent one after the other.
+    The draws are rows of signs, shape (K, num_signs): all the vectors of a tangent, concatenated.
 
     Attributes:
         num_signs: random bits of one tangent.
@@ -34,7 +35,7 @@ class RankOneTangents(Tangents):
         self.num_signs = sum(self._all_lengths)
 
     def sample(self, generator: torch.Generator, count: int) -> Tensor:
-        """Signs of ``count`` tangents, shape (count, num_signs); the same rows however they are asked for."""
+        """Signs of ``count`` tangents, shape (count, num_signs); the same rows in whatever portions."""
         row = -(-self.num_signs // 64) * 64
         with drawing(generator) as show:
             signs = random_signs(count * row, generator, self.dtype).view(count, row)[:, : self.num_signs]
@@ -43,7 +44,7 @@ class RankOneTangents(Tangents):
         return signs
 
     def along(self, drawn: Tensor) -> dict[str, Factors | Tensor]:
-        """The tangents that signs (K, num_signs) make."""
+        """The tangents given by signs of shape (K, num_signs)."""
         vectors = iter(drawn.split(self._all_lengths, dim=1))
         tangents: dict[str, Factors | Tensor] = {}
         for name, param in self.params.items():
@@ -55,12 +56,12 @@ class RankOneTangents(Tangents):
                 tangents[name] = one.reshape(len(drawn), *param.shape)
         return tangents
 
+    @override
     def join(self, sets: list[Tensor]) -> Tensor:
-        """Several sets of tangents as one."""
         return torch.cat(sets)
 
+    @override
     def rows(self, drawn: Tensor, start: int, stop: int) -> Tensor:
-        """Some of the tangents."""
         return drawn[start:stop]
 
     def dense(self, drawn: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Steps by reverse mode, from formulas: what trainers' own passes along tangents are compared with."""
+"""Steps computed by reverse mode from formulas, with which trainers' forward-mode passes are compared."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ def gradient_by_blocks(
     inputs: Tensor,
     labels: Tensor,
 ) -> dict[str, Tensor]:
-    """The gradient of each block's own loss by name, nothing passing back between blocks.
+    """The gradient of each block's own loss by name; nothing is propagated between blocks.
 
     Args:
-        model: whose names are used.
-        blocks: each with the head that its loss is taken from, in the order they run.
+        model: gives the names.
+        blocks: each with the head for its loss, in the order they run.
         loss_fn: one loss per sample.
         inputs: of the first block.
         labels: shape (B,).
@@ -66,13 +66,13 @@ def reference_of_tangents(
     estimate: Callable[[Tensor, Mapping[str, Tensor]], dict[str, Tensor]],
     derivatives: Tensor | None = None,
 ) -> Reference:
-    """d_k = <g, v_k>, and the estimate made of them; parameters without a tangent have their true gradient.
+    """d_k = <g, v_k>, and the estimate from them; parameters without a tangent have their true gradient.
 
     Args:
         gradient: g, by name.
         tangents: v_1 to v_K by name, each of shape (K, ...).
         estimate: ``(d, tangents) -> gradient by name``, d of shape (K,) in float64.
-        derivatives: d, where it should not be <g, v> itself, shape (K,).
+        derivatives: d, if it is not <g, v> itself, shape (K,).
     """
     if derivatives is None:
         parts = [
@@ -86,7 +86,7 @@ def reference_of_tangents(
 
 
 def reference_of_gradient(gradient: dict[str, Tensor]) -> Reference:
-    """A step without derivatives: what it should leave in ``param.grad`` is known outright."""
+    """A step without derivatives, given what it should leave in ``param.grad``."""
     nothing = torch.zeros(0)
     return Reference(nothing, nothing, gradient)
 
@@ -112,7 +112,7 @@ def projection_on_tangents(
 
 
 def gradient_length(gradients: Any) -> Tensor:
-    """Euclidean length over all tensors together, in float64, shape ()."""
+    """Euclidean norm over all tensors together, in float64, shape ()."""
     squares = [gradient.double().square().sum() for gradient in gradients]
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
 
@@ -125,8 +125,8 @@ class OutputCall:
         weight: the weight it was given.
         bias: the bias it was given.
         output: its output, whose first dimension is the batch.
-        leaf: zeros that were added to the output: a gradient with respect to them is one at the output.
-        node: of the graph, that made the sum of the two.
+        leaf: zeros that were added to the output: the gradient with respect to them is that at the output.
+        node: the graph's node of that addition.
         call: the function again, of weight and bias, at the same input.
     """
 
@@ -147,7 +147,7 @@ class OutputCall:
 
 
 class WatchedOutputs(TorchFunctionMode):
-    """Within, every call that takes one of the parameters as its weight or bias is kept in ``calls``."""
+    """A context that records in ``calls`` every call with one of the parameters as its weight or bias."""
 
     def __init__(self, params: Collection[Tensor]) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class WatchedOutputs(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Add zeros to be differentiated by; everything else is left alone."""
+        """Add zeros to differentiate with respect to; other calls are unchanged."""
         kwargs = kwargs or {}
         if func not in LAYERS:
             return func(*args, **kwargs)
@@ -186,8 +186,7 @@ class Differentiated:
         losses: one per sample, shape (B,), with the graph.
         gradient: of the mean loss, by name.
         deltas: for each call the gradient of every sample's own loss at its output, shape of the output.
-        masks: for each call where the ReLU that takes its output, and alone takes it, lets it through; None
-            without one.
+        masks: for each call the mask of the ReLU that is the only consumer of its output; None without one.
     """
 
     params: dict[str, nn.Parameter]
@@ -200,7 +199,7 @@ class Differentiated:
     masks: list[Tensor | None]
 
     def derivatives_along(self, perturbations: list[Tensor], tangents: Mapping[str, Tensor]) -> Tensor:
-        """<delta_i, u_i> of all layers together, and the part of the parameters that move, shape (B,)."""
+        """<delta_i, u_i> of all layers together, plus the part of the perturbed parameters, shape (B,)."""
         derivatives = torch.zeros_like(self.losses).detach()
         for delta, perturbation in zip(self.deltas, perturbations, strict=True):
             derivatives += (delta * perturbation).flatten(1).sum(1)
@@ -210,7 +209,7 @@ class Differentiated:
         return derivatives
 
     def losses_along(self, perturbations: list[Tensor], tangents: Mapping[str, Tensor]) -> Tensor:
-        """The derivative of every sample's loss along all perturbations, also where samples interact."""
+        """The derivative of every sample's loss along all perturbations, even if samples interact."""
         return self._along(self.losses, perturbations, tangents)
 
     def outputs_along(self, perturbations: list[Tensor], tangents: Mapping[str, Tensor]) -> Tensor:
@@ -225,7 +224,7 @@ class Differentiated:
         return forward_product(values, moving, [*perturbations, *tangents.values()])
 
     def weight_gradients(self, deltas: list[Tensor]) -> dict[str, Tensor]:
-        """What gradients at the calls' outputs make of the layers' parameters, by name."""
+        """The gradients of the layers' parameters, given those at the calls' outputs, by name."""
         gradients: dict[str, Tensor] = {
             name: torch.zeros_like(self.params[name]) for name in self.layers.values()
         }
@@ -241,7 +240,7 @@ def differentiate_outputs(
 ) -> Differentiated:
     """One pass forward and one back, with the gradients at the outputs of ``layers`` (with names).
 
-    Attention takes the way that can be differentiated twice.
+    Attention uses the implementation that can be differentiated twice.
     """
     params = {name: param for name, param in model.named_parameters() if param.requires_grad}
     watched = WatchedOutputs(layers)
@@ -267,7 +266,7 @@ def differentiate_outputs(
 
 
 def relu_masks(calls: list[OutputCall], result: Tensor) -> list[Tensor | None]:
-    """Where the ReLU that takes a call's output, and alone takes it, lets it through; None without one."""
+    """The mask of the ReLU that is the only consumer of a call's output; None without one."""
     users: dict[Any, list[Any]] = {}
     nodes, seen = [result.grad_fn], {result.grad_fn}
     while nodes:
@@ -287,7 +286,7 @@ def relu_masks(calls: list[OutputCall], result: Tensor) -> list[Tensor | None]:
 
 
 def forward_product(values: Tensor, leaves: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
-    """The derivative of ``values`` when ``leaves`` move along ``tangents``, by reverse mode twice."""
+    """The derivative of ``values`` as ``leaves`` move along ``tangents``, by applying reverse mode twice."""
     weights = torch.zeros_like(values, requires_grad=True)
     gradients = torch.autograd.grad(
         values, leaves, weights, create_graph=True, retain_graph=True, allow_unused=True

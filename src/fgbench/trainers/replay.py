@@ -1,4 +1,4 @@
-"""Several passes over one batch that count as one: the same chance in each, and buffers that move once."""
+"""Several passes over one batch that count as one: the same random numbers, and buffers updated once."""
 
 import random
 import sys
@@ -14,7 +14,7 @@ from fgbench.errors import ConfigError
 
 
 class RandomStates:
-    """The states of every global generator that a model may draw from, to be put back."""
+    """The states of every global generator that a model may draw from, to be restored."""
 
     def __init__(self) -> None:
         self._torch = torch.default_generator.get_state()
@@ -24,7 +24,7 @@ class RandomStates:
         self._numpy: Any = numpy.random.get_state() if numpy is not None else None
 
     def restore(self) -> None:
-        """Put them back."""
+        """Restore them."""
         torch.default_generator.set_state(self._torch)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
@@ -52,7 +52,7 @@ class ModelState:
         ]
 
     def restore(self) -> None:
-        """Put them back, also where the model replaced one."""
+        """Restore them, even if the model replaced one."""
         for buffers, name, buffer, value in self._kept:
             buffers[name] = buffer
             with torch.no_grad():
@@ -61,10 +61,10 @@ class ModelState:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within, copies of the buffers as they were stand in for them; those themselves are not touched.
+        """Replace the buffers by copies of their saved values inside this context; they are not touched.
 
         Raises:
-            ConfigError: the model wrote to one of them by another name.
+            ConfigError: the model wrote to one of them under another name.
         """
         now = ModelState(self._model)
         versions = [buffer._version for _, _, buffer, _ in now._kept]
@@ -80,7 +80,7 @@ class ModelState:
             now._restore_attributes()
         if versions != [buffer._version for _, _, buffer, _ in now._kept]:
             raise ConfigError(
-                "the model writes to a buffer by another name than the one it is registered by, so that "
+                "the model writes to a buffer under another name than the one it is registered with, so "
                 "parts of it cannot be run twice"
             )
 
@@ -91,7 +91,7 @@ class ModelState:
 
 @contextmanager
 def restoring_state(model: nn.Module) -> Iterator[None]:
-    """Afterwards random states, buffers, counters and flags are as they were before."""
+    """Restore random states, buffers, counters and flags afterwards."""
     states = RandomStates(), ModelState(model)
     try:
         yield
@@ -101,17 +101,17 @@ def restoring_state(model: nn.Module) -> Iterator[None]:
 
 
 class OnePass:
-    """``with one_pass:`` around every pass of a step: all begin alike, and only the first leaves its traces.
+    """``with one_pass:`` around every pass of a step: all start alike, and only the first has side effects.
 
-    Every later pass begins with the random states, buffers, counters and flags that the first began with, and
-    puts back what it found; so all passes together draw, and move running statistics, as one pass does.
+    Every later pass starts with the random states, buffers, counters and flags that the first started with,
+    and restores what it found; so all passes together draw, and update running statistics, as one pass does.
 
     Args:
         model: whose buffers.
-        passes: how many there will be; with one, nothing is kept.
-        inputs: of every pass, which the model may then not write into.
-        with_graph: a graph outlives its pass, so that no buffer may be written to at the end of it: copies of
-            buffers stand in for them. Otherwise a graph has to be used up within its pass.
+        passes: how many there will be; with one, nothing is saved.
+        inputs: of every pass, which the model must not write into.
+        with_graph: a graph outlives its pass, so no buffer may be written to at the end of it: copies replace
+            the buffers. Otherwise a graph has to be used within its pass.
 
     Raises:
         ConfigError: at the end of a pass, where the model wrote into its inputs.
@@ -160,6 +160,6 @@ class OnePass:
         written = self._inputs is not None and self._inputs._version != self._version
         if self._keep and written and error is None:
             raise ConfigError(
-                "the model writes into its inputs in place, and this step passes them through it several "
+                "the model modifies its inputs in place, and this step passes them through it several "
                 "times: let it work on a copy"
             )

@@ -15,16 +15,16 @@ NORMAL_CHUNK = 2**17  # entries one generator draws; fixed, so the bits do not d
 
 
 Drawn = list[tuple[Tensor, ...]]
-"""Directions, each its rows, shape (count, ...); or the rows of factors whose outer product it is."""
+"""Directions, each given by its rows, shape (count, ...), or by the rows of its outer product's factors."""
 
 _watchers: list[Callable[[bytes, Drawn], None]] = []
 
 
 @contextmanager
 def watching_draws(watcher: Callable[[bytes, Drawn], None]) -> Iterator[None]:
-    """Within, ``watcher`` is given every draw: the generator's state before it, and what was drawn.
+    """Call ``watcher`` with every draw inside this context: the generator's state before it, and the draw.
 
-    It may write over the entries in place. Equal states are one draw that is made again.
+    It may overwrite the entries in place. Equal states mean the same draw, repeated.
     """
     _watchers.append(watcher)
     try:
@@ -34,9 +34,9 @@ def watching_draws(watcher: Callable[[bytes, Drawn], None]) -> Iterator[None]:
 
 
 class DrawingClock:
-    """Seconds spent drawing within: ``with DrawingClock() as clock: ...; clock.seconds``.
+    """Seconds spent drawing: ``with DrawingClock() as clock: ...; clock.seconds``.
 
-    On a GPU it waits for the device before and after every draw, so what it runs beside is slower.
+    On a GPU it synchronises before and after every draw, which slows the rest down.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ _clocks: list[DrawingClock] = []
 
 @contextmanager
 def drawing(generator: torch.Generator) -> Iterator[Callable[[Drawn], None]]:
-    """Around a draw: gives the function that shows its outcome to those who watch, and times it."""
+    """Wraps a draw: yields the function that passes its outcome to the watchers, and times it."""
     state = generator.get_state().numpy().tobytes() if _watchers else b""
     start = _now(generator) if _clocks else 0.0
 
@@ -183,7 +183,7 @@ def _helpers(threads: int) -> ThreadPoolExecutor:
 
 
 def _scale_to_sphere(tangents: dict[str, Tensor]) -> None:
-    """Give every tangent, all parameters together, the length sqrt(P)."""
+    """Scale every tangent, all parameters together, to the length sqrt(P)."""
     values = list(tangents.values())
     entries = sum(value[0].numel() for value in values)
     squares = torch.stack([value.flatten(1).double().square().sum(1) for value in values]).sum(0)

@@ -1,4 +1,4 @@
-"""The directions a forward gradient is taken along, and the derivatives along them in one forward pass."""
+"""The directions of a forward gradient, and the derivatives along them in one forward pass."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fgbench.trainers.base import LossFunction
 from fgbench.trainers.exact_output import OutputLayer
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class JvpResult(NamedTuple):
-    """What one pass along several tangents gives.
+    """The results of one pass along several tangents.
 
     Attributes:
         loss: mean loss of the batch, shape ().
         outputs: of the model, shape (B, classes).
-        features: input of the output layer, where asked for, else empty.
+        features: input of the output layer, if asked for, else empty.
         derivatives: the directional derivative along each tangent, shape (K,).
     """
 
@@ -35,7 +36,7 @@ class JvpResult(NamedTuple):
 
 
 class Tangents(ABC):
-    """Tangents of a model's trainable parameters: how they are drawn, and what is done with them.
+    """Tangents of a model's trainable parameters: how they are drawn and used.
 
     ``drawn`` stands for K tangents in whatever form the subclass keeps them.
 
@@ -45,7 +46,7 @@ class Tangents(ABC):
 
     Attributes:
         params: by name, every trainable parameter not excluded.
-        num_entries: of a tangent, all parameters together.
+        num_entries: entries of a tangent, over all parameters.
     """
 
     def __init__(self, model: nn.Module, exclude: Collection[str] = ()) -> None:
@@ -59,7 +60,7 @@ class Tangents(ABC):
 
     @abstractmethod
     def sample(self, generator: torch.Generator, count: int) -> Any:
-        """Draw ``count`` tangents; asking in portions gives the same ones."""
+        """Draw ``count`` tangents; drawing in portions gives the same ones."""
 
     @abstractmethod
     def join(self, sets: list[Any]) -> Any:
@@ -119,52 +120,52 @@ class Tangents(ABC):
 
 
 class FullTangents(Tangents):
-    """Tangents with an entry of their own for every parameter: a tensor (K, ...) for each, by name."""
+    """Tangents with an independent entry for every parameter: a tensor (K, ...) for each, by name."""
 
     def __init__(self, model: nn.Module, guess: str = "normal", exclude: Collection[str] = ()) -> None:
         super().__init__(model, exclude)
         self.guess = guess
 
+    @override
     def sample(self, generator: torch.Generator, count: int) -> dict[str, Tensor]:
-        """See :func:`sample_tangents`."""
         return sample_tangents(self.params, self.guess, generator, count)
 
+    @override
     def join(self, sets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Several draws as one."""
         return {name: torch.cat([drawn[name] for drawn in sets]) for name in sets[0]}
 
+    @override
     def rows(self, drawn: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-        """Some of the tangents."""
         return {name: tangent[start:stop] for name, tangent in drawn.items()}
 
+    @override
     def along(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tangents by name, as they are."""
         return drawn
 
+    @override
     def dense(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tangents, as they are."""
         return drawn
 
+    @override
     def weighted_sum(self, drawn: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
-        """sum_k weights_k v_k for each parameter."""
         return {name: _weighted(tangent, weights) for name, tangent in drawn.items()}
 
+    @override
     def add_to_parameters(self, drawn: dict[str, Tensor], weights: Tensor) -> None:
-        """Add sum_k weights_k v_k to the parameters in place."""
         for name, tangents in drawn.items():
             for tangent, weight in zip(tangents, weights.to(tangents.dtype), strict=True):
                 self.params[name].detach().addcmul_(tangent, weight)
 
+    @override
     def norm(self, drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
-        """Euclidean norm of sum_k weights_k v_k, shape ()."""
         if len(weights) > 1:
             return gradient_norm(self.weighted_sum(drawn, weights).values())
         if self.guess == "normal":
             return gradient_norm(tangent[0] for tangent in drawn.values()) * weights[0].abs()
         return weights[0].abs() * math.sqrt(self.num_entries)  # as long as all the others
 
+    @override
     def products(self, drawn: dict[str, Tensor]) -> Tensor:
-        """<v_j, v_k> of all pairs, shape (K, K), float64."""
         rows = [tangent.reshape(len(tangent), -1) for tangent in drawn.values()]
         return torch.stack([(row @ row.T).double() for row in rows]).sum(0)
 

@@ -1,4 +1,4 @@
-"""With whom a step is shared: all that a trainer knows of other processes."""
+"""The workers that share a step: all that a trainer knows of other processes."""
 
 from enum import StrEnum
 
@@ -15,11 +15,11 @@ class Sharing(StrEnum):
 
 
 class Workers:
-    """One process by itself. ``fgbench.run.world`` has those that are several.
+    """A single process. ``fgbench.run.parallel`` has several workers.
 
     A trainer whose ``sharing`` is ``DERIVATIVES`` draws tangents from every one of
     ``generators``, takes derivatives only along those of ``generators[own]``, passes what it measured
-    through ``exchange`` and forms the update from all tangents.
+    through ``exchange`` and computes the update from all tangents.
 
     Attributes:
         rank: which of the workers this is, from 0.
@@ -27,7 +27,7 @@ class Workers:
         sets: how many sets of tangents there are.
         own: which of them this worker evaluates.
         shards: how many parts a batch is split into.
-        shard_index: what sets the random streams of this worker's part of a batch apart.
+        shard_index: distinguishes the random streams of this worker's part of a batch.
     """
 
     rank = 0
@@ -42,7 +42,7 @@ class Workers:
         return [generator]
 
     def exchange(self, derivatives: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """What all workers measured.
+        """Combine what all workers measured.
 
         Args:
             derivatives: along this worker's tangents, shape (K,).
@@ -54,7 +54,7 @@ class Workers:
         return derivatives[None], loss
 
     def average(self, values: Tensor) -> Tensor:
-        """The mean of ``values`` over all workers, for what cannot be had from derivatives."""
+        """The mean of ``values`` over all workers, for what derivatives do not provide."""
         return values
 
     def gather(self, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Auxiliary networks: small classifiers that give a block of a model a loss of its own."""
+"""Auxiliary networks: small classifiers that give a block of a model its own loss."""
 
 from collections.abc import Callable
 
@@ -15,11 +15,11 @@ Losses = Callable[[Tensor], Tensor]
 LAYERS = 3
 """Hidden layers of ``mlp`` and ``cnn``, besides the ``cnn``'s first."""
 POOLED = 2
-"""Height and width that feature maps are pooled to."""
+"""Height and width to which feature maps are pooled."""
 
 
 class Auxiliary(nn.Sequential):
-    """A classifier on a block's outputs; of outputs in several parts it sees the sum."""
+    """A classifier on a block's outputs; if these have several parts, on their sum."""
 
     def forward(self, value: Value) -> Tensor:
         """Outputs of shape (B, classes)."""
@@ -37,8 +37,8 @@ def build_auxiliary(
 
     Args:
         kind: ``cnn``, ``mlp`` or ``linear``.
-        shape: of one sample of the block's outputs: (C, H, W); (F,), which counts as (F, 1, 1); or (T, F), of
-            which the mean over the tokens is taken.
+        shape: of one sample of the block's outputs: (C, H, W); (F,), which counts as (F, 1, 1); or (T, F),
+            averaged over the tokens.
         hidden: channels or units of the hidden layers.
         num_classes: number of outputs.
         batch_norm: normalise over the batch, as in the source, without running statistics, since an auxiliary
@@ -95,7 +95,7 @@ def _average_pool(size: tuple[int, int], pooled: tuple[int, int]) -> nn.AvgPool2
 
 
 def last_gradient(last: Block, value: Value, losses: Losses) -> tuple[Tensor, Tensor]:
-    """Give the last block its true gradient; returns the mean loss and the model's outputs."""
+    """Fill the last block's true gradient; returns the mean loss and the model's outputs."""
     outputs, loss, gradient, _ = last.gradient(value, lambda outputs: losses(outputs).mean())
     last.fill(gradient)
     return loss, outputs

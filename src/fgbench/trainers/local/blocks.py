@@ -15,11 +15,11 @@ from fgbench.trainers.passes import differentiate, trainable_parameters
 from fgbench.trainers.replay import OnePass, restoring_state
 
 Value = Any
-"""What passes between blocks: a tensor of shape (B, ...), or a tuple of them (inside a basic block)."""
+"""What is passed between blocks: a tensor of shape (B, ...), or a tuple of them (inside a basic block)."""
 
 
 def cut_model(model: nn.Module, count: int | None = None) -> list[Stages]:
-    """The model's stages as ``count`` consecutive blocks, every one with parameters to train.
+    """The model's stages as ``count`` consecutive blocks, each with trainable parameters.
 
     A stage without parameters joins the one before it. While there are too many blocks, the one with the
     fewest parameters joins its smaller neighbour; so ResNet-18's stem and head join its first and last basic
@@ -30,7 +30,7 @@ def cut_model(model: nn.Module, count: int | None = None) -> list[Stages]:
         count: how many blocks; None: as many as there are stages with parameters.
 
     Raises:
-        ConfigError: the model is not sequential, cannot be cut so finely, or has blocks that share a
+        ConfigError: the model is not sequential, cannot be cut into so many blocks, or its blocks share a
         parameter.
     """
     model = require_stages(model, "a trainer of blocks")
@@ -57,14 +57,14 @@ def cut_model(model: nn.Module, count: int | None = None) -> list[Stages]:
 
 
 def require_stages(model: nn.Module, what: str) -> nn.Sequential:
-    """The model, refused where it is not its stages one after the other and nothing else.
+    """The model, refused unless it runs its stages one after the other and does nothing else.
 
     Args:
-        model: any.
-        what: needs that; begins the message.
+        model: any module.
+        what: what needs that; the beginning of the message.
 
     Raises:
-        ConfigError: it is no ``nn.Sequential``, has a forward pass of its own, or hooks around it.
+        ConfigError: it is not an ``nn.Sequential``, overrides ``forward``, or has hooks.
     """
     kind = type(model).__name__
     if not isinstance(model, nn.Sequential):
@@ -72,7 +72,7 @@ def require_stages(model: nn.Module, what: str) -> nn.Sequential:
     forward = None if "forward" in vars(model) else type(model).forward
     if forward not in (nn.Sequential.forward, Stages.forward):
         raise ConfigError(
-            f"{what} needs stages that run one after the other, got {kind} with a forward of its own"
+            f"{what} needs stages that run one after the other, got {kind} with its own forward"
         )
     if model._forward_hooks or model._forward_pre_hooks:
         raise ConfigError(f"{what} needs a model without forward hooks around it: put them on its stages")
@@ -82,7 +82,7 @@ def require_stages(model: nn.Module, what: str) -> nn.Sequential:
 def split_stages(model: nn.Sequential) -> nn.Sequential:
     """The same model, sharing all layers, each stage that has ``halves()`` being two.
 
-    A cut between the halves of a basic block carries the shortcut along. Parameters are the same objects
+    A cut between the halves of a basic block passes the shortcut along. Parameters are the same objects
     under other names.
     """
     stages: list[nn.Module] = []
@@ -99,7 +99,7 @@ def last_names(model: nn.Module, count: int | None = None) -> set[str]:
 
 
 def _group_stages(model: nn.Sequential) -> list[list[nn.Module]]:
-    """The stages, those without parameters to train beside the one before (leading ones beside the first)."""
+    """Groups of stages: one without trainable parameters joins the group before (or the first)."""
     groups: list[list[nn.Module]] = [[]]
     trained = False
     for stage in model:
@@ -111,10 +111,10 @@ def _group_stages(model: nn.Sequential) -> list[list[nn.Module]]:
 
 
 class Block:
-    """One block of a model during one step: all its passes see the same batch, weights and chance.
+    """One block of a model during one step: all its passes see the same batch, weights and random numbers.
 
-    Every pass has a copy of the block's inputs, which the block may write into. Buffers, counters and random
-    states are afterwards as the first pass left them.
+    Every pass has its own copy of the block's inputs, which the block may write into. Afterwards buffers,
+    counters and random states are as the first pass left them.
 
     Args:
         model: the whole model.
@@ -140,7 +140,7 @@ class Block:
     def push(
         self, value: Value, tangents: Value, head: Callable[[Value], Tensor] | None = None
     ) -> tuple[Value, Value]:
-        """Carry tangents of the block's inputs through it, by forward mode.
+        """Push tangents of the block's inputs through it, by forward mode.
 
         Args:
             value: the block's inputs, shape (B, ...).
@@ -181,7 +181,7 @@ class Block:
     def gradient(
         self, value: Value, head: Callable[[Value], Tensor], others: Sequence[Tensor] = ()
     ) -> tuple[Value, Tensor, dict[str, Tensor], list[Tensor]]:
-        """The block's outputs, a loss made of them by ``head``, and its gradient, by reverse mode.
+        """The block's outputs, the loss ``head`` computes from them, and its gradient, by reverse mode.
 
         Returns:
             Outputs and loss, detached; the gradient by name in ``params``, and that of ``others``.
@@ -228,32 +228,32 @@ class Block:
 
 
 def require_rows(value: Value) -> Value:
-    """Refuse what cannot pass between blocks.
+    """Refuse what cannot be passed between blocks.
 
     Raises:
-        ConfigError: it is anything else than a floating-point tensor, or a tuple of them.
+        ConfigError: it is not a floating-point tensor or a tuple of them.
     """
     parts = value if isinstance(value, tuple) and value else (value,)
     for part in parts:
         if not isinstance(part, Tensor) or not part.is_floating_point():
             found = f"{part.dtype} tensor" if isinstance(part, Tensor) else type(part).__name__
             raise ConfigError(
-                f"a block of the model gives a {found}; expected a floating-point tensor, or a tuple of them"
+                f"a block of the model returns a {found}; expected a floating-point tensor or a tuple of them"
             )
     return value
 
 
 @torch.no_grad()
 def example_outputs(model: nn.Module, modules: list[Stages], inputs: Tensor) -> list[Tensor]:
-    """What each of consecutive blocks gives in evaluation mode; changes nothing in them.
+    """The outputs of each of consecutive blocks in evaluation mode (the first part, if several).
 
-    Of outputs in several parts it is the first.
+    Leaves the blocks unchanged.
 
     Raises:
-        ConfigError: a block gives what no auxiliary network takes.
+        ConfigError: a block's outputs have a shape no auxiliary network takes.
     """
     examples, value = [], inputs
-    with restoring_state(model):  # of the modes too
+    with restoring_state(model):  # training modes too
         for number, module in enumerate(modules, 1):
             value = require_rows(module.eval()(tree_map(torch.clone, value)))
             example = tree_leaves(value)[0]

@@ -1,4 +1,4 @@
-"""Directions of length 1, of a block's weights or of its outputs."""
+"""Directions of unit length, for a block's weights or its outputs."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from fgbench.trainers.sampling import sample_tangents
 
 
 def units_of(guess: dict[str, Tensor], *, apart: bool) -> list[dict[str, Tensor]]:
-    """A guess by name as directions of length 1: one of all tensors together, or one of each (``apart``).
+    """A guess by name as unit directions: one for all tensors together, or one for each (``apart``).
 
-    What has length 0 stays 0.
+    A zero direction stays zero.
     """
     parts = [{name: guess[name]} for name in guess] if apart else [guess]
     units = []
@@ -23,14 +23,14 @@ def units_of(guess: dict[str, Tensor], *, apart: bool) -> list[dict[str, Tensor]
 
 
 def unit_per_sample(direction: Value) -> Value:
-    """The direction with every sample at length 1, all tensors together."""
+    """The direction with every sample scaled to unit length, all tensors together."""
     norms = [torch.linalg.vector_norm(each.flatten(1), dim=1) for each in tree_leaves(direction)]
     scale = _inverse(torch.linalg.vector_norm(torch.stack(norms), dim=0))
     return per_sample(scale, direction)
 
 
 def per_sample(numbers: Tensor, value: Value) -> Value:
-    """Every sample's values times its own number, shape (B,)."""
+    """Every sample's values times that sample's factor, shape (B,)."""
     return tree_map(lambda each: numbers.to(each.dtype).view(-1, *[1] * (each.dim() - 1)) * each, value)
 
 

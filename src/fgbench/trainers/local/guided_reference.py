@@ -18,7 +18,7 @@ from fgbench.trainers.reference import gradient_length
 from fgbench.trainers.sampling import sample_tangents
 
 FLOOR = 1e-3
-"""Share of the model's gradient that a part's counts for at least: a bias before BatchNorm has none."""
+"""Smallest share of the model's gradient that a part counts for: a bias before BatchNorm has none."""
 
 
 class OneGraph:
@@ -27,7 +27,7 @@ class OneGraph:
     Attributes:
         names: of the model's parameters, by identity.
         params: each block's parameters to train, by name in the model.
-        values: what each block gives; each a place of its own in the graph.
+        values: each block's outputs; each is its own node of the graph.
     """
 
     def __init__(self, model: nn.Module, count: int | None, inputs: Tensor) -> None:
@@ -44,7 +44,7 @@ class OneGraph:
             self.values.append(value)
 
     def gradient(self, outputs: Sequence[Tensor], params: Sequence[Tensor], *weights: Tensor) -> list[Tensor]:
-        """The gradient of some outputs, weighed or of each by itself."""
+        """The gradient of some outputs, weighted or each by itself."""
         return differentiate(outputs, params, weights or None, retain_graph=True)
 
 
@@ -61,11 +61,11 @@ def guided_reference(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Reference:
-    """D = <t, u> and the estimate d u; see :class:`GuidedForwardGradient` for t and u.
+    """The derivatives d = <t, u> and the estimate d u; see :class:`GuidedForwardGradient`.
 
     Args:
         model: see :meth:`Trainer.reference`.
-        auxiliaries: of the blocks but the last; none where they have no part.
+        auxiliaries: networks of all blocks but the last; none if they are not used.
         options: of the trainer.
         loss_fn: one loss per sample.
         inputs: shape (B, ...).
@@ -97,12 +97,12 @@ def guided_reference(
 
 @dataclass
 class Projected:
-    """What blocks' projections are, one item of each list for every d (or sample's row of them).
+    """The blocks' projections; each list has one item for every d (or row of d, one per sample).
 
     Attributes:
         derivatives: d.
         lengths: |t|.
-        entries: by which |t|^2 is divided to be the mean square of d; 1 where u is no chance.
+        entries: what |t|^2 is divided by to give the mean square of d; 1 if u is not random.
         gradient: by name.
     """
 
