@@ -25,7 +25,10 @@ parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
 arguments = parser.parse_args()
 
 RANK_ONE = {"name": "forward-gradient", "structure": "rank1", "guess": "rademacher"}
-BLOCKS = [({"name": name}, name) for name in TRAINERS] + [(RANK_ONE, "forward-gradient, rank-one")]
+BLOCKS = [({"name": name}, name) for name in TRAINERS] + [
+    (RANK_ONE, "forward-gradient, rank-one"),
+    (RANK_ONE | {"name": "zeroth-order"}, "zeroth-order, rank-one"),
+]
 COMMIT = subprocess.run(
     ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
 ).stdout.strip()

@@ -163,7 +163,7 @@ TRAINERS = {
     "zeroth-order": Component(
         "fgbench.trainers.zeroth_order:ZerothOrder",
         "fgbench.trainers.options:ZerothOrderOptions",
-        "central differences of the loss along a random direction regenerated from its seed",
+        "central differences of the loss along a random direction kept as a seed, or as rank-one factors",
         "Malladi et al. (2023), arXiv 2305.17333",
         bias="O(epsilon^2)",
         cost="2K",

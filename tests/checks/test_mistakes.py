@@ -11,8 +11,8 @@ from fgbench.checks.sampler import check_sampler
 from fgbench.models.build import build_model
 from fgbench.registry import TRAINERS, load, options_model
 from fgbench.trainers import sampling
+from fgbench.trainers.directions import SeededDirection
 from fgbench.trainers.forward_gradient import ForwardGradient
-from fgbench.trainers.zeroth_order import SeededDirection
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 SMALL = {
@@ -26,6 +26,7 @@ FULL_SIZE = pytest.mark.nightly
 ALL = [
     *((name, {}) for name in TRAINERS),
     ("forward-gradient", {"structure": "rank1", "guess": "rademacher"}),
+    ("zeroth-order", {"structure": "rank1", "guess": "rademacher"}),
     ("guided-forward-gradient", {"guess": "normal"}),
 ]
 WITHOUT_DRAWS = [(name, {}) for name in ("backprop", "frozen", "local-loss", "feedback-alignment")]
@@ -213,6 +214,7 @@ MEANS = [
     ("forward-gradient", {"structure": "rank1", "guess": "rademacher", "tangents": 2}),
     ("forward-gradient", {"guess": "sphere", "exact_output": True}),
     ("zeroth-order", {"exact_output": True, "guess": "rademacher"}),
+    ("zeroth-order", {"structure": "rank1", "guess": "rademacher", "tangents": 2}),
     ("activity-forward-gradient", {"guess": "normal", "mask": False, "exact_output": True}),
     ("activity-forward-gradient", {"guess": "next-weights"}),
     ("feedback-forward-gradient", {"learning": "average", "correction": 0.5, "grid": None}),

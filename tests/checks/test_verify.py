@@ -18,6 +18,7 @@ FORWARD = [
     ("forward-gradient", {"tangents": 3, "chunk": 2, "exact_output": True, "clip_derivative": 0.1}),
     ("forward-gradient", {"tangents": 2, "combine": "projection", "rescale": True, "guess": "sphere"}),
     ("zeroth-order", {"tangents": 2}),
+    ("zeroth-order", {"structure": "rank1", "guess": "rademacher", "tangents": 2}),
     ("zeroth-order", {"exact_output": True, "guess": "sphere"}),
     ("activity-forward-gradient", {"tangents": 2}),
     ("activity-forward-gradient", {"exact_output": True, "guess": "normal"}),

@@ -46,9 +46,9 @@ def test_a_bare_name_keeps_the_options_that_the_new_choice_has_and_says_what_it_
     assert notes == ["-o optimizer=sgd drops optimizer.betas: [0.8, 0.9] (a.yaml:4)"]
     config, notes = load("dataset=mnist")
     assert (config.dataset.name, config.dataset.limit, notes) == ("mnist", 500, [])
-    config, notes = load("trainer=zeroth-order")
+    config, notes = load("trainer=activity-forward-gradient")
     assert (config.trainer.tangents, config.trainer.guess) == (4, "rademacher")
-    assert notes == ["-o trainer=zeroth-order drops trainer.structure: rank1 (a.yaml:3)"]
+    assert notes == ["-o trainer=activity-forward-gradient drops trainer.structure: rank1 (a.yaml:3)"]
 
 
 def test_an_option_whose_value_the_new_choice_does_not_allow_is_dropped_with_a_word(load):

@@ -19,9 +19,9 @@ from fgbench.run.build import build_training
 from fgbench.run.loop import TrainingState, train_epoch
 from fgbench.run.world import SharedStopRequest, World
 from fgbench.seeds import derive_generator, draw_seed
+from fgbench.trainers.directions import SeededDirection
 from fgbench.trainers.rank_one import RankOneTangents
 from fgbench.trainers.tangents import FullTangents
-from fgbench.trainers.zeroth_order import SeededDirection
 
 COLLECTIVES = (
     "allreduce",
@@ -146,7 +146,7 @@ def tangents_of_workers(size: int, count: int) -> Iterator[None]:
     with (
         patch.object(FullTangents, "sample", sampling(FullTangents.sample)),
         patch.object(RankOneTangents, "sample", sampling(RankOneTangents.sample)),
-        patch("fgbench.trainers.zeroth_order.SeededDirection", direct),
+        patch("fgbench.trainers.directions.SeededDirection", direct),
     ):
         yield
 

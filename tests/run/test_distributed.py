@@ -74,6 +74,7 @@ SHARED = {
     "exact output": {"name": "forward-gradient", "exact_output": True},
     "rank-one": RANK_ONE,
     "zeroth-order": {"name": "zeroth-order", "tangents": 2, "epsilon": 1e-2},
+    "zeroth rank-one": RANK_ONE | {"name": "zeroth-order", "epsilon": 1e-2},
 }
 CASES = [
     *(("fc", trainer) for trainer in SHARED),
@@ -105,7 +106,9 @@ def test_shards_of_a_batch_equal_the_whole_batch(model: str, trainer: str, shard
     assert together[0]["means"] == together[1]["means"] == pytest.approx(alone["means"], rel=1e-4)
 
 
-@pytest.mark.parametrize("trainer", ["full", "rank-one", "projection", "zeroth-order", "exact output"])
+@pytest.mark.parametrize(
+    "trainer", ["full", "rank-one", "projection", "zeroth-order", "zeroth rank-one", "exact output"]
+)
 def test_tangents_of_all_workers_equal_one_process_with_all_of_them(trainer: str, own_tangents: dict) -> None:
     alone, together = own_tangents[trainer]
     for each in together:
@@ -123,7 +126,7 @@ def own_tangents() -> dict:
     """One step on one process that has the tangents of three workers, and on three workers."""
     cases = {
         name: settings(trainer=SHARED[name] | {"parallel": "tangents"})
-        for name in ("full", "rank-one", "projection", "zeroth-order", "exact output")
+        for name in ("full", "rank-one", "projection", "zeroth-order", "zeroth rank-one", "exact output")
     }
     alone = workers.step_cases(cases, 3)
     together = start(workers.step_cases, cases, size=3)

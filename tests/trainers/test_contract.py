@@ -49,6 +49,7 @@ VARIANTS = [
     ("feedback-alignment", {"feedback": "sign"}),
     ("feedback-alignment", {"feedback": "direct"}),
     ("zeroth-order", {"guess": "sphere", "tangents": 2}),
+    ("zeroth-order", {"guess": "rademacher", "structure": "rank1", "tangents": 2}),
     ("forward-gradient", {"exact_stages": 1}),
     (
         "forward-gradient",

@@ -9,10 +9,11 @@ from torch import nn
 from fgbench.errors import ConfigError
 from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
 from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.directions import SeededDirection
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
 from fgbench.trainers.forward_gradient import ForwardGradient
-from fgbench.trainers.zeroth_order import SeededDirection, ZerothOrder
+from fgbench.trainers.zeroth_order import ZerothOrder
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 RUNS = 100

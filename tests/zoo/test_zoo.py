@@ -31,6 +31,7 @@ CASES = {
     "exact output": lambda: fgbench.ForwardGradient(exact_output=True, **RANK_ONE),
     "sgd step": lambda: fgbench.ForwardGradient(**RANK_ONE),
     "zeroth-order": lambda: fgbench.ZerothOrder(epsilon=1e-4),
+    "zeroth-order rank-one": lambda: fgbench.ZerothOrder(epsilon=1e-4, **RANK_ONE),
     "activity": lambda: fgbench.ActivityForwardGradient(tangents=2),
     "feedback": lambda: fgbench.FeedbackForwardGradient(),
     "guided": lambda: fgbench.GuidedForwardGradient(auxiliary="linear"),
@@ -119,7 +120,7 @@ def close(found, true, what, tolerance=EXACT):
 
 def agree(case, trainer, model, row, batches, step, true):
     """Assert that a step is what its trainer says."""
-    beside = case == "zeroth-order"  # evaluated beside the parameters, not at them
+    beside = case.startswith("zeroth-order")  # evaluated beside the parameters, not at them
     exact = EXACT if all(param.dtype == torch.float64 for param in model.parameters()) else 1e-5
     loose = 1e-2 if beside else exact
     close(step.loss, true.loss, "loss", loose)
@@ -153,7 +154,9 @@ def agree(case, trainer, model, row, batches, step, true):
     if beside:
         direction = {name: gradient / d[0] for name, gradient in step.gradient.items()}
         expected = central_difference(row, batches, direction, trainer.options.epsilon)
-        assert abs(float(d) - expected) <= 1e-7 * max(length, 1.0), (float(d), expected)
+        # in float32 a shifted product rounds otherwise than the product of a shifted weight
+        rounding = 1e-7 if case == "zeroth-order" or exact == EXACT else 1e-3
+        assert abs(float(d) - expected) <= rounding * max(length, 1.0), (float(d), expected)
         return
     squares = float(d.square().sum() if case == "guided" else d.square().mean())
     found = product(step.gradient, true.gradient, names)

@@ -55,6 +55,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"guess": "rademacher", "structure": "rank1", "tangents": 16},
     ),
     **{name: (name, {}) for name in TRAINERS if name not in ("backprop", "forward-gradient")},
+    "zeroth-order, rank-one": ("zeroth-order", {"guess": "rademacher", "structure": "rank1"}),
 }
 COMPILED_VARIANTS = {
     COMPILED_STEP: BACKPROP,

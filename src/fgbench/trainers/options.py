@@ -61,6 +61,13 @@ class TangentOptions(ForwardOptions):
     """Distribution of the tangents; all have zero mean and unit variance per entry."""
 
 
+def _check_structure(options: "ForwardGradientOptions | ZerothOrderOptions") -> None:
+    if options.structure == "rank1" and options.guess != "rademacher":
+        raise ValueError(
+            "structure: rank1 needs guess: rademacher (other guesses lose variance when rank-one)"
+        )
+
+
 class ForwardGradientOptions(TangentOptions):
     """Options of ``forward-gradient``."""
 
@@ -93,10 +100,7 @@ class ForwardGradientOptions(TangentOptions):
 
     @model_validator(mode="after")
     def _check(self) -> "ForwardGradientOptions":
-        if self.structure == "rank1" and self.guess != "rademacher":
-            raise ValueError(
-                "structure: rank1 needs guess: rademacher (other guesses lose variance when rank-one)"
-            )
+        _check_structure(self)
         if self.exact_stages is not None and self.exact_output:
             raise ValueError(
                 "exact_output: true does not go with exact_stages, which includes the output layer"
@@ -249,10 +253,17 @@ class ZerothOrderOptions(TangentOptions):
     """Options of ``zeroth-order``."""
 
     name: str = "zeroth-order"
+    structure: Literal["full", "rank1"] = "full"
+    """`rank1`: outer products of +-1 vectors (needs `guess: rademacher`): no copy of a weight is shifted."""
     epsilon: PositiveFloat = 1e-3
     """Half the distance between the two points of the central difference."""
     parallel: Literal["data", "tangents"] = "data"
     """Under torchrun: `data` splits the batch; with `tangents` each worker has its own tangents."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ZerothOrderOptions":
+        _check_structure(self)
+        return self
 
 
 __all__ = [

@@ -1,14 +1,14 @@
 """Central differences of the loss along random directions: no derivative rule of any kind is used."""
 
-import math
-from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
+from fgbench.trainers.directions import Directions, RankOneDirections, SeededDirections
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.forward_mode.shifted import ShiftedParameters
 from fgbench.trainers.options import ZerothOrderOptions
@@ -19,7 +19,6 @@ from fgbench.trainers.reference import (
     true_gradient,
 )
 from fgbench.trainers.replay import OnePass
-from fgbench.trainers.sampling import sample_tangents
 from fgbench.trainers.workers import Sharing
 
 
@@ -30,10 +29,14 @@ class ZerothOrder(Trainer):
     drawn again from its seed where it is used, and the parameters themselves are never shifted in
     place (shifting them there and back leaves rounding behind). ``sgd_step`` forms no gradient either.
 
+    With ``structure="rank1"`` v is that of ``forward-gradient``, u w^T of signs for a weight W. A layer
+    computes W x + epsilon u (w^T x): there is no shifted weight, and P numbers are never drawn. A weight used
+    in any other way (sliced, cast by autocast, in arithmetic) is shifted as a copy for that use.
+
     Bias: O(epsilon^2). Variance: that of ``forward-gradient`` with the same guess, (P+1)|g|^2 / K for
     ``normal`` and (P-1)|g|^2 / K otherwise, up to O(epsilon^2). Cost: 2 K forward passes, and drawing v
-    three times. Running statistics move once, at theta + epsilon v_1; loss and outputs are the mean of
-    the last two passes. Both are off by no more than O(epsilon) and O(epsilon^2).
+    three times (rank-one: the factors once). Running statistics move once, at theta + epsilon v_1; loss and
+    outputs are the mean of the last two passes. Both are off by no more than O(epsilon) and O(epsilon^2).
 
     Source: Malladi et al. (2023), "Fine-Tuning Language Models with Just Forward Passes", algorithm 1,
     arXiv 2305.17333, which shifts parameters in place; Spall (1992) for the estimate itself.
@@ -71,12 +74,15 @@ class ZerothOrder(Trainer):
     ) -> StepStats:
         """Fill ``param.grad`` with the estimate; see :meth:`Trainer.compute_gradients`."""
         begin_step(model, labels, accumulate=accumulate)
-
-        def keep(param: Tensor, gradient: Tensor) -> Tensor:
-            write_gradient(param, gradient, accumulate=accumulate)
-            return gradient if param.grad is None else param.grad
-
-        return self._step(model, loss_fn, inputs, labels, generator, keep)
+        measured = self._measure(model, loss_fn, inputs, labels, generator)
+        with torch.autocast(inputs.device.type, enabled=False):
+            gradients = chain(measured.directions.weighted_sum(measured.weights), measured.exact.items())
+            norms = []
+            for name, gradient in gradients:
+                param = model.get_parameter(name)
+                write_gradient(param, gradient, accumulate=accumulate)
+                norms.append(gradient_norm([gradient if param.grad is None else param.grad]))
+        return measured.stats(torch.linalg.vector_norm(torch.stack(norms)))
 
     @torch.no_grad()
     def sgd_step(
@@ -88,14 +94,15 @@ class ZerothOrder(Trainer):
         generator: torch.Generator,
         lr: float,
     ) -> StepStats:
-        """A plain SGD step of size ``lr``, one parameter at a time; no gradient is kept."""
+        """A plain SGD step of size ``lr``; no gradient is kept, and of rank-one directions none is formed."""
         begin_step(model, labels)
-
-        def descend(param: Tensor, gradient: Tensor) -> Tensor:
-            param.sub_(gradient, alpha=lr)
-            return gradient
-
-        return self._step(model, loss_fn, inputs, labels, generator, descend)
+        measured = self._measure(model, loss_fn, inputs, labels, generator)
+        with torch.autocast(inputs.device.type, enabled=False):
+            norms = [measured.directions.descend(measured.weights, lr)]
+            for name, gradient in measured.exact.items():
+                model.get_parameter(name).sub_(gradient, alpha=lr)
+                norms.append(gradient_norm([gradient]))
+        return measured.stats(torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0])
 
     @torch.no_grad()
     def reference(
@@ -107,18 +114,10 @@ class ZerothOrder(Trainer):
         generator: torch.Generator,
     ) -> Reference:
         """The differences again, by moving the parameters; see :meth:`Trainer.reference`."""
-        options = self.options
-        exact = OutputLayer(model).names if options.exact_output else set()
-        params = {n: param for n, param in model.named_parameters() if param.requires_grad and n not in exact}
-        directions = [
-            SeededDirection(list(params.values()), options.guess, each)
-            for each in self.workers.generators(generator)
-            for _ in range(options.tangents)
-        ]
-        tangents = {
-            name: torch.stack([each.of(param) for each in directions]) for name, param in params.items()
-        }
-        one_pass = OnePass(model, 2 * len(directions) + 1, inputs)
+        directions = self._directions(model, generator)
+        params, tangents = directions.params, directions.dense()
+        count = self.options.tangents * self.workers.sets
+        one_pass = OnePass(model, 2 * count + 1, inputs)
         centre = {name: param.clone() for name, param in params.items()}
 
         def move(index: int, step: float) -> None:
@@ -132,8 +131,8 @@ class ZerothOrder(Trainer):
                 losses = sample_losses(loss_fn, model(inputs), labels)
             return self.workers.average(losses.double().mean())
 
-        step = options.epsilon
-        derivatives = [(loss_at(k, step) - loss_at(k, -step)) / (2 * step) for k in range(len(directions))]
+        step = self.options.epsilon
+        derivatives = [(loss_at(k, step) - loss_at(k, -step)) / (2 * step) for k in range(count)]
         move(0, 0.0)
         with one_pass:
             gradient = true_gradient(model, loss_fn, inputs, labels)
@@ -148,73 +147,71 @@ class ZerothOrder(Trainer):
             return None
         return true_gradient(model, loss_fn, inputs, labels)
 
-    def _step(
+    def _directions(self, model: nn.Module, generator: torch.Generator) -> Directions:
+        """Those of all workers together."""
+        options, generators = self.options, self.workers.generators(generator)
+        exact = self.exact_names(model)
+        if options.structure == "rank1":
+            return RankOneDirections(model, exact, generators, options.tangents)
+        return SeededDirections(model, exact, options.guess, generators, options.tangents)
+
+    def _measure(
         self,
         model: nn.Module,
         loss_fn: LossFunction,
         inputs: Tensor,
         labels: Tensor,
         generator: torch.Generator,
-        use: Callable[[Tensor, Tensor], Tensor],
-    ) -> StepStats:
-        """Evaluate, then hand ``use`` one parameter at a time with its gradient."""
+    ) -> "Measured":
+        """Two passes along each of this worker's directions; what all workers learnt."""
         options = self.options
         output_layer = OutputLayer(model) if options.exact_output else None
-        exact = output_layer.names if output_layer else set()
-        params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        moved = [param for name, param in params.items() if name not in exact]
+        directions = self._directions(model, generator)
+        moved = list(directions.params.values())
         one_pass = OnePass(model, 2 * options.tangents, inputs)
-        generators = self.workers.generators(generator)
-        directions = [
-            SeededDirection(moved, options.guess, each)
-            for each in generators
-            for _ in range(options.tangents)
-        ]
         own = self.workers.own * options.tangents
         measured = []
         with output_layer or nullcontext():
-            for direction in directions[own : own + options.tangents]:
+            for index in range(own, own + options.tangents):
+                direction = directions.along(index)
                 losses, outputs, features = [], [], []
                 for sign in (1.0, -1.0):
-                    with one_pass, ShiftedParameters(model, moved, direction.of, sign * options.epsilon):
+                    with one_pass, ShiftedParameters(model, moved, direction, sign * options.epsilon):
                         outputs.append(model(inputs))
                         losses.append(sample_losses(loss_fn, outputs[-1], labels).double().mean())
                     features += [output_layer.input] if output_layer else []
                 measured.append((losses[0] - losses[1]) / (2 * options.epsilon))
         centre = (outputs[0] + outputs[1]) / 2
         rows, loss = self.workers.exchange(torch.stack(measured), (losses[0] + losses[1]) / 2)
-        derivatives, loss = rows.flatten(), loss.to(centre.dtype)
-        closed = {}
+        exact = {}
         if output_layer:
-            closed = output_layer.gradients(loss_fn, centre, labels, (features[0] + features[1]) / 2)
-            closed = {name: self.workers.average(gradient) for name, gradient in closed.items()}
-        norms = []
-        for name, param in params.items():
-            if name in closed:
-                gradient = closed[name]
-            else:
-                gradient = torch.zeros_like(param)
-                for derivative, direction in zip(derivatives, directions, strict=True):
-                    gradient += (derivative / len(directions)).to(param.dtype) * direction.of(param)
-            norms.append(gradient_norm([use(param, gradient)]))
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        return StepStats(loss, centre, derivatives.to(loss.dtype), norm)
+            exact = output_layer.gradients(loss_fn, centre, labels, (features[0] + features[1]) / 2)
+            exact = {name: self.workers.average(gradient) for name, gradient in exact.items()}
+        return Measured(directions, rows.flatten(), exact, loss.to(centre.dtype), centre)
 
 
-class SeededDirection:
-    """A tangent for all parameters of which only seeds are kept."""
+class Measured(NamedTuple):
+    """What the passes of a step tell.
 
-    def __init__(self, params: list[nn.Parameter], guess: str, generator: torch.Generator) -> None:
-        self.seed = draw_seed(generator)
-        self.guess = "normal" if guess == "sphere" else guess
-        self.index = {id(param): index for index, param in enumerate(params)}
-        self.scale: Tensor | float = 1.0
-        if guess == "sphere":
-            entries = sum(param.numel() for param in params)
-            self.scale = math.sqrt(entries) / gradient_norm(self.of(param) for param in params)
+    Attributes:
+        directions: of all workers, K.
+        derivatives: along them, shape (K,), float64.
+        exact: gradients in closed form, by name.
+        loss: at the centre, shape ().
+        outputs: at the centre, shape (B, classes).
+    """
 
-    def of(self, param: Tensor) -> Tensor:
-        """The parameter's share of the tangent, drawn again."""
-        generator = derive_generator(param.device, self.seed, "tangent", self.index[id(param)])
-        share = sample_tangents({"param": param}, self.guess, generator)["param"]
-        return share if isinstance(self.scale, float) else share * self.scale.to(share.dtype)
+    directions: Directions
+    derivatives: Tensor
+    exact: dict[str, Tensor]
+    loss: Tensor
+    outputs: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """What each direction is multiplied with, shape (K,)."""
+        return self.derivatives / len(self.derivatives)
+
+    def stats(self, norm: Tensor) -> StepStats:
+        """With the norm of the gradient."""
+        return StepStats(self.loss, self.outputs, self.derivatives.to(self.loss.dtype), norm)

@@ -1,6 +1,7 @@
 """Rank-one tangents of weights, kept as the vectors they are made of."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,34 @@ class Factors(NamedTuple):
         """The same with the dtype and device of another tensor."""
         kernel = None if self.kernel is None else self.kernel.to(other)
         return Factors(self.rows.to(other), self.inputs.to(other), kernel)
+
+    def times(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """V x of a matrix, for x (B, inputs), as two tensors to be multiplied: (K, B, 1), (K, 1, outputs)."""
+        return (x @ self.inputs.T).T[:, :, None], self.rows[:, None, :]
+
+    def convolved(
+        self, x: Tensor, convolution: Callable[..., Tensor], *geometry: Any
+    ) -> tuple[Tensor, Tensor]:
+        """V * x of a kernel likewise, by a convolution of one channel, k * (c . x).
+
+        Args:
+            x: shape (B, inputs, ...).
+            convolution: ``(x, kernel, bias, *geometry, groups)``.
+            *geometry: stride, padding and so on.
+
+        Returns:
+            Of shapes (K, B, 1, ...) and (K, 1, outputs, 1, ...).
+        """
+        assert self.kernel is not None
+        channels = (x.movedim(1, -1) @ self.inputs.T).movedim(-1, 1)  # (B, K, ...)
+        scale = convolution(channels, self.kernel[:, None], None, *geometry, len(self.rows))
+        rows = self.rows.view(len(self.rows), 1, -1, *[1] * (x.dim() - 2))
+        return scale.movedim(1, 0).unsqueeze(2), rows
+
+    def looked_up(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of V at some indices likewise: (K, *indices, 1) and (K, 1, ..., inputs)."""
+        inputs = self.inputs.view(len(self.inputs), *[1] * indices.dim(), -1)
+        return self.rows[:, indices].unsqueeze(-1), inputs
 
     def weighted_sum(self, weights: Tensor, like: Tensor) -> Tensor:
         """sum_k weights_k V_k, one matrix product, in the shape and strides of the weight ``like``."""
@@ -64,3 +93,12 @@ class Factors(NamedTuple):
 def is_channels_last(weight: Tensor) -> bool:
     """Whether a convolution's inputs are innermost in memory."""
     return weight.dim() == 4 and not weight.is_contiguous() and weight.permute(0, 2, 3, 1).is_contiguous()
+
+
+def is_whole(value: Tensor, weight: Tensor, *, transposed: bool = False) -> bool:
+    """Whether a tensor in a weight's memory is all of that weight (or of its transpose), as it is."""
+    whole = weight.t() if transposed and weight.dim() == 2 else weight
+    if value.dtype != whole.dtype or value.is_conj() or value.is_neg():
+        return False
+    same = whole.shape == value.shape and whole.stride() == value.stride()
+    return same and bool(whole.storage_offset() == value.storage_offset())

@@ -121,7 +121,7 @@ def _product(m: Shadows, y: Tensor, start: Tensor | None, x: Tensor, w: Tensor) 
             t = (tx.flatten(0, 1) @ w).view(*tx.shape[:2], w.shape[1])
             t = t if start is None else t.add_(start)
     if factors is not None:
-        scale, rows = (x @ factors.inputs.T).T[:, :, None], factors.rows[:, None, :]
+        scale, rows = factors.times(x)
         if t is not None:
             t.addcmul_(scale, rows)
         else:
@@ -164,10 +164,7 @@ def convolution(
     m: Shadows, func: Any, x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any,
     dilation: Any, transposed: bool, output_padding: Any, groups: int,
 ) -> Tensor:  # fmt: skip
-    """The rule y' = w * x' + w' * x + b'.
-
-    For w' = rows x c x k, w' * x is rows times k * (c . x), a convolution of one channel.
-    """
+    """The rule y' = w * x' + w' * x + b'."""
     geometry = (stride, padding, dilation, transposed, output_padding)
     if x.dim() != w.dim():
         return NotImplemented
@@ -185,13 +182,9 @@ def convolution(
             carried = _carry(func, tx, w, geometry, groups)
             t = carried if t is None else t.add_(carried)
     else:
-        assert factors.kernel is not None
-        channels = (x.movedim(1, -1) @ factors.inputs.T).movedim(-1, 1)  # (B, K, ...)
-        scale = func(channels, factors.kernel[:, None], None, *geometry, m.count)
+        scale, rows = factors.convolved(x, func, *geometry)
         m.release(x)
         t = None if tx is None else _carry(func, tx, w, geometry, 1)
-        scale = scale.movedim(1, 0).unsqueeze(2)
-        rows = factors.rows.view(m.count, 1, -1, *[1] * axes)
         last = y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
         if last:  # or the product is made in another order of memory
             scale, rows = scale.movedim(2, -1), rows.movedim(2, -1)
@@ -300,7 +293,7 @@ def embedding(
     y: Tensor = func(w, indices, padding_idx, by_frequency, sparse)
     factors = m.factors(w)
     if factors is not None:
-        t = factors.rows[:, indices].unsqueeze(-1) * factors.inputs.view(m.count, *[1] * indices.dim(), -1)
+        t = torch.mul(*factors.looked_up(indices))
     else:
         tw = m.get(w)
         assert tw is not None

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fgbench.trainers.forward_mode.factors import Factors
+from fgbench.trainers.forward_mode.factors import Factors, is_whole
 from fgbench.trainers.replay import RandomStates
 
 aten = torch.ops.aten
@@ -188,9 +188,7 @@ class Shadows(TorchDispatchMode):
         entry = self._factors.get(weight.untyped_storage()._cdata)
         if entry is None or not self.has(weight):
             return None
-        whole = entry[0].t() if transposed and entry[0].dim() == 2 else entry[0]
-        same = whole.shape == weight.shape and whole.stride() == weight.stride()
-        return entry[1] if same and whole.storage_offset() == weight.storage_offset() else None
+        return entry[1] if is_whole(weight, entry[0], transposed=transposed) else None
 
     def put_factors(self, value: Tensor, factors: Factors) -> None:
         """Give a new tensor, a copy of a weight, rank-one tangents."""
