@@ -168,16 +168,12 @@ def test_weights_that_autocast_casts_are_shifted_as_copies():
 
 @pytest.mark.parametrize("operation", [torch.ops.aten.addmm.default, torch.ops.aten.convolution.default])
 def test_a_wrong_product_is_found(operation, monkeypatch):
-    product = shifted._PRODUCTS[operation]
-
-    def wrong(*args):
-        scale, rows = product.change(*args)
-        return 2 * scale, rows
-
+    position, product = shifted._PRODUCTS[operation]
     model, inputs = shipped("cnn")
     trainer = fgbench.ZerothOrder(**RANK_ONE)
     assert fgbench.verify(trainer, model, LOSS, inputs, LABELS, tolerance=1e-8).verdict == "verified"
-    monkeypatch.setitem(shifted._PRODUCTS, operation, product._replace(change=wrong))
+    twice_as_far = position, lambda factors, epsilon, *args: product(factors, 2 * epsilon, *args)
+    monkeypatch.setitem(shifted._PRODUCTS, operation, twice_as_far)
     with pytest.raises(FgbenchError, match="directional derivative"):
         fgbench.verify(trainer, model, LOSS, inputs, LABELS)
 

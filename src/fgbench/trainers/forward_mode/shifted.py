@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from fgbench.errors import ConfigError
 from fgbench.trainers.forward_mode.factors import Factors, is_whole
 from fgbench.trainers.forward_mode.refusals import refuse_hidden, run_eagerly
-from fgbench.trainers.forward_mode.shadows import signature
+from fgbench.trainers.forward_mode.shadows import signature, tensors
 
 aten = torch.ops.aten
 
@@ -82,30 +82,25 @@ class ShiftedParameters(TorchDispatchMode):
             target = kwargs.get(name) if by_keyword or index >= len(args) else args[index]
             if isinstance(target, Tensor) and target.untyped_storage()._cdata in self._params:
                 raise ConfigError(f"the model writes into a parameter ({func}), which cannot be shifted")
-        product = _PRODUCTS.get(func)
-        factors = None if product is None or kwargs else self._factors(product, args)
-        if factors is None:
-            args, kwargs = tree_map_only(Tensor, self._shifted, (args, kwargs))
+        if not any(each.untyped_storage()._cdata in self._params for each in tensors(args, kwargs)):
             return func(*args, **kwargs)
-        assert product is not None
-        given = [
-            arg if index == product.weight else tree_map_only(Tensor, self._shifted, arg)
-            for index, arg in enumerate(args)
-        ]
-        output = func(*given)
-        scale, rows = product.change(factors, *given)
-        return output.addcmul_(scale[0], rows[0], value=self.step)
+        if func in _PRODUCTS and not kwargs and (output := self._product(func, args)) is not NotImplemented:
+            return output
+        args, kwargs = tree_map_only(Tensor, self._shifted, (args, kwargs))
+        return func(*args, **kwargs)
 
-    def _factors(self, product: "Product", args: tuple[Any, ...]) -> Factors | None:
-        """The share of a layer's weight, where that is rank-one and the layer takes all of the weight."""
-        weight = args[product.weight]
+    def _product(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """What a layer puts out that takes all of a weight whose share is rank-one, else NotImplemented."""
+        position, product = _PRODUCTS[func]
+        weight = args[position]
         params = self._params.get(weight.untyped_storage()._cdata, ())
-        if len(params) != 1 or not is_whole(weight, params[0], transposed=product.transposed):
-            return None
-        if not product.fits(*args):
-            return None
+        if len(params) != 1 or not is_whole(weight, params[0], transposed=func in _TRANSPOSED):
+            return NotImplemented
         share = self.direction(params[0])
-        return share if isinstance(share, Factors) else None
+        if not isinstance(share, Factors):
+            return NotImplemented
+        before, after = tree_map_only(Tensor, self._shifted, (args[:position], args[position + 1 :]))
+        return product(share, self.step, *before, weight, *after)
 
     def _shifted(self, value: Tensor) -> Tensor:
         params = self._params.get(value.untyped_storage()._cdata)
@@ -132,35 +127,40 @@ class ShiftedParameters(TorchDispatchMode):
         return share.dense()[0] if isinstance(share, Factors) else share
 
 
-class Product(NamedTuple):
-    """An operation that multiplies its weight with something else among its arguments.
-
-    Attributes:
-        weight: at which position the weight is.
-        change: of the output by a rank-one change of the weight, as two factors; see ``Factors``.
-        transposed: whether the weight arrives transposed.
-        fits: whether it is such a product with these arguments.
-    """
-
-    weight: int
-    change: Callable[..., tuple[Tensor, Tensor]]
-    transposed: bool = False
-    fits: Callable[..., bool] = lambda *args: True
+def _mm(v: Factors, step: float, x: Tensor, w: Tensor) -> Tensor:
+    scale, rows = v.times(x)
+    return (scale[0] * (step * rows[0])).addmm_(x, w)
 
 
-def _convolved(factors: Factors, x: Tensor, w: Tensor, bias: Any, *geometry: Any) -> tuple[Tensor, Tensor]:
-    return factors.convolved(x, aten.convolution.default, *geometry[:-1])
+def _addmm(v: Factors, step: float, bias: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    scale, rows = v.times(x)
+    return torch.addcmul(bias, scale[0], rows[0], value=step).addmm_(x, w)
 
 
-def _is_plain(
-    x: Tensor, w: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *rest: Any
-) -> bool:
-    return not transposed and rest[-1] == 1 and x.dim() == w.dim()
+def _convolution(
+    v: Factors, step: float, x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+    dilation: Any, transposed: bool, output_padding: Any, groups: int,
+) -> Any:  # fmt: skip
+    if transposed or groups != 1 or x.dim() != w.dim():
+        return NotImplemented
+    geometry = (stride, padding, dilation, transposed, output_padding)
+    scale, rows = v.convolved(x, aten.convolution.default, *geometry)
+    output: Tensor = aten.convolution.default(x, w, bias, *geometry, groups)
+    return output.addcmul_(scale[0], rows[0], value=step)
 
 
-_PRODUCTS = {
-    aten.mm.default: Product(1, lambda factors, x, _: factors.times(x), transposed=True),
-    aten.addmm.default: Product(2, lambda factors, bias, x, _: factors.times(x), transposed=True),
-    aten.convolution.default: Product(1, _convolved, fits=_is_plain),
-    aten.embedding.default: Product(0, lambda factors, _, indices, *rest: factors.looked_up(indices)),
+def _embedding(v: Factors, step: float, w: Tensor, indices: Tensor, *rest: Any) -> Tensor:
+    output: Tensor = aten.embedding.default(w, indices, *rest)
+    scale, rows = v.looked_up(indices)
+    return output.addcmul_(scale[0], rows[0], value=step)
+
+
+_PRODUCTS: dict[Any, tuple[int, Callable[..., Any]]] = {
+    aten.mm.default: (1, _mm),
+    aten.addmm.default: (2, _addmm),
+    aten.convolution.default: (1, _convolution),
+    aten.embedding.default: (0, _embedding),
 }
+"""Operations that multiply a weight: at which position it is, and what comes of its factors and a step."""
+_TRANSPOSED = {aten.mm.default, aten.addmm.default}
+"""Those whose weight arrives transposed from a layer."""
