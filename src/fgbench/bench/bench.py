@@ -46,6 +46,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "forward-gradient, normal": ("forward-gradient", {}),
     "forward-gradient, rademacher": ("forward-gradient", {"guess": "rademacher"}),
     "forward-gradient, rank-one": ("forward-gradient", {"guess": "rademacher", "structure": "rank1"}),
+    "forward-gradient, rank-one, bf16 tangents": (
+        "forward-gradient",
+        {"guess": "rademacher", "structure": "rank1", "tangent_precision": "bf16"},
+    ),
     "forward-gradient, rank-one, K=4": (
         "forward-gradient",
         {"guess": "rademacher", "structure": "rank1", "tangents": 4},
@@ -64,6 +68,7 @@ COMPILED_VARIANTS = {
         for name in (
             "forward-gradient, normal",
             "forward-gradient, rank-one",
+            "forward-gradient, rank-one, bf16 tangents",
             "forward-gradient, rank-one, K=4",
         )
     },

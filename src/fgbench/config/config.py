@@ -201,6 +201,9 @@ class Config(BaseModel):
                 "forward-gradient, without recompute, exact_output and exact_stages"
             )
             raise _error_at(("compile",), True, "combination", text)
+        if self.precision == "bf16" and getattr(self.trainer, "tangent_precision", "fp32") == "bf16":
+            text = "bf16 does not go with precision: bf16, which has tangents in bfloat16 already; set fp32"
+            raise _error_at(("trainer", "tangent_precision"), "bf16", "combination", text)
         return self
 
 

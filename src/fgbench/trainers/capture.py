@@ -25,15 +25,16 @@ class NewCaptureError(Exception):
 class Capture:
     """Model and loss as Dynamo captures them, again for every way that its guards tell apart.
 
-    Called with what has tangents (count > 0) or wants a gradient (count 0); returns loss, outputs and those.
+    Called with what has tangents (count > 0; ``half``: in bfloat16) or wants a gradient (count 0); returns
+    loss, outputs and those.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction, count: int) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, count: int, *, half: bool = False) -> None:
         def mean_loss(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             outputs = model(inputs)
             return sample_losses(loss_fn, outputs, labels).mean(), outputs
 
-        self.model, self.count = model, count
+        self.model, self.count, self.half = model, count, half
         self.params: Mapping[Tensor, Any] = {}
         self.latest: tuple[Tensor, Any] | None = None
         self.trying = self.running = False
@@ -135,7 +136,7 @@ class Program:
 
     def _along(self, values: list[Any], chosen: list[int], given: list[Any]) -> tuple[Any, int, Any]:
         """The graph and the tangents of its loss, by the rules of the eager pass."""
-        shadows = Shadows(self.capture.count, RULES)
+        shadows = Shadows(self.capture.count, RULES, half=self.capture.half)
         for index, tangent in zip(chosen, given, strict=True):
             shadows.give_leaf(values[index], Factors(*tangent) if isinstance(tangent, tuple) else tangent)
         with torch.enable_grad(), shadows:

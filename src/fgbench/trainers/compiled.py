@@ -80,7 +80,7 @@ class CompiledPass:
 
     def __init__(self) -> None:
         self.reason = ""
-        self._captures: dict[tuple[int, int, int], Capture] = {}
+        self._captures: dict[tuple[int, int, int, bool], Capture] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CompiledPass, ()
@@ -93,21 +93,25 @@ class CompiledPass:
         labels: Tensor,
         tangents: Tangents,
         count: int,
+        *,
+        half: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss (), outputs (B, classes) and the derivatives (K,) along K tangents by parameter.
+
+        With ``half`` tangents are carried in bfloat16, as by ``ForwardPass``.
 
         Raises:
             ConfigError: the eager pass refuses the model.
         """
 
         def eager(tangents: Tangents) -> Result:
-            with ForwardPass(model, tangents, count) as forward:
+            with ForwardPass(model, tangents, count, half=half) as forward:
                 outputs = model(inputs)
                 loss = sample_losses(loss_fn, outputs, labels).mean()
                 return loss, outputs, forward.tangent_of(loss)
 
         directions = (_turned(tangents, index) for index in range(DIRECTIONS))
-        return self._run(model, loss_fn, inputs, labels, tangents, count, eager, directions)
+        return self._run(model, loss_fn, inputs, labels, tangents, count, eager, directions, half=half)
 
     def gradient(
         self,
@@ -138,13 +142,15 @@ class CompiledPass:
         count: int,
         eager: Callable[[Any], Result],
         tests: Iterator[Mapping[Tensor, Any]],
+        *,
+        half: bool = False,
     ) -> Any:
         """The compiled pass, or the eager one if it cannot be compiled or does not agree with it."""
         if self.reason:
             return eager(params)
-        key = id(model), id(loss_fn), count
+        key = id(model), id(loss_fn), count, half
         if key not in self._captures:
-            self._captures[key] = Capture(model, loss_fn, count)
+            self._captures[key] = Capture(model, loss_fn, count, half=half)
         capture = self._captures[key]
 
         def compiled(params: Mapping[Tensor, Any]) -> Result:
@@ -187,7 +193,8 @@ class CompiledPass:
             raise
         except Exception as error:  # whatever inductor cannot compile
             return _first_line(error)
-        tolerance = AGREEMENT_BF16 if torch.is_autocast_enabled(results[0][0].device.type) else AGREEMENT
+        half = capture.half or torch.is_autocast_enabled(results[0][0].device.type)
+        tolerance = AGREEMENT_BF16 if half else AGREEMENT
         true, found = (torch.cat([result for result, _ in results[side::2]]) for side in range(2))
         pairs = [(true, found)]  # of all directions together: by itself a derivative may be small
         for (_, state), (_, other) in zip(results[::2], results[1::2], strict=True):

@@ -93,8 +93,9 @@ class Estimate:
             number = min(self.chunk, count - start)
             with self.one_pass, self.output or nullcontext():
                 self._last = self.tangents.derivatives(
-                    self.model, self.loss_fn, *self.batch, some, number, self.output, self.compiled
-                )
+                    self.model, self.loss_fn, *self.batch, some, number, self.output, self.compiled,
+                    half=self.options.tangent_precision == "bf16",
+                )  # fmt: skip
             parts.append(self._last.derivatives)
         derivatives, self._loss = self.workers.exchange(torch.cat(parts), self._last.loss)
         self._derivatives.append(derivatives)

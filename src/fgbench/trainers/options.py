@@ -87,6 +87,8 @@ class ForwardGradientOptions(TangentOptions):
 
     exact_stages: PositiveInt | None = None
     """Number of last stages of the model that get exact gradients, by backprop through these alone."""
+    tangent_precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: tangents in bfloat16, values and update in float32; pays where hardware multiplies those."""
 
     @property
     @override

@@ -104,15 +104,19 @@ class Tangents(ABC):
         count: int,
         output: OutputLayer | None = None,
         compiled: "CompiledPass | None" = None,
+        *,
+        half: bool = False,
     ) -> JvpResult:
-        """One pass along all ``count`` tangents together; the values are computed once."""
+        """One pass along ``count`` tangents together (``half``: in bfloat16); values are computed once."""
         tangents: dict[Tensor, Tensor | Factors] = {
             self.params[name]: tangent for name, tangent in self.along(drawn).items()
         }
         if compiled is not None:
-            loss, outputs, found = compiled.derivatives(model, loss_fn, inputs, labels, tangents, count)
+            loss, outputs, found = compiled.derivatives(
+                model, loss_fn, inputs, labels, tangents, count, half=half
+            )
             return JvpResult(loss, outputs, outputs.new_empty(0), found)
-        with ForwardPass(model, tangents, count) as forward:
+        with ForwardPass(model, tangents, count, half=half) as forward:
             outputs = model(inputs)
             loss = sample_losses(loss_fn, outputs, labels).mean()
             features = outputs.new_empty(0) if output is None else output.input

@@ -45,7 +45,7 @@ def normalize(
     size = max(1, CHUNK_ENTRIES // value.size(1))
     spans = [slice(start, start + size) for start in range(0, len(x), size)]
     scale = 1 / std if weight is None else weight / std
-    averages = ts.mean(1)
+    averages = ts.mean(1, dtype=x.dtype)
     products = torch.zeros_like(averages)
     for span in spans:
         z = (x[span] - mean).div_(std)

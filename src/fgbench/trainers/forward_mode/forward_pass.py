@@ -38,6 +38,7 @@ class ForwardPass:
             has none is a constant.
         count: K.
         observers: called with every ATen operation before it runs; see ``layers.py``.
+        half: take float32 values' tangents in bfloat16; off by 0.2 to 0.5 % of their root mean square.
 
     Raises:
         ConfigError: on the way in or out: forward mode would not give this model's derivative; names the
@@ -59,9 +60,11 @@ class ForwardPass:
         tangents: Mapping[Tensor, Tensor | Factors],
         count: int = 1,
         observers: tuple[Observer, ...] = (),
+        *,
+        half: bool = False,
     ) -> None:
         self.model = model
-        self.shadows = Shadows(count, RULES)
+        self.shadows = Shadows(count, RULES, half=half)
         self._tangents = tangents
         self._observers = observers
         self._stack = ExitStack()
@@ -103,7 +106,7 @@ class ForwardPass:
             tangent = self.shadows.get(value)
             if tangent is None:
                 return torch.zeros(self.shadows.count, *value.shape, dtype=value.dtype, device=value.device)
-            return tangent.clone()
+            return tangent.to(value.dtype, copy=True)
 
     @contextmanager
     def _named_refusals(self) -> Iterator[None]:

@@ -33,15 +33,6 @@ def lift(tangent: Tensor, dim: int) -> Tensor:
     return tangent if missing <= 0 else tangent.view(len(tangent), *[1] * missing, *tangent.shape[1:])
 
 
-def total(*parts: Tensor | None) -> Tensor | None:
-    """The sum of what is there."""
-    result: Tensor | None = None
-    for part in parts:
-        if part is not None:
-            result = part if result is None else result + part
-    return result
-
-
 @rule(aten._local_scalar_dense.default)
 def to_number(m: Shadows, func: Any, x: Tensor) -> Any:
     """A number for Python is a constant, as it is to backprop."""
@@ -112,22 +103,25 @@ def mm(m: Shadows, func: Any, x: Tensor, w: Tensor) -> Tensor:
 
 def _product(m: Shadows, y: Tensor, start: Tensor | None, x: Tensor, w: Tensor) -> Tensor:
     """The rule y' = start + x' w + x w', where x w' for w' = inputs rows^T is (x inputs) rows^T."""
-    factors, tx = m.factors(w, transposed=True), m.get(x)
+    factors, tx, dtype = m.factors(w, transposed=True), m.operand(x), m.dtype(y)
+    tw = None if factors is not None else m.operand(w)
+    start = None if start is None else start.to(dtype)
     t: Tensor | None = None
     if tx is not None:
+        w = w.to(dtype)
         if start is not None and m.count == 1:
             t = torch.addmm(start[0], tx[0], w)[None]
         else:
             t = (tx.flatten(0, 1) @ w).view(*tx.shape[:2], w.shape[1])
             t = t if start is None else t.add_(start)
     if factors is not None:
-        scale, rows = factors.times(x)
+        scale, rows = (each.to(dtype) for each in factors.times(x))
         if t is not None:
             t.addcmul_(scale, rows)
         else:
             t = scale * rows if start is None else torch.addcmul(start, scale, rows)
-    elif (tw := m.get(w)) is not None:
-        start = start if t is None else t
+    elif tw is not None:
+        start, x = start if t is None else t, x.to(dtype)
         if m.count == 1:
             t = ((x @ tw[0]) if start is None else torch.addmm(start[0], x, tw[0]))[None]
         else:
@@ -144,7 +138,8 @@ def _product(m: Shadows, y: Tensor, start: Tensor | None, x: Tensor, w: Tensor) 
 def bmm(m: Shadows, func: Any, x: Tensor, w: Tensor) -> Tensor:
     """A product y = x w for every matrix of a batch."""
     y: Tensor = func(x, w)
-    tx, tw = m.get(x), m.get(w)
+    tx, tw, dtype = m.operand(x), m.operand(w), m.dtype(y)
+    x, w = x.to(dtype), w.to(dtype)
     t: Tensor | None = None
     if tx is not None:
         t = torch.stack([func(each, w) for each in tx]) if m.count > 1 else func(tx[0], w)[None]
@@ -169,20 +164,21 @@ def convolution(
     if x.dim() != w.dim():
         return NotImplemented
     factors = None if transposed or groups != 1 else m.factors(w)
-    tx, tb = m.get(x), m.get(bias)
+    tx, tb = m.operand(x), m.operand(bias)
+    tw = None if factors is not None else m.operand(w)
     y: Tensor = func(x, w, bias, *geometry, groups)
-    axes = y.dim() - 2
+    axes, dtype = y.dim() - 2, m.dtype(y)
+    w = w.to(dtype)
     shift = None if tb is None else tb.view(m.count, 1, -1, *[1] * axes)
     if factors is None:
-        tw = m.get(w)
-        parts = [] if tw is None else [func(x, each, None, *geometry, groups) for each in tw]
+        parts = [] if tw is None else [func(x.to(dtype), each, None, *geometry, groups) for each in tw]
         t = parts[0][None] if len(parts) == 1 else torch.stack(parts) if parts else None
         m.release(x)
         if tx is not None:
             carried = _carry(func, tx, w, geometry, groups)
             t = carried if t is None else t.add_(carried)
     else:
-        scale, rows = factors.convolved(x, func, *geometry)
+        scale, rows = (each.to(dtype) for each in factors.convolved(x, func, *geometry))
         m.release(x)
         t = None if tx is None else _carry(func, tx, w, geometry, 1)
         last = y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
@@ -258,7 +254,9 @@ def add_(m: Shadows, func: Any, x: Tensor, other: Any, alpha: Any = 1) -> Tensor
 def relu(m: Shadows, func: Any, x: Tensor) -> Tensor:
     """The tangent where the value is positive."""
     y: Tensor = func(x)
-    m.put(y, aten.threshold_backward(m.get(x), y, 0))
+    t = m.get(x)
+    assert t is not None
+    m.put(y, aten.threshold_backward(t, y, 0) if t.dtype == y.dtype else t.masked_fill(y <= 0, 0))
     return y
 
 
@@ -267,7 +265,10 @@ def relu_(m: Shadows, func: Any, x: Tensor) -> Tensor:
     """In place in both."""
     t = m.written(x)
     func(x)
-    aten.threshold_backward.grad_input(t, x, 0, grad_input=t)
+    if t.dtype == x.dtype:
+        aten.threshold_backward.grad_input(t, x, 0, grad_input=t)
+    else:
+        t.masked_fill_(x <= 0, 0)
     return x
 
 
@@ -390,6 +391,6 @@ def nll_loss(m: Shadows, func: Any, x: Tensor, labels: Tensor, weight: Tensor | 
     t = m.get(x)
     assert t is not None
     result = func(x, labels, weight, *rest)
-    tangents = [func(each, labels, weight, *rest)[0] for each in t]
+    tangents = [func(each, labels, weight, *rest)[0] for each in t.to(x.dtype)]
     m.put(result[0], torch.stack(tangents) if m.count > 1 else tangents[0][None])
     return result

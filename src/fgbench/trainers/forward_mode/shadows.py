@@ -91,16 +91,19 @@ class Shadows(TorchDispatchMode):
         count: K.
         rules: by operation: ``rule(shadows, func, *args, **kwargs)`` returns the values, having ``put``
             their tangents, or NotImplemented. Without a rule: torch's forward formula of that operation.
+        half: hold the tangents of float32 values in bfloat16, in which their products are taken. A tangent
+            that comes out of a rule in float32 stays so.
 
     Attributes:
         observers: called with every operation before it runs.
         handling: whether an operation is under way, below the model's own code.
     """
 
-    def __init__(self, count: int, rules: Mapping[Any, TangentRule]) -> None:
+    def __init__(self, count: int, rules: Mapping[Any, TangentRule], *, half: bool = False) -> None:
         super().__init__()
         self.count = count
         self.rules = rules
+        self.half = half
         self.observers: list[Observer] = []
         self.handling = False
         self._shadows: dict[int, Shadow] = {}
@@ -126,7 +129,8 @@ class Shadows(TorchDispatchMode):
         if isinstance(tangent, Factors) and self._given[key] == 1:
             self._factors[key] = value, tangent
         else:
-            self.put(value, tangent.dense() if isinstance(tangent, Factors) else tangent)
+            tangent = tangent.dense() if isinstance(tangent, Factors) else tangent
+            self.put(value, tangent.to(self.dtype(tangent)))
 
     def give_leaf(self, value: Tensor, tangent: Tensor | Factors) -> None:
         """The same for a tensor that shares its memory with none."""
@@ -134,6 +138,10 @@ class Shadows(TorchDispatchMode):
             self.put_factors(value, tangent)
         else:
             self.put(value, tangent)
+
+    def dtype(self, value: Tensor) -> torch.dtype:
+        """The dtype that new tangents of a value are held in."""
+        return torch.bfloat16 if self.half and value.dtype == torch.float32 else value.dtype
 
     def has(self, value: Tensor) -> bool:
         """Whether a tensor has a tangent."""
@@ -165,23 +173,31 @@ class Shadows(TorchDispatchMode):
         if (
             rows.stride()[1:] == value.stride()
             and rows.shape[1:] == value.shape
-            and rows.dtype == value.dtype
+            and rows.dtype in (value.dtype, self.dtype(value))
         ):
             size = rows.element_size()
             whole = value.storage_offset() == 0 and start == rows.storage_offset() * size
             if whole and distance == rows.stride(0) * size and not (value.is_conj() or value.is_neg()):
                 return rows
-        if rows.dtype != value.dtype:
+        if rows.dtype not in (value.dtype, self.dtype(value)):
+            if rows.dtype == torch.bfloat16:
+                raise RefusedError("there are no bfloat16 tangents of complex numbers")
             rows = rows.as_strided((rows.untyped_storage().nbytes() // rows.element_size(),), (1,), 0)
             rows = rows.view(value.dtype)
+        size = rows.element_size()
         tangent = rows.as_strided(
             (self.count, *value.shape),
-            (distance // value.element_size(), *value.stride()),
-            start // value.element_size() + value.storage_offset(),
+            (distance // size, *value.stride()),
+            start // size + value.storage_offset(),
         )
         if value.is_complex() and value.is_conj():
             tangent = tangent.conj()
         return tangent._neg_view() if value.is_neg() else tangent
+
+    def operand(self, value: Tensor | None) -> Tensor | None:
+        """As ``get``, of what a product is taken with: in ``dtype``."""
+        tangent = self.get(value)
+        return tangent if tangent is None else tangent.to(self.dtype(tangent))
 
     def factors(self, weight: Tensor, *, transposed: bool = False) -> Factors | None:
         """The factors of a weight's tangents, if this is all of the weight (or of its transpose)."""
@@ -199,11 +215,12 @@ class Shadows(TorchDispatchMode):
         storage = value.untyped_storage()
         key, index, home = storage._cdata, id(value), self._home
         home[index] = weakref.ref(value, partial(_drop, home, index)), key
-        size, length, memory = value.element_size(), storage.nbytes(), tangent.untyped_storage().nbytes()
+        size, memory = tangent.element_size(), tangent.untyped_storage().nbytes()
+        length = storage.nbytes() // value.element_size() * size
         start, distance = int(tangent.storage_offset()) * size, tangent.stride(0) * size
         if (
             key not in self._shadows
-            and tangent.dtype == value.dtype
+            and tangent.dtype in (value.dtype, self.dtype(value))
             and tangent.stride()[1:] == value.stride()
             and value.storage_offset() == 0
             and (self.count == 1 or distance >= length)
@@ -279,8 +296,8 @@ class Shadows(TorchDispatchMode):
         storage = value.untyped_storage()
         entries = -(-storage.nbytes() // value.element_size())
         make = torch.zeros if zeros or entries > value.numel() else torch.empty
-        rows = make(self.count, entries, dtype=value.dtype, device=value.device)
-        self._bind(storage, rows, 0, entries * value.element_size())
+        rows = make(self.count, entries, dtype=self.dtype(value), device=value.device)
+        self._bind(storage, rows, 0, entries * rows.element_size())
 
     def _make_dense(self, key: int) -> None:
         weight, factors = self._factors[key]
@@ -335,7 +352,7 @@ class Shadows(TorchDispatchMode):
         targets = self._targets(written, args, kwargs)
         shadows = [self.written(target) for target in targets]
         leaves, structure = tree_flatten((args, kwargs))
-        tangents = [self.get(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        tangents = [self._as_precise(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
         random = (
             RandomStates()
             if self.count > 1 and torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
@@ -374,6 +391,10 @@ class Shadows(TorchDispatchMode):
                             shadow[k].copy_(each)
             out.append(value)
         return type(result)(out) if isinstance(result, tuple | list) else out[0]
+
+    def _as_precise(self, value: Tensor) -> Tensor | None:
+        tangent = self.get(value)
+        return tangent if tangent is None else tangent.to(value.dtype)
 
     def _targets(
         self, written: list[tuple[int, str, bool]], args: tuple[Any, ...], kwargs: dict[str, Any]
