@@ -168,6 +168,35 @@ def test_verifying_disturbs_nothing(name):
     assert all(param.grad is grad for param, grad in zip(model.parameters(), grads, strict=True))
 
 
+@pytest.mark.parametrize(
+    "trainer", [fgbench.ForwardGradient(), fgbench.ForwardGradient(combine="projection")]
+)
+def test_a_parameter_without_dimensions_is_verified(trainer):
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(64, 3)
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, value):
+            return self.scale * super().forward(value)
+
+    assert verify(trainer, nn.Sequential(nn.Flatten(), Scaled())).verdict == "verified"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "is lazy"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3).requires_grad_(False)), "nothing to train"),
+        (lambda: torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))), "TorchScript"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_model_that_cannot_be_trained_is_refused_in_a_line(model, words):
+    with pytest.raises(fgbench.ConfigError, match=words):
+        verify(fgbench.ForwardGradient(), model())
+
+
 def test_what_a_module_counts_by_itself_is_put_back():
     class Counting(nn.Linear):
         seen = 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
+from fgbench.trainers.passes import require_trainable
 from fgbench.trainers.reference import gradient_length
 from fgbench.trainers.replay import RandomStates
 
@@ -103,6 +104,7 @@ def compare_step(
     exact: bool = True,
 ) -> Verification:
     """:func:`verify`, which also (``exact``) compares the gradients of trainers without derivatives."""
+    require_trainable(model, labels)
     generator = generator or torch.Generator(inputs.device).manual_seed(0)
     if tolerance is None:
         half = torch.is_autocast_enabled(inputs.device.type) or next(model.parameters()).element_size() < 4
@@ -202,7 +204,11 @@ def put_back(
     """
     gradients = _take_gradients([*model.parameters(), *trainer.parameters()])
     tensors = [(each, each.detach().clone()) for each in (*model.parameters(), *model.buffers())]
-    modules = [(module, dict(module._buffers), _plain(vars(module))) for module in model.modules()]
+    modules = [
+        (module, dict(module._buffers), _plain(vars(module)))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # whose buffers cannot be replaced
+    ]
     state, chance = copy.deepcopy(trainer.state_dict()), generator.get_state() if generator else None
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

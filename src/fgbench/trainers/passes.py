@@ -23,17 +23,26 @@ def begin_step(model: nn.Module, labels: Tensor, *, accumulate: bool = False) ->
     Gradients that will be overwritten need not be held during the step; those accumulated into are kept.
 
     Raises:
+        ConfigError: see :func:`require_trainable`.
+    """
+    require_trainable(model, labels)
+    if not accumulate:
+        for param in model.parameters():
+            if param.requires_grad:
+                param.grad = None
+
+
+def require_trainable(model: nn.Module, labels: Tensor) -> None:
+    """Check what every trainer needs.
+
+    Raises:
         ConfigError: the batch is empty, a parameter is lazy, or none requires a gradient.
     """
     refuse_lazy(model)
     if not len(labels):
         raise ConfigError("the batch is empty: 0 samples have no mean loss")
-    params = [param for param in model.parameters() if param.requires_grad]
-    if not params:
+    if not any(param.requires_grad for param in model.parameters()):
         raise ConfigError(f"nothing to train: no parameter of the {type(model).__name__} requires a gradient")
-    if not accumulate:
-        for param in params:
-            param.grad = None
 
 
 def write_gradient(param: Tensor, gradient: Tensor, *, accumulate: bool = False) -> None:

@@ -76,7 +76,7 @@ def reference_of_tangents(
     """
     if derivatives is None:
         parts = [
-            tangent.flatten(1).double() @ gradient[name].flatten().double()
+            tangent.reshape(len(tangent), -1).double() @ gradient[name].flatten().double()
             for name, tangent in tangents.items()
         ]
         derivatives = torch.stack(parts).sum(0)
@@ -103,7 +103,7 @@ def projection_on_tangents(
     derivatives: Tensor, tangents: Mapping[str, Tensor], rescale: bool = False
 ) -> dict[str, Tensor]:
     """sum_k c_k v_k with (V V^T) c = d; ``rescale`` multiplies by P/K."""
-    matrix = torch.cat([tangent.flatten(1).double() for tangent in tangents.values()], dim=1)
+    matrix = torch.cat([tangent.double().reshape(len(tangent), -1) for tangent in tangents.values()], dim=1)
     coefficients = torch.linalg.lstsq(matrix @ matrix.T, derivatives[:, None], driver="gelsd").solution[:, 0]
     scale = matrix.shape[1] / len(matrix) if rescale else 1.0
     return {
