@@ -217,8 +217,8 @@ def test_data_shows_every_dataset_and_the_folders_looked_in(fgbench, monkeypatch
     assert all(f"{name}\n    " in out for name in TABLES["dataset"])
     assert "shipped with fgbench" in out
     assert "`fgbench data fetch cifar10`" in out
-    assert out.partition("looked in:\n")[2].split() == [str(tmp_path / "mine")]
-    folders = fgbench("data")[1].partition("looked in:\n")[2].split()
+    assert out.partition("searched:\n")[2].split() == [str(tmp_path / "mine")]
+    folders = fgbench("data")[1].partition("searched:\n")[2].split()
     assert str(tmp_path / "home" / ".cache" / "fgbench") in folders
     assert list(tmp_path.iterdir()) == []
 

@@ -186,7 +186,7 @@ def test_the_bounds_of_what_is_proven_are_those_that_are_checked():
     text = plain(PAGES["docs/trainers.md"])
     assert f"within {verify.TOLERANCE:.0%} of".replace("%", " %") in text
     assert f"(bfloat16: {verify.TOLERANCE_BF16:.0%})".replace("%", " %") in text
-    assert f"asks for {formula.EXACT:.0e}".replace("e-0", "e-") in text
+    assert f"requires {formula.EXACT:.0e}".replace("e-0", "e-") in text
 
 
 def test_the_size_of_the_fc_network_is_the_models():

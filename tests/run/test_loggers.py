@@ -117,14 +117,14 @@ def test_a_logger_that_breaks_costs_one_line_and_nothing_else(where, error, told
     assert len(directory.read_metrics()) == 3
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fgbench: log: spy:Broken: {type(error).__name__}")
-    assert line.endswith("; the run goes on without this logger")
+    assert line.endswith("; the run continues without this logger")
     assert sum(kind == "finish" for kind, *_ in told) == 1, "the other logger is told all the same"
 
 
 def test_a_logger_that_cannot_be_made_costs_one_line(told, tmp_path, capsys):
     assert run(tmp_path, "spy:Unmakable").status()["state"] == "finished"
     assert capsys.readouterr().err == (
-        "fgbench: log: spy:Unmakable: OSError: no such server; the run goes on without this logger\n"
+        "fgbench: log: spy:Unmakable: OSError: no such server; the run continues without this logger\n"
     )
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_fails_says_so(told, tmp_path, monkeypatch, capsys):
     [
         ("spy:Nothing", "log: cannot import 'spy:Nothing': module 'spy' has no attribute 'Nothing'"),
         ("no_such_module:X", "log: cannot import 'no_such_module:X': No module named 'no_such_module'"),
-        ("spy:NoLogger", "log: spy:NoLogger is no class below fgbench.Logger"),
+        ("spy:NoLogger", "log: spy:NoLogger is not a subclass of fgbench.Logger"),
     ],
 )
 def test_what_is_no_logger_is_refused_before_anything_is_written(name, message, told, tmp_path):

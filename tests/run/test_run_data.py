@@ -112,7 +112,7 @@ def test_a_finished_run_whose_data_has_gone_is_skipped_and_says_so(place):
     shutil.rmtree(place / "data")
     again = fgbench(*arguments)
     assert again.exit_code == 0
-    assert "skipped (--force repeats it; its data is not here to compare)" in again.output
+    assert "skipped (--force repeats it; its data is missing, so it was not compared)" in again.output
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_unfinished_run_does_not_go_on_with_other_data(finished, place, chang
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     refused = fgbench("run", "c.yaml")
     assert refused.exit_code == 2
-    assert "this run began on other data" in refused.output
+    assert "this run started on other data" in refused.output
     assert told in refused.output
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
     anew = fgbench("run", "c.yaml", "--no-resume")
@@ -150,7 +150,7 @@ def test_the_state_refuses_other_data_even_without_env_json(finished, place):
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     refused = fgbench("run", "c.yaml")
     assert refused.exit_code == 2
-    assert "this run began on other data (state file): 30 + 30 images then, 29 + 30 now" in refused.output
+    assert "this run started on other data (state file): 30 + 30 images then, 29 + 30 now" in refused.output
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
@@ -217,7 +217,7 @@ def test_a_dry_run_of_every_shipped_config_needs_neither_data_nor_network(path, 
     done = fgbench("run", path, "--dry-run")
     assert done.exit_code == 0, done.output
     if "-mini" not in path.read_text():
-        assert "unknown: no data here, `fgbench data fetch " in done.output
+        assert "unknown: the data is missing, `fgbench data fetch " in done.output
     assert not list(place.iterdir())
 
 
@@ -229,7 +229,7 @@ def test_a_dry_run_of_every_shipped_sweep_needs_neither_data_nor_network(path, p
     done = fgbench("sweep", path, "--dry-run")
     assert done.exit_code == 0, done.output
     assert "runs, 0 finished" in done.output
-    assert "-mini" in path.read_text() or "unknown: no data here, `fgbench data fetch " in done.output
+    assert "-mini" in path.read_text() or "unknown: the data is missing, `fgbench data fetch " in done.output
     assert not list(place.iterdir())
 
 

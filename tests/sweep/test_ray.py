@@ -292,7 +292,7 @@ def test_mistakes_are_told_in_a_line(tmp_path, capsys, monkeypatch, flags, messa
 
 def test_exclusive_runs_stay_on_this_machine(tmp_path, capsys, monkeypatch):
     told = refuse(tmp_path, capsys, monkeypatch, BASE + "exclusive: true\n", ["--ray", "auto"])
-    assert told.startswith("fgbench: s.yaml: exclusive: true makes one run at a time on this machine")
+    assert told.startswith("fgbench: s.yaml: exclusive: true runs one at a time on this machine")
 
 
 def test_a_missing_ray_is_told_with_what_to_install(tmp_path, capsys, monkeypatch):

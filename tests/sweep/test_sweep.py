@@ -226,4 +226,4 @@ def test_exclusive_runs_are_made_one_at_a_time(tmp_path):
     write(tmp_path, BASE + "exclusive: true\n")
     code, _, err = finish(start(tmp_path, "--jobs", "2"))
     assert code == 2
-    assert "exclusive: true makes one run at a time" in err
+    assert "exclusive: true runs one at a time" in err

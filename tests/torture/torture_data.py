@@ -195,7 +195,7 @@ def torture_changes(arena: Arena, count: int) -> Tally:
         loaded = [data.fingerprint(OWN, each).loaded for each in (folder, data.folder / OWN)]
         if loaded[0] != loaded[1]:
             code, text = data.run(OWN, results, folder, trainer).wait()
-            told = code == 2 and "this run began on other data" in text
+            told = code == 2 and "this run started on other data" in text
             untouched = kept == {path: path.read_bytes() for path in _files(results)}
             case = f"trial {trial}: {trainer}, {change}: exit {code}, files kept: {untouched}: {text[-800:]}"
             tally.note("refused with exit code 2, nothing written", "" if told and untouched else case)

@@ -27,20 +27,20 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "bench": (bench.bench, "Measure step times and memory of every trainer."),
     "sweep": (runs.sweep, "Run every config of a sweep file."),
     "tune": (runs.tune, "Tune every configuration of a sweep file."),
-    "status": (results.status, "Show how far the runs of a folder are."),
+    "status": (results.status, "Show the progress of the runs of a folder."),
     "compare": (results.compare, "Compare trainers, paired by seed."),
     "claims": (results.claims, "Compare published claims with the runs of a folder."),
     "export": (results.export, "Write the trained weights of a run as a file."),
-    "config show": (info.show_config, "Print the whole config, defaults and overrides included."),
+    "config show": (info.show_config, "Print the whole config, with defaults and overrides."),
     "config validate": (info.validate_config, "Check configs and report every mistake in them."),
     "config schema": (
         info.config_schema,
         "Print the JSON Schema of configs, for editors and other programs.",
     ),
-    "data fetch": (info.fetch_data, "Download a dataset, unless it is there already."),
+    "data fetch": (info.fetch_data, "Download a dataset, unless it is already there."),
 }
-"""Every command: what it calls, and its line in the list of commands; its arguments, docstring and help are
-the function's."""
+"""Every command: the function it calls, and its line in the list of commands. Arguments and help come from
+the function's signature and docstring."""
 
 
 def _version(wanted: bool) -> None:
@@ -83,6 +83,6 @@ app = _build_app()
 def main() -> None:
     """The entry point of ``fgbench`` and ``python -m fgbench``."""
     if "" not in sys.path:
-        sys.path.append("")  # a user's own package.module:Class in the folder they work in
+        sys.path.append("")  # for a user's package.module:Class in the current folder
     tolerate_closed_pipes()
     app(prog_name="fgbench")

@@ -1,4 +1,4 @@
-"""What commands share: errors to exit codes, arguments, loading configs."""
+"""What commands share: mapping errors to exit codes, arguments, loading configs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,11 +33,11 @@ SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
 }
-"""How every group of commands is set up."""
+"""Settings of every group of commands."""
 
 
 def expanded(param: typer.CallbackParam, path: Path | None) -> Path | None:
-    """A path option with ``~`` and variables expanded, which no shell does in ``--out=~/a.png``.
+    """A path option with ``~`` and variables expanded, which shells do not do in ``--out=~/a.png``.
 
     Raises:
         ConfigError: a variable is not set.
@@ -71,11 +71,11 @@ Overrides = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="The only folder to look for datasets in.", show_default=False, callback=expanded),
+    typer.Option(
+        help="The only folder in which to look for datasets.", show_default=False, callback=expanded
+    ),
 ]
-NoDownload = Annotated[
-    bool, typer.Option("--no-download", help="Never download; fail where data is missing.")
-]
+NoDownload = Annotated[bool, typer.Option("--no-download", help="Never download; fail if data is missing.")]
 
 
 def load_all(
@@ -84,7 +84,7 @@ def load_all(
     """Every config with the overrides and each variant's.
 
     Raises:
-        ConfigError: the mistakes of all of them.
+        ConfigError: lists the mistakes in all of them.
     """
     from fgbench.config.config import load_config
 

@@ -1,4 +1,4 @@
-"""The commands that test trainers: ``fgbench check``, are they right; ``fgbench bench``, are they fast."""
+"""The commands that test trainers: ``fgbench check`` for correctness, ``fgbench bench`` for speed."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,7 @@ def check(
 
     On the config's own model and a batch of its data: the directional derivative by forward mode, reverse
     mode and central differences, and the mean, error and cosine of the trainer's gradients with their
-    standard errors beside the expected values. Exit code 1 where they differ. It can find a mistake; it
+    standard errors beside the expected values. Exit code 1 where they differ. It can find a mistake, but
     cannot prove that there is none.
 
     Without a config: an installation check with versions, devices, data and one step of every trainer.
@@ -42,14 +42,15 @@ def check(
 def bench(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="Names of `fgbench list models`; all by default."),
+        typer.Argument(metavar="MODEL", help="Models, as `fgbench list models` names them; all by default."),
     ] = None,
     batch_size: Annotated[list[int], typer.Option(help="Images per step; may be repeated.")] = [64],  # noqa: B006
     quick: Annotated[
-        bool, typer.Option("--quick", help="Under a minute: fc and cnn unless named, fewer rounds and cases.")
+        bool,
+        typer.Option("--quick", help="Under a minute: only fc and cnn by default, fewer rounds and cases."),
     ] = False,
     rounds: Annotated[
-        int | None, typer.Option(min=3, help="How often each case has its turn.", show_default=False)
+        int | None, typer.Option(min=3, help="How often each case is timed.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[
@@ -59,10 +60,10 @@ def bench(
         Path, typer.Option(help="Folder for the CSV, the JSON and the figure.", callback=expanded)
     ] = Path("bench"),
 ) -> None:
-    """Measure step time and peak memory of every trainer, side by side in one process.
+    """Measure step time and peak memory of every trainer, alternating in one process.
 
-    Forward pass alone, backprop with and without recomputation, the textbook forward-gradient loop and every
-    trainer take turns, so a drift of the machine touches all alike. All take plain SGD steps.
+    A forward pass alone, backprop with and without recomputation, the textbook forward-gradient loop and
+    every trainer take turns, so a drift of the machine affects all alike. All take plain SGD steps.
 
     Example: fgbench bench fc cnn --batch-size 64
     """

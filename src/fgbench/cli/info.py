@@ -20,10 +20,10 @@ class Listing(StrEnum):
 def list_(
     what: Annotated[Listing, typer.Argument(help="Which table.", show_default=False)],
     name: Annotated[
-        str | None, typer.Argument(help="One of its names, for its options.", show_default=False)
+        str | None, typer.Argument(help="A name in it, to show its options.", show_default=False)
     ] = None,
 ) -> None:
-    """List the datasets, models or trainers there are, the options of one, or the keys of a config.
+    """List all datasets, models or trainers, the options of one, or the keys of a config.
 
     Example: fgbench list trainers forward-gradient
     """
@@ -37,7 +37,7 @@ def list_(
 
 
 def show_config(config: ConfigFile, override: Overrides = []) -> None:  # noqa: B006
-    """Print the whole config, defaults and overrides included."""
+    """Print the whole config, with defaults and overrides."""
     from fgbench.config.config import load_config, to_yaml
 
     typer.echo(to_yaml(load_config(config, override)), nl=False)
@@ -62,8 +62,8 @@ def config_schema() -> None:
 def data(ctx: typer.Context, data_dir: DataDir = None) -> None:
     """Show which datasets are found where, and fetch them.
 
-    With --data-dir (or a config's data_dir) only that folder is looked in; else $FGBENCH_DATA_DIR, ./data,
-    ~/.cache/fgbench and the folder of Debian's dataset-fashion-mnist.
+    With --data-dir (or a config's data_dir) only that folder is searched; otherwise $FGBENCH_DATA_DIR,
+    ./data, ~/.cache/fgbench and the folder of Debian's dataset-fashion-mnist.
     """
     ctx.obj = data_dir
     if ctx.invoked_subcommand is not None:
@@ -77,7 +77,7 @@ def data(ctx: typer.Context, data_dir: DataDir = None) -> None:
         how = f"not found: `fgbench data fetch {row.name}` gets it from {row.origin}"
         typer.echo(f"{row.name}\n    {row.summary}; licence: {row.licence}")
         typer.echo(f"    {f'{row.found}{size}' if row.found else how}")
-    typer.echo("\nlooked in:")
+    typer.echo("\nsearched:")
     for folder in looked_in(search):
         typer.echo(f"    {folder}")
 
@@ -86,9 +86,9 @@ def fetch_data(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A dataset that can be downloaded.", show_default=False)],
 ) -> None:
-    """Download a dataset, unless it is found already, and say where it is.
+    """Download a dataset, unless it is already there, and print where it is.
 
-    It goes to the first of the folders of `fgbench data` that can be written.
+    It goes to the first writable folder of those that `fgbench data` lists.
     """
     from fgbench.datasets.search import DataSearch
     from fgbench.datasets.status import fetch as fetch_dataset

@@ -1,4 +1,4 @@
-"""Output that nobody reads any more does not stop the work."""
+"""Keeps commands running when nobody reads their output any more."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 
 class _OutputStream:
-    """A stream that falls silent when its reader has gone (``fgbench run CONFIG | head``)."""
+    """A stream that discards its output once the reader has gone (``fgbench run CONFIG | head``)."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -15,21 +15,21 @@ class _OutputStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As a text stream's; to nowhere once the reader has gone."""
+        """As for any text stream; output is discarded once the reader has gone."""
         try:
             return self._stream.write(text)
         except BrokenPipeError:
             return self._discard_output(len(text))
 
     def flush(self) -> None:
-        """As a text stream's."""
+        """As for any text stream."""
         try:
             self._stream.flush()
         except BrokenPipeError:
             self._discard_output(0)
 
     def _discard_output(self, written: int) -> int:
-        """Let what is still buffered, and all that comes, go to the null device."""
+        """Redirect buffered and future output to the null device."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
@@ -37,7 +37,7 @@ class _OutputStream:
 
 
 def tolerate_closed_pipes() -> None:
-    """From now on, let standard output and error fall silent when their reader closes or was never there."""
+    """Make standard output and error ignore a reader that closes or was never there."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: `>&-`

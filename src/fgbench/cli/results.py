@@ -23,7 +23,8 @@ ResultsFolders = Annotated[
 Form = Annotated[Format, typer.Option("--format", help="How the tables are written.")]
 Metrics = Annotated[list[str], typer.Option(help="Column of metrics.csv to compare; may be repeated.")]
 Out = Annotated[
-    Path | None, typer.Option(help="File to write to instead.", show_default=False, callback=expanded)
+    Path | None,
+    typer.Option(help="File to write to instead of the terminal.", show_default=False, callback=expanded),
 ]
 
 Tag = Annotated[
@@ -32,7 +33,7 @@ Tag = Annotated[
 
 
 class FigureStyle(StrEnum):
-    """What a figure is drawn for."""
+    """The use a figure is drawn for."""
 
     screen = "screen"
     paper = "paper"
@@ -71,7 +72,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write.", callback=expanded)] = Path("report.html"),
     tag: Tag = None,
 ) -> None:
-    """Write one self-contained HTML page: the answer, figures, tables, claims, runs, how it was measured.
+    """Write one self-contained HTML page: answer, figures, tables, claims, runs and how they were measured.
 
     The page needs no other file and no network.
     """
@@ -84,7 +85,7 @@ def compare(
     results: ResultsFolders,
     metric: Metrics = ["test_accuracy", "train_loss"],  # noqa: B006
     baseline: Annotated[
-        str, typer.Option(help="What is compared with: a trainer, or the label of one series.")
+        str, typer.Option(help="The baseline: a trainer, or the label of one series.")
     ] = "backprop",
     accuracy: Annotated[
         float | None,
@@ -97,7 +98,7 @@ def compare(
     """Compare the trainers in a folder with a baseline, paired by seed, with intervals.
 
     Each series is compared with the baseline series whose settings are nearest, at equal epochs, equal
-    training time and equal memory. From one seed nothing is claimed.
+    training time and equal memory. Nothing is claimed from one seed.
 
     Example: fgbench compare results --metric test_accuracy --format markdown
     """
@@ -113,7 +114,7 @@ def claims(results: ResultsFolders, form: Form = Format.text, out: Out = None) -
     """Compare published claims with the runs and benchmarks in a folder.
 
     Every claim is supported, refuted, mixed, not testable, without a difference, or there is not enough data;
-    with the numbers, the seeds and the rule that decided, and on what device.
+    with the numbers, the seeds, the rule that decided, and the device.
     """
     from fgbench.analysis.claims.claims import claims_report
     from fgbench.analysis.records import read_results
@@ -124,9 +125,9 @@ def claims(results: ResultsFolders, form: Form = Format.text, out: Out = None) -
 
 
 def status(results: ResultsFolders, form: Form = Format.text, out: Out = None, tag: Tag = None) -> None:
-    """Show how far the runs in a folder have come, how fast they are and how long they will take.
+    """Show the progress of the runs in a folder, their speed and the time left.
 
-    A run whose process has died, or that has not been heard of for ten minutes, is shown as interrupted.
+    A run whose process has died, or whose last sign of life is ten minutes old, is shown as interrupted.
     """
     from fgbench.analysis.records import read_results
     from fgbench.analysis.status import status_report
@@ -143,10 +144,10 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="The file to write.", callback=expanded)] = Path("model.pt"),
     best: Annotated[
-        bool, typer.Option("--best", help="Those of its best epoch, which saving.best kept.")
+        bool, typer.Option("--best", help="The weights of its best epoch, kept by saving.best.")
     ] = False,
 ) -> None:
-    """Write the weights a run was left with as a plain state_dict.
+    """Write a run's last saved weights as a plain state_dict.
 
     Any PyTorch program reads them with torch.load(FILE, weights_only=True); fgbench.load_model(RUN) gives the
     module with its weights.

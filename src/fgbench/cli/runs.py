@@ -28,7 +28,7 @@ DEMO = Path(__file__).parents[1] / "config" / "demo"
 SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (YAML).", show_default=False)]
 Seeds = Annotated[
     str | None,
-    typer.Option(metavar="0-4", help="Seeds in place of the file's: 0-4, or 0,2,5.", show_default=False),
+    typer.Option(metavar="0-4", help="Seeds instead of the file's: 0-4, or 0,2,5.", show_default=False),
 ]
 ResultsOption = Annotated[
     Path | None,
@@ -38,11 +38,11 @@ Log = Annotated[
     list[str],
     typer.Option(
         metavar="NAME",
-        help="Tell this logger too: tensorboard, or package.module:Class; may be repeated.",
+        help="Also use this logger: tensorboard, or package.module:Class; may be repeated.",
         show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Run again what is finished already.")]
+Force = Annotated[bool, typer.Option("--force", help="Repeat runs that have already ended.")]
 
 
 def demo(
@@ -51,10 +51,10 @@ def demo(
     results: Annotated[Path, typer.Option(help="Folder of the runs.", callback=expanded)] = Path("demo"),
     force: Force = False,
 ) -> None:
-    """Train with backprop and with forward gradient on images that are shipped, and draw the figure.
+    """Train with backprop and with forward gradients on images shipped with fgbench, and draw the figure.
 
     Nothing is downloaded; it takes about a minute on two cores. The two configs are kept with their runs, as
-    RESULTS/NAME/sSEED-HASH/config.yaml: files to begin your own from.
+    RESULTS/NAME/sSEED-HASH/config.yaml: a starting point for your own.
     """
     from fgbench.config.overrides import Override
 
@@ -72,7 +72,7 @@ def demo(
         raise typer.Exit(code)
     for figure in plot_results(results):
         typer.echo(figure)
-    typer.echo(f"What came out, with every run, on one page: fgbench report {shlex.quote(str(results))}")
+    typer.echo(f"All results on one page: fgbench report {shlex.quote(str(results))}")
 
 
 def run(
@@ -88,11 +88,13 @@ def run(
     no_download: NoDownload = False,
     results: ResultsOption = None,
     log: Log = [],  # noqa: B006
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be run.")] = False,
     force: Force = False,
-    no_resume: Annotated[bool, typer.Option("--no-resume", help="Start unfinished runs anew.")] = False,
+    no_resume: Annotated[
+        bool, typer.Option("--no-resume", help="Restart unfinished runs from the beginning.")
+    ] = False,
 ) -> None:
-    """Train as the configs say, one run per config and seed.
+    """Train as configured, one run per config and seed.
 
     Each run has a directory RESULTS/NAME/sSEED-HASH with metrics.csv, config.yaml, env.json, status.json and
     summary.json. A finished run is skipped; an unfinished one resumes from its last saved state.
@@ -115,7 +117,7 @@ def run(
         [[Override("seed", each, "--seeds")] for each in parse_seeds(seeds)] if seeds is not None else [[]]
     )
     loaded = load_all(configs, override, [[*said, *variant] for variant in variants])
-    from fgbench.run.runner import run_configs  # imports torch, so only when the configs are right
+    from fgbench.run.runner import run_configs  # imports torch, so only once the configs are valid
 
     code, paths = run_configs(
         loaded,
@@ -137,25 +139,23 @@ def sweep(
         int | None,
         typer.Option(
             min=1,
-            help="Runs side by side; one per GPU, or one, when not given; with --ray as many as have room.",
+            help="Runs in parallel; by default one per GPU, or one; with --ray as many as have room.",
             show_default=False,
         ),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Make the runs on a Ray cluster: HOST:PORT, or auto.", show_default=False
-        ),
+        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT, or auto.", show_default=False),
     ] = None,
     cpus_per_run: Annotated[
         int | None,
-        typer.Option(min=1, help="With --ray: CPUs of a run; 1 when not given.", show_default=False),
+        typer.Option(min=1, help="With --ray: CPUs per run; 1 by default.", show_default=False),
     ] = None,
     gpus_per_run: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="With --ray: GPUs of a run, such as 0.5; 1 when not given and there are some.",
+            help="With --ray: GPUs per run, such as 0.5; 1 by default if there are any.",
             show_default=False,
         ),
     ] = None,
@@ -169,10 +169,11 @@ def sweep(
     force: Force = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop the others once a run fails.")] = False,
 ) -> None:
-    """Make every run of a sweep: a base config, axes over any of its keys, exclusions and seeds.
+    """Run a whole sweep: a base config, axes over any of its keys, exclusions and seeds.
 
-    Finished runs are skipped, unfinished ones resume. Those that fail are listed at the end with their logs
-    (RESULTS/logs), and the exit code is 3; the others go on. Ctrl-C stops them all with their states saved.
+    Finished runs are skipped, unfinished ones resume. Runs that fail are listed at the end with their logs
+    (RESULTS/logs), and the exit code is 3; the others continue. Ctrl-C stops all of them with their states
+    saved.
 
     Example: fgbench sweep configs/sweeps/learning_rate.yaml --jobs 2 -o epochs=5
     """
@@ -209,10 +210,10 @@ def sweep(
 
 
 class _Pool:
-    """What makes many runs: processes of this machine, or a Ray cluster.
+    """Where many runs are executed: in processes on this machine, or on a Ray cluster.
 
     Attributes:
-        cuda: whether runs may be made on a GPU.
+        cuda: whether runs may use a GPU.
     """
 
     def __init__(
@@ -255,27 +256,30 @@ def tune(
     override: Overrides = [],  # noqa: B006
     seeds: Seeds = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Trials of each, in place of the file's.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Trials of each configuration, instead of the file's number.", show_default=False
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="sampler: grid: runs side by side, as for sweep.", show_default=False),
+        typer.Option(min=1, help="With sampler: grid: runs in parallel, as for sweep.", show_default=False),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="sampler: grid: on a Ray cluster.", show_default=False),
+        typer.Option(metavar="ADDRESS", help="With sampler: grid: run on a Ray cluster.", show_default=False),
     ] = None,
     data_dir: DataDir = None,
     no_download: NoDownload = False,
     results: ResultsOption = None,
 ) -> None:
-    """Look for the best learning rate of every configuration in a sweep, on its validation images.
+    """Search for the best learning rate of every configuration in a sweep, on its validation images.
 
-    The file's block tune says what is tuned and how. sampler: tpe: as many trials of as many epochs for all,
-    the first seed, trials that fall behind stopped early. sampler: grid: the same values for all, whole runs
-    with several seeds that are not reported, values added where the best is at an edge. The same command goes
-    on after an interruption. Written are RESULTS/tuned/*.yaml, for fgbench run, and the trials; of a grid
-    also the whole curve, as a table and as a figure.
+    The file's block tune says what is tuned and how. With sampler: tpe all configurations have the same
+    number of trials and epochs, with the first seed; trials that fall behind are stopped early. With sampler:
+    grid all are run at the same values with several seeds that are not reported; values are added if the best
+    is at an edge. The same command resumes after an interruption. It writes RESULTS/tuned/*.yaml, for fgbench
+    run, and the trials; for a grid also the whole curve, as a table and as a figure.
 
     Example: fgbench tune configs/sweeps/learning_rate.yaml --trials 10
     """
@@ -287,13 +291,15 @@ def tune(
     if loaded.tune is not None and loaded.tune.sampler == "grid":
         if trials is not None:
             raise ConfigError(
-                "--trials has no meaning for sampler: grid; tune.points says how many values it has"
+                "--trials has no meaning for sampler: grid; tune.points is its number of values"
             )
         _check_exclusive(loaded, file, jobs, ray)
         _tune_grid(loaded, search, jobs, ray, data_dir)
         return
     if (jobs, ray) != (None, None):
-        raise ConfigError("--jobs and --ray go with sampler: grid; other trials depend on those before them")
+        raise ConfigError(
+            "--jobs and --ray go with sampler: grid; trials of other samplers depend on earlier ones"
+        )
     from dataclasses import replace
 
     from fgbench.sweep.tune import tune_sweep
@@ -309,7 +315,7 @@ def tune(
 def _tune_grid(
     loaded: "Sweep", search: "DataSearch", jobs: int | None, ray: str | None, data_dir: Path | None
 ) -> None:
-    """Tune on a grid, its runs made as those of a sweep, and draw the curves."""
+    """Tune on a grid, executing the runs like those of a sweep, and draw the curves."""
     from fgbench.errors import FgbenchError
     from fgbench.plotting.tuning import plot_tuning
     from fgbench.run.signals import Interrupted
@@ -338,13 +344,13 @@ def _tune_grid(
 
 def _check_exclusive(loaded: "Sweep", file: Path, jobs: int | None, ray: str | None) -> None:
     if loaded.exclusive and (jobs or 1) > 1:
-        raise ConfigError(f"{file}: exclusive: true makes one run at a time, and --jobs says {jobs}")
+        raise ConfigError(f"{file}: exclusive: true runs one at a time, but --jobs is {jobs}")
     if loaded.exclusive and ray is not None:
-        raise ConfigError(f"{file}: exclusive: true makes one run at a time on this machine, not with --ray")
+        raise ConfigError(f"{file}: exclusive: true runs one at a time on this machine, not with --ray")
 
 
 def print_summary(paths: Iterable[Path]) -> None:
-    """Print the closing table of the runs that have begun."""
+    """Print the closing table of the runs that have started."""
     from fgbench.analysis.records import load_results
     from fgbench.analysis.tables import summary_table
 

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from fgbench.options import Options
 
 MOST_LAYERS = 1000
-"""A deeper model takes minutes to build; a mistyped number is told at once."""
+"""A deeper model takes minutes to build; a mistyped number is refused at once."""
 
 
 class FCOptions(Options):

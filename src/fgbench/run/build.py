@@ -21,7 +21,7 @@ from fgbench.trainers.compiled import compile_steps
 def build_training(
     config: Config, device: torch.device, splits: Splits, world: World | None = None
 ) -> TrainingState:
-    """Everything a config names, built on a device.
+    """Build everything a config names, on a device.
 
     Args:
         config: of the run.
@@ -30,7 +30,7 @@ def build_training(
         world: the processes of the run; this one alone when None.
 
     Raises:
-        ConfigError: the parts do not go together.
+        ConfigError: the components do not go together.
     """
     check_validation(config, splits)
     model = build_model(config.model, splits.image_shape, splits.num_classes, config.seed, device)
@@ -63,7 +63,7 @@ def build_training(
 
 
 def _check_exact_lr(trainer: Trainer, model: nn.Module) -> None:
-    """Refuse a learning rate of exact gradients where there are none, or no others."""
+    """Refuse a separate learning rate for exact gradients if no gradient, or every gradient, is exact."""
     exact = trainer.exact_names(model)
     if exact and exact != trainer.trained_names(model):
         return
@@ -76,10 +76,10 @@ def _check_exact_lr(trainer: Trainer, model: nn.Module) -> None:
 
 
 def _check_normalization(model: nn.Module, image: Tensor, batch_size: int) -> None:
-    """Find that no batch normalisation is left with one value per channel, which has no variance.
+    """Check that no batch normalisation gets one value per channel, which has no variance.
 
     Raises:
-        ConfigError: one is.
+        ConfigError: one does.
     """
     single: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Whether a run can be made, found out before anything is written."""
+"""Checks that a run can be started, before anything is written."""
 
 from dataclasses import replace
 
@@ -24,20 +24,20 @@ def plan_run(
     world: World | None = None,
     known: dict[str, Fingerprint] | None = None,
 ) -> Plan:
-    """Check that a run can be made, without writing anything.
+    """Check that a run can be started, without writing anything.
 
     Args:
-        config: of the run.
+        config: the run's config.
         search: where to look for data.
-        force: it is made again if it has ended.
-        resume: it resumes from its state if it has not.
-        dry_run: it is not made, so its data may be missing.
+        force: run it again if it has ended.
+        resume: resume it from its state if it has not ended.
+        dry_run: it will not run, so its data may be missing.
         world: the processes of the run.
-        known: what was loaded for other runs of the same command; added to.
+        known: fingerprints of data loaded for other runs of the same command; added to.
 
     Raises:
-        ConfigError: the device, the data, the output place or a logger are not there, the parts do not go
-            together, do not fit into memory, or the run was begun on other data.
+        ConfigError: the device, the data, the results folder or a logger is not available, the components do
+            not go together or do not fit into memory, or the run was started on other data.
     """
     world = world or World()
     with world.agreed():
@@ -58,7 +58,7 @@ def plan_run(
 
 
 def _check_build(plan: Plan, *, resume: bool, dry_run: bool) -> str:
-    """Load and build everything once; returns what is to be said of the data."""
+    """Load and build everything once; returns a remark on the data, if any."""
     try:
         splits = plan.load_splits()
         build_training(plan.config, plan.device, splits, plan.world)

@@ -1,4 +1,4 @@
-"""How well a trained model knows each class, and what it mistakes it for."""
+"""Accuracy per class and confusion matrix of a trained model."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from fgbench.storage.run_directory import RunDirectory
 def measure_classes(
     training: TrainingState, directory: RunDirectory, state: str
 ) -> dict[str, float | None] | None:
-    """Write what the test images' classes are taken for at the end; returns the accuracy of each.
+    """Write the final confusion matrix on the test images; returns the accuracy of each class.
 
-    None, and no file, for a run that diverged: its model has learnt nothing.
+    None, and no file, for a run that diverged.
     """
     splits = training.splits
     if state == "diverged" or not len(splits.test):
@@ -28,11 +28,11 @@ def measure_classes(
 
 @torch.no_grad()
 def count_confusions(model: nn.Module, split: Split, num_classes: int) -> Tensor:
-    """How many images of each class the model, in evaluation mode, took for each; waits for the device.
+    """The confusion matrix of the model in evaluation mode; waits for the device.
 
     Returns:
         int64 counts of shape (num_classes, max(num_classes, outputs of the model)): a row for every true
-        class, a column for every answer.
+        class, a column for every predicted one.
     """
     was_training = model.training
     model.eval()
@@ -50,6 +50,6 @@ def count_confusions(model: nn.Module, split: Split, num_classes: int) -> Tensor
 
 
 def class_accuracies(names: Sequence[str], counts: Tensor) -> dict[str, float | None]:
-    """Accuracy on each class's images, by its name; None for a class without images."""
+    """Accuracy on the images of each class, by name; None for a class without images."""
     right, images = counts.diagonal().tolist(), counts.sum(1).tolist()
     return {name: hits / n if n else None for name, hits, n in zip(names, right, images, strict=True)}

@@ -1,4 +1,4 @@
-"""What a step costs: in forward passes, whatever the machine, and in time spent drawing."""
+"""The cost of a step: in forward passes, whatever the machine, and in time spent drawing."""
 
 import copy
 from statistics import median
@@ -14,16 +14,16 @@ from fgbench.run.loop import TrainingState, train_epoch
 from fgbench.trainers.sampling import DrawingClock
 
 DRAWING_STEPS = 5
-"""Steps of which the median time spent drawing is taken; before training, so not among the timed epochs."""
+"""Steps over which the median time spent drawing is taken; before training, so outside timed epochs."""
 
 
 class StepCost(NamedTuple):
-    """What a step costs.
+    """The cost of a step.
 
     Attributes:
         forward_passes: floating-point operations of a step over those of one forward pass of the same batch;
             None for a model without such operations.
-        drawing_ms: what drawing random numbers takes of a step, ms; 0 for a trainer that draws none.
+        drawing_ms: time spent drawing random numbers in a step, ms; 0 for a trainer that draws none.
     """
 
     forward_passes: float | None
@@ -31,10 +31,10 @@ class StepCost(NamedTuple):
 
 
 def measure_step_cost(config: Config, device: torch.device, splits: Splits) -> StepCost:
-    """The cost of a config's steps, on a second copy of everything: the run is not disturbed.
+    """The cost of a config's steps, measured on a second copy of everything: the run is not affected.
 
-    Counted as operations are matrix products and convolutions, as in ``fgbench bench``; drawing, sums and the
-    optimizer take time, but none of these.
+    Only matrix products and convolutions count as operations, as in ``fgbench bench``; drawing, sums and the
+    optimizer take time, but do not count.
     """
     training = build_training(config, device, splits)
     inputs, _ = splits.train.batch(
@@ -42,7 +42,7 @@ def measure_step_cost(config: Config, device: torch.device, splits: Splits) -> S
     )
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         copy.deepcopy(training.model).train()(inputs)
-    draws = _time_drawing(training) > 0  # this step also makes what a trainer makes once
+    draws = _time_drawing(training) > 0  # this step also does a trainer's one-time work
     with FlopCounterMode(display=False) as step:
         _step(training)
     passes = forward.get_total_flops()

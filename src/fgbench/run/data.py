@@ -1,4 +1,4 @@
-"""Whether a run would see the images it saw before."""
+"""Checks that a run would see the same images as before."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from fgbench.storage.state import StateError, load_state, state_files
 
 
 def check_data(plan: Plan, now: Fingerprint, *, resume: bool = True) -> str:
-    """Compare what a run would load with what it has loaded, by its state if it resumes, or its env.json.
+    """Compare the data a run would load with what it loaded before, from its state file or its env.json.
 
     Args:
         plan: the run.
-        now: what there is to load.
+        now: the fingerprint of the data to load.
         resume: whether an unfinished run resumes from its state.
 
     Returns:
-        What is to be said of a run that did not record its data; empty for others.
+        A remark on a run that did not record its data; empty for others.
 
     Raises:
-        DataError: a run that has ended, or would be resumed, saw other images.
+        DataError: a run that has ended, or would resume, saw other images.
     """
     path = plan.directory.path
     goes_on = resume and not plan.ended and bool(state_files(path))
@@ -35,18 +35,18 @@ def check_data(plan: Plan, now: Fingerprint, *, resume: bool = True) -> str:
     if changed and plan.ended:
         raise DataError(
             f"{path}: {plan.ended} already, but on other data (env.json): {changed}; "
-            "--force repeats it on today's"
+            "--force repeats it on the current data"
         )
     if changed:
         raise DataError(
-            f"{path}: this run began on other data ({where}): {changed}; bring that data back, or "
-            "`fgbench run --no-resume` starts it anew"
+            f"{path}: this run started on other data ({where}): {changed}; restore that data, or "
+            "`fgbench run --no-resume` starts it again"
         )
     return "" if is_known(before) else "its data was not recorded"
 
 
 def check_ended(plan: Plan, search: DataSearch, known: dict[str, Fingerprint]) -> str:
-    """The same for a run that has ended, and says so where the data is not here; nothing is downloaded.
+    """The same for a run that has ended, with a remark if the data is missing; nothing is downloaded.
 
     Args:
         plan: the run.
@@ -64,20 +64,20 @@ def check_ended(plan: Plan, search: DataSearch, known: dict[str, Fingerprint]) -
         try:
             known[key] = load_data(options, DataSearch(search.data_dir, search.config_dir, False)).fingerprint
         except MissingDataError:
-            return "its data is not here to compare"
+            return "its data is missing, so it was not compared"
     return check_data(plan, known[key])
 
 
 def _read_saved(plan: Plan) -> object:
     try:
         saved, _ = load_state(plan.directory.path, plan.identity)
-    except StateError:  # the run itself says so
+    except StateError:  # the run itself reports it
         return None
     return saved.get("data") if saved else None
 
 
 def check_state(saved: dict[str, Any], splits: Splits) -> str:
-    """What has changed since a state was saved; empty where nothing has, or it is not known."""
+    """What has changed since a state was saved; empty if nothing has, or if it is unknown."""
     return splits.fingerprint.differs_from(saved.get("data")) if splits.fingerprint else ""
 
 

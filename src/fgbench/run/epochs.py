@@ -22,17 +22,17 @@ from fgbench.storage.run_directory import RunDirectory
 from fgbench.storage.state import save_state
 
 LARGEST_LOSS = 1e6
-"""A mean training loss above it has diverged: chance among 10 classes has 2.3."""
+"""A mean training loss above this counts as diverged; guessing among 10 classes gives 2.3."""
 
 
 class EpochLoop:
-    """Trains a run to its end, writing as it goes.
+    """Trains a run to its end, writing after every epoch.
 
     Attributes:
-        rows: of metrics.csv, one per epoch done. A state file holds them too, so that going on from it
-            restores them whatever has become of metrics.csv.
-        best: the weights of the best epoch so far, where they are kept; see :func:`keep_best`.
-        after_epoch: given every new row once it is written.
+        rows: of metrics.csv, one per completed epoch. A state file holds them too, so that resuming restores
+            them whatever has happened to metrics.csv.
+        best: the weights of the best epoch so far, if they are kept; see :func:`keep_best`.
+        after_epoch: called with every new row once it is written.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EpochLoop:
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss of the last epoch is not finite, or its mean training loss absurd."""
+        """Whether a loss of the last epoch is not finite, or its mean training loss is above the limit."""
         losses = [self.rows[-1].get(column) for column in LOSSES] if self.rows else []
         return has_diverged(*(loss for loss in losses if isinstance(loss, float)))
 
@@ -65,7 +65,7 @@ class EpochLoop:
 
     @property
     def stopped_early(self) -> str:
-        """Why there is no epoch left although the config has more, in words; empty where there are all."""
+        """Why the run stopped before the config's last epoch; empty if it did not."""
         if self.diverged or self.training.epochs_done == self.config.epochs:
             return ""
         return reason_to_stop(self.rows, self.config.early_stopping)
@@ -148,7 +148,7 @@ class EpochLoop:
         return self.world.on_main(lambda: row)
 
     def _diagnose(self) -> dict[str, Cell]:
-        """How noisy the trainer's gradient is on a batch of training images; layers go to layers.csv."""
+        """The noise of the trainer's gradient on a batch of training images; layers go to layers.csv."""
         from fgbench.checks.quality import WHOLE, gradient_quality
 
         training = self.training
@@ -196,7 +196,7 @@ class EpochLoop:
 
 
 def has_diverged(train_loss: float = 0.0, *others: float) -> bool:
-    """Whether training has diverged: a loss is not finite, or that of training absurd."""
+    """Whether training has diverged: a loss is not finite, or the training loss is above the limit."""
     return not all(map(math.isfinite, (train_loss, *others))) or train_loss > LARGEST_LOSS
 
 
@@ -226,12 +226,12 @@ def _evaluation_columns(training: TrainingState) -> dict[str, Cell]:
 
 
 def cpu_step_memory(config: Config, splits: Splits, world: World | None = None) -> float:
-    """Peak memory of one step, MiB, measured on a second copy of everything: the run is not disturbed."""
+    """Peak memory of one step, MiB, measured on a second copy of everything: the run is not affected."""
     training = build_training(config, torch.device("cpu"), splits, world)
 
     def step() -> None:
         training.batches_done = 0
         train_epoch(training, after_step=lambda: True)
 
-    step()  # the optimizer makes its state
+    step()  # the optimizer creates its state
     return measure.step_memory(step, training.model, training.optimizer, training.trainer)

@@ -1,4 +1,4 @@
-"""What stops a run, in a line: what went wrong, and what to lower or fix."""
+"""Explains in one line what stopped a run: what went wrong, and what to lower or fix."""
 
 import torch
 
@@ -9,7 +9,7 @@ from fgbench.storage.state import first_line
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether an error is one a user can fix, and no mistake in the program."""
+    """Whether an error is one that a user can fix, rather than a bug."""
     return (
         isinstance(error, FgbenchError | OSError)
         or is_out_of_memory(error)
@@ -20,7 +20,7 @@ def is_expected(error: Exception) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of this machine or of its GPU."""
+    """Whether the machine or its GPU ran out of memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -29,7 +29,7 @@ def _is_nondeterministic(error: Exception) -> bool:
 
 
 def _has_single_value(error: Exception) -> bool:
-    """Whether a normalisation found one value where it needs a variance."""
+    """Whether a normalisation layer got a single value per channel, which has no variance."""
     return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 ")
 
 
@@ -45,13 +45,13 @@ def explain_failure(error: Exception, config: Config) -> str:
         lower = " or ".join(["batch_size", *(f"trainer.{name}" for name in knobs)])
         return (
             f"out of memory with batch_size {config.batch_size}, model {config.model.name} and trainer "
-            f"{config.trainer.name}: lower {lower}, or take a smaller model ({text})"
+            f"{config.trainer.name}: lower {lower}, or use a smaller model ({text})"
         )
     if _is_nondeterministic(error):
-        return f"deterministic: true is more than PyTorch can give here ({text}); set it to false"
+        return f"deterministic: true is not possible here ({text}); set it to false"
     if _has_single_value(error):
         return (
             f"with batch_size {config.batch_size}, a normalisation of {config.model.name} has one value "
-            f"per channel, which has no variance: raise batch_size, or take another normalisation ({text})"
+            f"per channel, which has no variance: raise batch_size, or use another normalisation ({text})"
         )
     return f"{type(error).__name__}: {text}"

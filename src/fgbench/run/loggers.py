@@ -1,4 +1,4 @@
-"""Loggers that also get what a run writes: TensorBoard, or a user's own."""
+"""Loggers that also receive what a run records: TensorBoard, or a user's own."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,34 +15,34 @@ Row = Mapping[str, Cell]
 
 
 class Logger:
-    """What a run tells beside its run directory; a subclass takes what it wants of it.
+    """Receives what a run records, besides its run directory; subclasses override what they need.
 
-    ``log: ["my_module:MyLogger"]`` in a config, or ``--log my_module:MyLogger``, makes one for every run,
-    without arguments. It is called from the first process alone and outside what is timed. An error in it
-    costs a line on stderr, and the run goes on without it. What it is given is its own to change.
+    ``log: ["my_module:MyLogger"]`` in a config, or ``--log my_module:MyLogger``, creates one per run, without
+    arguments. It is called from rank 0 only and outside the timed part. An error in it costs a line on
+    stderr, and the run continues without it. Its arguments are copies that it may change.
     """
 
     def start(
         self, path: Path, config: dict[str, Any], environment: dict[str, Any], rows: Sequence[Row]
     ) -> None:
-        """A run begins, or goes on.
+        """A run starts or resumes.
 
         Args:
-            path: the run directory, the same again when the run goes on.
-            config: all of its config, nested.
-            environment: where and with what it is made: env.json.
-            rows: of the epochs it has already; those after them are made again, whoever was told of them.
+            path: the run directory, the same one when a run resumes.
+            config: the whole config, nested.
+            environment: machine, versions and settings: env.json.
+            rows: of the epochs already done; later ones are repeated, even if they were logged before.
         """
 
     def log(self, row: Row) -> None:
-        """An epoch is done: its row, ``epoch`` counted from 1."""
+        """An epoch is done; ``epoch`` in its row counts from 1."""
 
     def finish(self, state: str, summary: dict[str, Any]) -> None:
         """A run ends.
 
         Args:
             state: ``finished``, ``diverged``, ``interrupted`` or ``failed``.
-            summary: summary.json; empty for the last two, and a run that was killed does not come here.
+            summary: summary.json; empty for the last two. Not called for a run that was killed.
         """
 
 
@@ -50,22 +50,22 @@ def find_loggers(names: Sequence[str]) -> dict[str, type[Logger]]:
     """The classes that ``log`` names.
 
     Raises:
-        ConfigError: one cannot be imported, or is no :class:`Logger`.
+        ConfigError: one cannot be imported, or is not a :class:`Logger`.
     """
     found = {}
     for name in names:
         try:
             found[name] = import_target(LOGGERS.get(name, name))
         except Exception as error:  # a user's own module can raise anything
-            told = str(error) if isinstance(error, ConfigError) else f"cannot import {name!r}: {error!r}"
-            raise ConfigError(f"log: {' '.join(told.split())}") from error
+            message = str(error) if isinstance(error, ConfigError) else f"cannot import {name!r}: {error!r}"
+            raise ConfigError(f"log: {' '.join(message.split())}") from error
         if not (isinstance(found[name], type) and issubclass(found[name], Logger)):
-            raise ConfigError(f"log: {name} is no class below fgbench.Logger")
+            raise ConfigError(f"log: {name} is not a subclass of fgbench.Logger")
     return found
 
 
 class Loggers:
-    """The loggers of a run; one that raises is told no more, and training goes on.
+    """The loggers of a run; one that raises is not called again, and training continues.
 
     Args:
         names: what ``log`` names.
@@ -80,15 +80,15 @@ class Loggers:
     def start(
         self, path: Path, config: dict[str, Any], environment: dict[str, Any], rows: Sequence[Row]
     ) -> None:
-        """As :meth:`Logger.start`."""
+        """Call :meth:`Logger.start` of each."""
         self._tell(lambda each: each.start(path, _copy(config), _copy(environment), [*map(dict, rows)]))
 
     def log(self, row: Row) -> None:
-        """As :meth:`Logger.log`."""
+        """Call :meth:`Logger.log` of each."""
         self._tell(lambda each: each.log(dict(row)))
 
     def finish(self, state: str, summary: Mapping[str, Any] | None = None) -> None:
-        """As :meth:`Logger.finish`."""
+        """Call :meth:`Logger.finish` of each."""
         self._tell(lambda each: each.finish(state, _copy(summary or {})))
 
     def _tell(self, call: Callable[[Logger], None]) -> None:
@@ -98,17 +98,17 @@ class Loggers:
 
     @contextmanager
     def _spared(self, name: str) -> Iterator[None]:
-        """Within, an error ends the logger and not the run."""
+        """Let an error inside this context end the logger instead of the run."""
         try:
             yield
         except (Exception, SystemExit) as error:
             self._loggers.pop(name, None)
-            told = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-            print(f"fgbench: log: {name}: {told}; the run goes on without this logger", file=sys.stderr)
+            message = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+            print(f"fgbench: log: {name}: {message}; the run continues without this logger", file=sys.stderr)
 
 
 def _copy(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy to change, of nested dictionaries and lists."""
+    """A deep copy of nested dictionaries and lists."""
     return {
         key: _copy(each) if isinstance(each, Mapping) else [*each] if isinstance(each, list) else each
         for key, each in block.items()

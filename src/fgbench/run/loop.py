@@ -1,4 +1,4 @@
-"""The only loop over batches: every trainer runs through it."""
+"""The only loop over batches, shared by every trainer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,12 +19,12 @@ EVALUATION_BATCH = 500
 
 @dataclass
 class TrainingState:
-    """Everything that changes while a run trains, and where in the run it is.
+    """Everything that changes while a run trains, and its position in the run.
 
     Attributes:
-        epochs_done: whole epochs.
-        batches_done: batches of the epoch under way.
-        sums: over this worker's part of those batches, on the device: losses and correct answers of
+        epochs_done: completed epochs.
+        batches_done: completed batches of the current epoch.
+        sums: over this worker's part of those batches, on the device: losses and correct predictions of
             samples, gradient norms.
         epoch_time_s: seconds spent on those batches.
         epoch_lr: learning rate of the epoch's first step.
@@ -58,19 +58,19 @@ class TrainingState:
 
     @property
     def step(self) -> int:
-        """Steps done since the run began."""
+        """Steps done since the run started."""
         return self.epochs_done * self.batches_per_epoch + self.batches_done
 
     @property
     def images_seen(self) -> int:
-        """Images in the batches of this epoch that are done."""
+        """Images in the completed batches of this epoch."""
         return self.batches_done * min(self.batch_size, len(self.splits.train))
 
     def train_means(self, *, own: bool = False) -> tuple[float, float, float]:
         """Loss, accuracy (0..1) and gradient norm over the batches done; waits for the device.
 
         Args:
-            own: over this worker's part of them, without asking the other workers.
+            own: over this worker's part of them only, without communication.
         """
         sums = self.sums if own else self.workers.gather(self.sums).mean(0)
         loss, correct, grad_norm = sums.tolist()
@@ -78,7 +78,7 @@ class TrainingState:
         return loss / images, correct / images, grad_norm / self.batches_done
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume bit for bit; ``epoch`` and ``batch`` count those done."""
+        """Everything needed to resume bit for bit; ``epoch`` and ``batch`` count completed ones."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -92,7 +92,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         for part in ("model", "optimizer", "schedule", "trainer"):
             getattr(self, part).load_state_dict(state[part])
         self.epochs_done, self.batches_done = state["epoch"], state["batch"]
@@ -101,17 +101,17 @@ class TrainingState:
 
 
 def count_batches(num_images: int, batch_size: int) -> int:
-    """Whole batches in an epoch; what a shuffle leaves over sits that epoch out."""
+    """Full batches in an epoch; the images left over after shuffling are not used in that epoch."""
     return max(1, num_images // batch_size)
 
 
 def train_epoch(training: TrainingState, after_step: Callable[[], bool] | None = None) -> bool:
-    """Train the rest of the epoch under way.
+    """Train the rest of the current epoch.
 
-    Nothing in here waits for the device: sums stay there until ``train_means``.
+    Nothing in here synchronises with the device: sums stay there until ``train_means``.
 
     Args:
-        training: moved on in place, step by step.
+        training: updated in place, step by step.
         after_step: called after every step; true to stop there.
 
     Returns:
@@ -140,9 +140,9 @@ def train_epoch(training: TrainingState, after_step: Callable[[], bool] | None =
 
 
 def next_batch(training: TrainingState, seed_dropout: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-    """This worker's part of the batch that comes next, with the dropout masks it will have.
+    """This worker's part of the next batch, with dropout seeded as that step will seed it.
 
-    It is the next epoch's first one where a run was killed after an epoch's last step.
+    It is the next epoch's first one if a run was killed after an epoch's last step.
     """
     training.model.train()
     seed_dropout(_dropout_seed(training))
@@ -150,7 +150,7 @@ def next_batch(training: TrainingState, seed_dropout: Callable[[int], None]) -> 
 
 
 def _batch_order(training: TrainingState) -> Tensor:
-    """The training images' indices, as the epoch of the coming step takes them."""
+    """The training images' indices in the order of the next step's epoch."""
     epoch = training.step // training.batches_per_epoch
     shuffle = derive_generator("cpu", training.seed, "batch order", epoch)
     return torch.randperm(len(training.splits.train), generator=shuffle).to(training.device)
@@ -168,19 +168,19 @@ def _dropout_seed(training: TrainingState) -> int:
 
 
 def seed_tangents(training: TrainingState, generator: torch.Generator) -> torch.Generator:
-    """The generator, in the state from which the coming step's tangents are drawn."""
+    """The generator, in the state from which the next step's tangents are drawn."""
     return generator.manual_seed(derive_seed(training.seed, "tangents", training.step))
 
 
 def autocast(training: TrainingState) -> AbstractContextManager[Any]:
-    """The precision that the run trains in."""
+    """A context with the run's precision."""
     if training.precision == "bf16":
         return torch.autocast(training.device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 
 def takes_sgd_steps(training: TrainingState) -> bool:
-    """Whether the trainer has an SGD step of its own, and plain SGD allows it."""
+    """Whether the trainer has its own SGD step and the optimizer is plain SGD."""
     plain = is_plain_sgd(training.optimizer) and training.clip_gradient_norm is None
     return plain and training.trainer.has_sgd_step
 
@@ -194,7 +194,7 @@ def start_next_epoch(training: TrainingState) -> None:
 
 
 def _choose_step(training: TrainingState) -> Callable[[Tensor, Tensor], StepStats]:
-    """One step on a batch: the trainer's own SGD step where there is one and plain SGD allows it."""
+    """One step on a batch: the trainer's own SGD step if it has one and the optimizer is plain SGD."""
     model, trainer, optimizer = training.model, training.trainer, training.optimizer
     generator = torch.Generator(training.device)
     parameters = [param for param in model.parameters() if param.requires_grad]
@@ -223,7 +223,7 @@ def _choose_step(training: TrainingState) -> Callable[[Tensor, Tensor], StepStat
 
 @contextmanager
 def seeded_dropout(device: torch.device) -> Iterator[Callable[[int], None]]:
-    """Within, a function that seeds the global generators dropout draws from; put back afterwards."""
+    """Yields a function that seeds the global generators used by dropout; they are restored afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
 

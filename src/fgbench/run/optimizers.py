@@ -12,9 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
 
 ONE_CYCLE_START = 25.0
-"""How much smaller than the largest the first learning rate of one-cycle is."""
+"""The largest learning rate of one-cycle divided by its first."""
 ONE_CYCLE_END = 1e4
-"""How much smaller than the first the last one is."""
+"""The first learning rate of one-cycle divided by its last."""
 
 
 def build_optimizer(
@@ -28,7 +28,7 @@ def build_optimizer(
     Args:
         options: which one and its settings.
         model: on its device.
-        extra_parameters: a trainer's own, put into a group of their own.
+        extra_parameters: a trainer's own, in a separate group.
         exact_names: parameters of the model with exact gradients; with ``exact_lr``, the last group.
     """
     trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
@@ -60,7 +60,7 @@ def _match_strides(optimizer: Optimizer, *_: Any) -> None:
 
 
 def is_plain_sgd(optimizer: Optimizer) -> bool:
-    """Whether a step is ``param -= lr * grad`` with one learning rate for all, and nothing is remembered."""
+    """Whether a step is ``param -= lr * grad`` with one learning rate for all and no optimizer state."""
     if type(optimizer) is not SGD or len(optimizer.param_groups) != 1:
         return False
     group = optimizer.param_groups[0]

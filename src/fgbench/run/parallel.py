@@ -1,9 +1,9 @@
-"""Trainers whose steps several workers share, one process each, started by torchrun.
+"""Steps shared by several workers, one process each, started by torchrun.
 
 Backprop exchanges its gradients through DistributedDataParallel. Forward gradients and zeroth-order exchange
 none: every worker can draw every tangent again from the seeds, so directional derivatives and the loss are
 all that is sent ("Just One Byte", Zelikman et al., 2023, arXiv 2306.10015; FedKSeed, Qin et al., 2023, arXiv
-2312.06353). Only ``exact_output`` needs the output layer's gradient averaged, and pays for it.
+2312.06353). Only ``exact_output`` also averages the output layer's gradient.
 
 BatchNorm uses the statistics of a worker's own part of the batch, and the running statistics that count are
 those of rank 0, as usual with DistributedDataParallel. With ``parallel: data`` each part of the batch has
@@ -50,7 +50,7 @@ class _Several(Workers):
 
 
 class DataWorkers(_Several):
-    """Each has its part of the batch, and the same tangents as all: together they equal one big batch."""
+    """Each has its part of the batch and the same tangents: together they equal one large batch."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -69,7 +69,7 @@ class DataWorkers(_Several):
 
 
 class TangentWorkers(_Several):
-    """Each has the whole batch, and tangents of its own: N times the tangents for the same passes."""
+    """Each has the whole batch and its own tangents: N times the tangents for the same passes."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -124,14 +124,14 @@ class DataParallelBackprop(Trainer):
         module = _Recomputed(model) if self.options.recompute else model
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            # Buffers need no exchange: training reads none, and those of rank 0 are evaluated and saved.
+            # Buffers are not exchanged: training reads none, and those of rank 0 are evaluated and saved.
             parallel = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
         parallel.register_comm_hook(self.world, _average_bucket)
         return parallel
 
 
 class _Recomputed(nn.Module):
-    """The model with its activations recomputed, for a wrapper that calls nothing but ``forward``."""
+    """The model with its activations recomputed, for a wrapper that only calls ``forward``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Recomputed(nn.Module):
 
 
 def _average_bucket(world: World, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """What DistributedDataParallel does with gradients by default, counting the bytes."""
+    """DistributedDataParallel's default averaging of gradients, which also counts the bytes."""
     values = bucket.buffer().div_(world.size)
     world.bytes_sent += values.nbytes
     return dist.all_reduce(values, async_op=True).get_future().then(lambda done: done.value()[0])
@@ -153,7 +153,7 @@ def distribute(trainer: Trainer, world: World, batch_size: int) -> tuple[Trainer
     """The trainer as the workers of a run use it together, and how they share a step.
 
     Args:
-        trainer: any; as it is when there is one process.
+        trainer: any; returned unchanged when there is one process.
         world: the processes.
         batch_size: images of a step, over all workers.
 

@@ -1,4 +1,4 @@
-"""A run before it is made: which it is, where it is kept, and whether it can be made."""
+"""A planned run: its identity, its run directory and its data."""
 
 from dataclasses import dataclass, field, replace
 
@@ -17,8 +17,8 @@ class Plan:
     """A run on the device it will use.
 
     Attributes:
-        ended: the state of a run that had finished or diverged when it was planned; None for one to make.
-        data: what is known of its data: counts, classes and source, or that it is missing.
+        ended: the state of a run that had already finished or diverged when planned; None for one to run.
+        data: what is known about its data: counts, classes and source, or that it is missing.
     """
 
     config: Config
@@ -30,12 +30,12 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """Which run this is: ``s<seed>-<hash8>``."""
+        """The run's identity: ``s<seed>-<hash8>``."""
         return f"s{self.config.seed}-{config_hash(self.config, self.device.type, self.world.size)}"
 
     @property
     def directory(self) -> RunDirectory:
-        """Where it is kept."""
+        """Its run directory."""
         folder = run_folder(self.config, self.device.type, self.world.size)
         return RunDirectory(run_path(self.config.results_dir, folder), writes=self.world.is_main)
 
@@ -54,7 +54,7 @@ class Plan:
 
 
 def find_ended(directory: RunDirectory) -> str | None:
-    """The state of a run that has finished or diverged, its files whole; None for any other."""
+    """The state of a run that has finished or diverged and whose files are complete; None for any other."""
     status = directory.status()
     whole = status["state"] in ENDED and len(directory.read_metrics()) == status.get("epoch")
     if not whole or not directory.read_summary():
@@ -67,10 +67,10 @@ def find_ended(directory: RunDirectory) -> str | None:
 
 
 def locate(config: Config, device: torch.device, search: DataSearch) -> Plan:
-    """The run of a single process, with what its run directory says of it; nothing is built.
+    """The plan of a single-process run, with the state in its run directory; nothing is built.
 
     Raises:
-        ConfigError: the output place is not there.
+        ConfigError: the results folder cannot be used.
     """
     plan = Plan(config, device, search)
     plan.directory.check_place()
@@ -78,6 +78,6 @@ def locate(config: Config, device: torch.device, search: DataSearch) -> Plan:
 
 
 def describe_missing_data(error: MissingDataError, search: DataSearch) -> str:
-    """What a plan says of data that is not here."""
+    """What a plan says about missing data."""
     named = f" --data-dir {search.named}" if search.named else ""
-    return f"unknown: no data here, `fgbench data{named} fetch {error.dataset}`"
+    return f"unknown: the data is missing, `fgbench data{named} fetch {error.dataset}`"

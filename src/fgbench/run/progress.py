@@ -14,9 +14,9 @@ REFRESH_S = 0.5
 
 
 class EpochProgress:
-    """A bar over an epoch's batches with loss and accuracy where there is a terminal, and a line at its end.
+    """A progress bar over an epoch's batches with loss and accuracy (on a terminal), and a line at its end.
 
-    The figures are fetched from the device at most twice a second, never per step.
+    The values are fetched from the device at most twice a second, never per step.
     """
 
     def __init__(self, training: TrainingState, epochs: int) -> None:

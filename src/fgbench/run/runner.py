@@ -32,11 +32,11 @@ from fgbench.storage.state import StateError, first_line, load_state, state_file
 from fgbench.storage.summary import summarise
 
 SHORT = ("fgbench", "python", "torch", "numpy", "threads", "cpu", "gpu", "device")
-"""Keys of env.json whose values are short enough to be printed when they change."""
+"""Keys of env.json with values short enough to print when they change."""
 
 
 class RunsOutcome(NamedTuple):
-    """What became of the runs of a command.
+    """The outcome of a command's runs.
 
     Attributes:
         code: the command's exit code.
@@ -57,21 +57,21 @@ def run_configs(
     resume: bool = True,
     dry_run: bool = False,
 ) -> RunsOutcome:
-    """Check all runs, then make them one after the other.
+    """Check all runs, then run them one after the other.
 
-    Under torchrun every worker calls this; the first failure then ends them all.
+    Under torchrun every worker calls this; the first failure then ends all of them.
 
     Args:
         configs: one per run.
         data_dir: a folder to look for datasets in first.
         download: whether to fetch a dataset that is not found.
-        force: repeat runs that have ended, and claim run directories that another host holds; an
+        force: repeat runs that have ended, and take over run directories that another host holds; an
             unfinished run still resumes from its last saved state.
         resume: from the last saved state of a run that has not ended.
         dry_run: stop after the checks; nothing is downloaded, and data may be missing.
 
     Raises:
-        ConfigError: a run cannot be made; nothing has been written.
+        ConfigError: a run cannot be started; nothing has been written.
         Interrupted: a signal asked to stop; the run's state is saved.
     """
     with World.from_environment().joined() as world:
@@ -114,7 +114,7 @@ def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool) -> int:
 
 
 def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
-    """Run it, or resume it from where it was left; returns its state at the end.
+    """Run it, or resume it from its last saved state; returns its final state.
 
     Raises:
         FgbenchError: the run directory is in use or cannot be written, memory ran out, or no state file is
@@ -128,10 +128,10 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
                 held.enter_context(directory.lock(force=force))
             except FgbenchError:
                 if not force and plan.world.size == 1 and (state := find_ended(directory)):
-                    return state  # held for a moment by another process that looks whether it has ended
+                    return state  # locked briefly by another process that checks whether it has ended
                 raise
         if state := plan.world.on_main(lambda: find_ended(directory)):
-            if not force:  # by another process, since the plan was made
+            if not force:  # ended by another process since it was planned
                 return state
             resume = False
         try:
@@ -148,7 +148,7 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
             if is_expected(error):
                 raise FgbenchError(f"{directory.path}: {reason}") from error
             raise
-    if stop.requested:  # too late for this run, in time for those after it
+    if stop.requested:  # too late for this run, but not for the next ones
         raise Interrupted(stop.number, directory.path)
     return state
 
@@ -171,7 +171,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
     with world.agreed():
         directory.write_metrics(rows)
         if directory.read_layers():
-            directory.write_layers(len(rows) + 1, [])  # epochs that are made again
+            directory.write_layers(len(rows) + 1, [])  # later epochs are repeated
         directory.write_config(to_yaml(config))
         data = training.splits.fingerprint.to_dict() if training.splits.fingerprint else None
         environment = _describe_environments(plan, directory, data, resumed=training.step > 0)
@@ -214,7 +214,7 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
 def _resume(
     plan: Plan, directory: RunDirectory, training: TrainingState
 ) -> tuple[list[dict[str, Cell]], dict[str, Any] | None]:
-    """Put ``training`` where the newest usable state file left it; returns the rows and best weights."""
+    """Restore ``training`` from the newest usable state file; returns the rows and best weights."""
     saved, warnings = plan.world.on_main(lambda: load_state(directory.path, plan.identity))
     for warning in warnings if plan.world.is_main else ():
         print(f"fgbench: {warning}", file=sys.stderr)
@@ -223,12 +223,12 @@ def _resume(
     changed = check_state(saved, training.splits)
     if changed:
         raise StateError(
-            f"the state file is of a run on other data: {changed}; bring it back, or --no-resume starts "
-            "this run anew"
+            f"the state file is of a run on other data: {changed}; restore that data, or use --no-resume "
+            "to start this run again"
         )
     if not is_known(saved.get("data")) and plan.world.is_main:
         print(
-            f"fgbench: which data this run began on was not recorded; it resumes with {training.splits}",
+            f"fgbench: the data this run started on was not recorded; it resumes with {training.splits}",
             file=sys.stderr,
         )
     try:
@@ -237,14 +237,14 @@ def _resume(
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StateError(
             f"the state file does not fit this model and trainer ({first_line(error)}): perhaps another "
-            "version of fgbench wrote it; --no-resume starts this run anew"
+            "version of fgbench wrote it; --no-resume starts this run again"
         ) from error
     print(f"resumes after epoch {training.epochs_done}, batch {training.batches_done} of the next")
     return rows, saved.get("best")
 
 
 def _record_compiled(training: TrainingState, directory: RunDirectory) -> None:
-    """Keep in env.json whether steps run compiled, and say once where they do not."""
+    """Record in env.json whether steps run compiled, and report once if they do not."""
     if training.trainer.compiled is None:
         return
     reason = training.trainer.compiled.reason
@@ -259,7 +259,7 @@ def _record_compiled(training: TrainingState, directory: RunDirectory) -> None:
 def _describe_environments(
     plan: Plan, directory: RunDirectory, data: dict[str, Any] | None, *, resumed: bool
 ) -> dict[str, Any]:
-    """What env.json holds: where the run is made now and, if that has changed, where it was before."""
+    """The content of env.json: the current environment and, if it has changed, the previous ones."""
     if not plan.world.is_main:
         return {}
     now, before = (
@@ -274,7 +274,7 @@ def _describe_environments(
         earlier = [*earlier, before]
         values = "".join(f"{key} {before.get(key)} then, {now[key]} now; " for key in changed if key in SHORT)
         print(
-            f"fgbench: {', '.join(changed)} changed since this run began ({values}env.json keeps both); "
+            f"fgbench: {', '.join(changed)} changed since this run started ({values}env.json keeps both); "
             "bit for bit holds only for one environment",
             file=sys.stderr,
         )

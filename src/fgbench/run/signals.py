@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop at the next step, with everything saved."""
+"""Ctrl-C and SIGTERM: stop after the next step, with everything saved."""
 
 import signal
 from types import FrameType
@@ -16,7 +16,7 @@ class Interrupted(FgbenchError):
 
 
 class StopRequest:
-    """Within, Ctrl-C and SIGTERM set ``requested``; a Ctrl-C after that ends the process at once."""
+    """Make Ctrl-C and SIGTERM set ``requested``; a second Ctrl-C ends the process at once."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,7 +25,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         return self.number != 0
 
     def update(self) -> None:

@@ -20,19 +20,19 @@ except ImportError as error:
 class TensorBoard(Logger):
     """Event files in ``RUN/tensorboard``: a curve for every column of metrics.csv, config and environment.
 
-    A run that goes on writes its rows again and has TensorBoard forget those of before, so that its curves
-    are those of metrics.csv.
+    A run that resumes writes its rows again and makes TensorBoard drop the earlier ones, so that its curves
+    match metrics.csv.
     """
 
     def start(
         self, path: Path, config: dict[str, Any], environment: dict[str, Any], rows: Sequence[Row]
     ) -> None:
-        """Config, environment and the rows there are, in place of all that earlier files say."""
+        """Config, environment and the existing rows, replacing the content of earlier files."""
         self.writer = SummaryWriter(str(path / "tensorboard"), purge_step=0)
         self.writer.add_text("config", _code("yaml", dump_yaml(config)), 0)
         self.writer.add_text("environment", _code("json", json.dumps(environment, indent=2, default=str)), 0)
         keys = {key: _plain(value) for key, value in flatten(config)}
-        files = self.writer._get_file_writer()  # add_hparams would make another run of it
+        files = self.writer._get_file_writer()  # add_hparams would create a separate run
         for summary in hparams(keys, {"test_accuracy": 0.0, "val_accuracy": 0.0, "train_loss": 0.0}):
             files.add_summary(summary)
         for row in rows:
@@ -46,13 +46,13 @@ class TensorBoard(Logger):
         self.writer.flush()
 
     def finish(self, state: str, summary: dict[str, Any]) -> None:
-        """How it ended, as a text."""
+        """How it ended, as text."""
         self.writer.add_text("state", state)
         self.writer.close()
 
 
 def _plain(value: Any) -> bool | int | float | str:
-    """A value as TensorBoard's table of settings takes it."""
+    """A value of a type that TensorBoard's table of hyperparameters accepts."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,7 +1,7 @@
-"""What the validation images decide: when a run stops early, and which weights are kept as the best.
+"""Decisions by the validation images: when a run stops early, and which weights are kept as the best.
 
-Both follow from the rows of metrics.csv alone, which a state file holds: a run that resumes from one decides
-as it would have, and so does every worker.
+Both depend on the rows of metrics.csv alone, which a state file holds: a run that resumes decides as it would
+have without the interruption, and so does every worker.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Rows = Sequence[Mapping[str, Cell]]
 
 
 def check_validation(config: Config, splits: Splits) -> None:
-    """Find that there are validation images where something is decided by them.
+    """Check that there are validation images if something is decided by them.
 
     Raises:
         ConfigError: there are none.
@@ -38,7 +38,7 @@ def check_validation(config: Config, splits: Splits) -> None:
 
 
 def reason_to_stop(rows: Rows, options: EarlyStoppingOptions | None) -> str:
-    """Why a run stops after the last of its rows, in words; empty where it does not stop."""
+    """Why a run stops after the last of its rows; empty if it does not stop."""
     if options is None or not rows:
         return ""
     metric, least = options.metric, options.min_delta
@@ -54,13 +54,13 @@ def reason_to_stop(rows: Rows, options: EarlyStoppingOptions | None) -> str:
 def keep_best(
     metric: str | None, rows: Rows, model: nn.Module, kept: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The best weights so far: those of the last row's epoch if it is the best by a metric, or those kept.
+    """The best weights so far: the model's, if the last row is the best by the metric, else those kept.
 
     Args:
         metric: a validation column; None keeps nothing.
-        rows: of metrics.csv, the last that of the weights the model has.
-        model: copied from, onto the CPU.
-        kept: what this gave before.
+        rows: of metrics.csv, the last one for the model's current weights.
+        model: its weights are copied to the CPU.
+        kept: the previous result of this function.
     """
     if metric is None or best_row(rows, metric) is not rows[-1]:
         return kept
@@ -69,13 +69,13 @@ def keep_best(
 
 
 def describe_best(metric: str | None, rows: Rows) -> dict[str, Cell] | None:
-    """What ``summary.json`` says of the epoch whose weights are kept as the best."""
+    """The entry of ``summary.json`` about the epoch whose weights are kept as the best."""
     best = best_row(rows, metric) if metric else None
     return {"metric": metric, "epoch": best["epoch"], "value": best[metric]} if best and metric else None
 
 
 def find_best(state: Mapping[str, Any], metric: str | None) -> dict[str, Any] | None:
-    """The best weights that a state file holds; None where those of its best epoch were not kept."""
+    """The best weights in a state file; None if those of its best epoch were not kept."""
     kept, rows = state.get("best"), state["rows"]
     best = best_row(rows, metric) if metric else None
     same = kept and best and (kept["metric"], kept["epoch"]) == (metric, best["epoch"])

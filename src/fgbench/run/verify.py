@@ -1,4 +1,4 @@
-"""Before a run trains: is its first step what its trainer says."""
+"""Verifies a run's first step before it trains."""
 
 from dataclasses import asdict
 from typing import Any
@@ -19,13 +19,13 @@ from fgbench.run.world import World
 
 
 def verify_next_step(training: TrainingState, world: World) -> dict[str, Any]:
-    """Compare the step that comes next with its formula, in the form that trains; changes nothing.
+    """Compare the next step, in the form used for training, with its formula; changes nothing.
 
     Returns:
-        What ``summary.json`` keeps.
+        The entry for ``summary.json``.
 
     Raises:
-        FgbenchError: it is not what it should be; all workers raise.
+        FgbenchError: it is wrong; all workers raise.
     """
     sgd_step, failure, found = takes_sgd_steps(training), None, None
     with seeded_dropout(training.device) as seed_dropout:
@@ -41,7 +41,7 @@ def verify_next_step(training: TrainingState, world: World) -> dict[str, Any]:
                 failure = error
     with world.agreed():
         if failure is not None:
-            raise FgbenchError(f"{failure}; nothing was trained (verify: false trains all the same)")
+            raise FgbenchError(f"{failure}; nothing was trained (verify: false trains anyway)")
     assert found is not None
     form = "sgd_step" if sgd_step else "compute_gradients"
     return {"step": training.step, "form": form, "precision": training.precision, **asdict(found)}

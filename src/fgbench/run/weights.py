@@ -1,4 +1,4 @@
-"""The weights of a run: as a module to use, or as a file that any PyTorch program reads."""
+"""The weights of a run: as a module, or as a file that any PyTorch program can read."""
 
 import io
 from pathlib import Path
@@ -18,18 +18,18 @@ Which = Literal["last", "best"]
 
 
 def load_model(run_directory: str | Path, which: Which = "last") -> nn.Module:
-    """The model of a run with the weights it was left with, on the CPU and in evaluation mode.
+    """The model of a run with its last saved weights, on the CPU and in evaluation mode.
 
-    Only tensors and plain values are read (``weights_only``), so a run directory from elsewhere runs no code;
-    a model of somebody's own is imported by its name, as for training.
+    Only tensors and plain values are read (``weights_only``), so an untrusted run directory runs no code; a
+    user's own model is imported by its name, as for training.
 
     Args:
         run_directory: such as ``results/NAME/s0-0123abcd``, or a folder with one run in it.
-        which: ``last``: of its last saved state; ``best``: of the epoch that was best on the validation
-            images so far, if its config says ``saving.best``.
+        which: ``last``: of its last saved state; ``best``: of the best epoch so far on the validation images,
+            if its config has ``saving.best``.
 
     Raises:
-        FgbenchError: there is no run, it has saved no such state, or its state fits no such model.
+        FgbenchError: there is no run, it has saved no such state, or its state does not fit the model.
     """
     folder = find_run(run_directory)
     state = _read(folder)
@@ -55,11 +55,11 @@ def export_weights(run_directory: str | Path, out: Path, which: Which = "last") 
 
     Args:
         run_directory: as of :func:`load_model`.
-        out: the file.
+        out: the file to write.
         which: as of :func:`load_model`.
 
     Returns:
-        The run directory they are from.
+        The run directory they come from.
 
     Raises:
         FgbenchError: there is no run, it has saved no such state, or the file cannot be written.
@@ -73,7 +73,7 @@ def export_weights(run_directory: str | Path, out: Path, which: Which = "last") 
 
 
 def find_run(path: str | Path) -> Path:
-    """The run directory that is meant: the folder itself, or the only run in it.
+    """The run directory: the folder itself, or the only run in it.
 
     Raises:
         ConfigError: there is no run, or more than one.
@@ -115,7 +115,7 @@ def _read(folder: Path) -> dict:
     if not state_files(folder):
         raise FgbenchError(
             f"{folder}: no state file, so no weights; `fgbench run {folder / 'config.yaml'} --force` "
-            "makes it again"
+            "runs it again"
         )
     state, _ = load_state(folder)
     assert state is not None

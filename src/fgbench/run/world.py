@@ -1,7 +1,7 @@
-"""The processes torchrun starts for one run: who they are, and how they stay in step.
+"""The processes torchrun starts for one run, and how they stay synchronised.
 
-All of them go through the same runner and the same loop. Rank 0 alone looks at the run directory, writes and
-prints; the others learn from it what they need, and every error or signal reaches all of them.
+All of them execute the same runner and the same loop. Only rank 0 reads and writes the run directory and
+prints; the others get what they need from it, and every error or signal reaches all of them.
 """
 
 import os
@@ -30,10 +30,10 @@ class World:
     """The processes of one run; a single one outside torchrun, for which every method is trivial.
 
     Attributes:
-        rank: which of them this is; rank 0 is the one that writes and prints.
-        size: how many there are.
-        local_rank: which of those on this machine.
-        bytes_sent: what this process has handed to the others in its training steps.
+        rank: number of this process; rank 0 is the one that writes and prints.
+        size: number of processes.
+        local_rank: number of this process on its machine.
+        bytes_sent: bytes this process has sent to the others in its training steps.
     """
 
     rank: int = 0
@@ -43,7 +43,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """What torchrun says in this process's environment."""
+        """The world described by the environment variables that torchrun sets."""
         if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
             return cls()
         return cls(*(int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
@@ -55,7 +55,7 @@ class World:
 
     @contextmanager
     def joined(self) -> Iterator["World"]:
-        """Within, the processes can talk to each other; all but rank 0 keep their output to themselves.
+        """Let the processes communicate inside this context; all but rank 0 are silent.
 
         Raises:
             FgbenchError: the other processes cannot be reached.
@@ -73,7 +73,7 @@ class World:
             else:
                 with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
                     yield self
-        except Interrupted as error:  # rank 0 says so
+        except Interrupted as error:  # reported by rank 0
             if self.is_main:
                 raise
             raise SystemExit(error.exit_code) from error
@@ -99,7 +99,7 @@ class World:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Within, no process talks to others; an error in one of them ends them all, and rank 0 says which.
+        """A context without communication: an error in one process ends all, and rank 0 reports it.
 
         Raises:
             FgbenchError: on rank 0, another worker's error.
@@ -128,7 +128,7 @@ class World:
         raise kind(f"worker {failed}: {text}")
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """What the function gives on rank 0, where alone it is called; an error there ends all processes."""
+        """The function's result on rank 0, the only one to call it; an error there ends all processes."""
         if self.size == 1:
             return function()
         result: list[Any] = [None]
@@ -139,7 +139,7 @@ class World:
         return result[0]
 
     def total(self, value: float | None) -> float | None:
-        """The sum of what all processes have; None where one of them has none."""
+        """The sum over all processes; None if one of them has None."""
         if self.size == 1:
             return value
         values: list[float | None] = [None] * self.size
@@ -148,14 +148,14 @@ class World:
         return sum(known) if len(known) == self.size else None
 
     def share_parameters(self, model: nn.Module) -> None:
-        """Give every process the parameters and buffers of rank 0."""
+        """Broadcast the parameters and buffers of rank 0 to every process."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
 
 def is_lost_worker(error: Exception) -> bool:
-    """Whether an error says no more than that another worker has gone."""
+    """Whether an error only says that another worker has gone."""
     return isinstance(error, dist.DistBackendError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error) and dist.is_initialized()
     )
@@ -164,7 +164,7 @@ def is_lost_worker(error: Exception) -> bool:
 class SharedStopRequest(StopRequest):
     """A signal to one worker stops all of them after the same step.
 
-    What each was asked goes round with every step (one byte) and is heeded a step later, so nobody waits.
+    Requests are exchanged with every step (one byte) and take effect a step later, so no worker waits.
     """
 
     def __init__(self, world: World) -> None:

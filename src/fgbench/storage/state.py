@@ -81,7 +81,7 @@ def load_state(folder: Path, run: str | None = None) -> tuple[dict[str, Any] | N
             f"{path}: state file of another run skipped (of {state.get('run')!r}, expected {run!r})"
         )
     if warnings:
-        raise StateError("; ".join(warnings) + "; no usable state is left: --no-resume starts this run anew")
+        raise StateError("; ".join(warnings) + "; no usable state is left: --no-resume starts this run again")
     return None, warnings
 
 

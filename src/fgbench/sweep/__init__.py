@@ -1,1 +1,1 @@
-"""Many runs: side by side on this machine, on a Ray cluster, or in search of a learning rate."""
+"""Many runs: in parallel on this machine, on a Ray cluster, or to tune a learning rate."""

@@ -1,4 +1,4 @@
-"""Make all runs of a sweep: skip, start, follow. What makes them is an executor."""
+"""Runs a sweep: skips, starts and follows its runs, which an executor executes."""
 
 import signal
 import sys
@@ -26,7 +26,7 @@ from fgbench.sweep.local import last_words
 
 POLL_S = 0.1
 LOOK_S = 2.0
-"""How often runs are looked at that another process is making."""
+"""How often runs of other processes are checked."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Failure:
 
 
 class SweepOutcome(NamedTuple):
-    """What became of a sweep.
+    """The outcome of a sweep.
 
     Attributes:
         paths: the run directories of all its runs, the skipped ones included.
@@ -62,17 +62,17 @@ def make_plans(
     force: bool = False,
     dry_run: bool = False,
 ) -> dict[Path, Plan]:
-    """The runs by their run directories, each with its kind of device, checked as far as is cheap.
+    """The runs by run directory, each with its kind of device, with the checks that are cheap.
 
     Args:
         configs: one per run.
         search: where to look for data, besides the folder each config names.
         cuda: whether there are GPUs.
-        force: runs that have ended are made again.
-        dry_run: none is made, so data may be missing.
+        force: runs that have ended are repeated.
+        dry_run: nothing will run, so data may be missing.
 
     Raises:
-        ConfigError: the data or the output place are not there, or a run was made on other data.
+        ConfigError: the data or the results folder is not available, or a run was made on other data.
     """
     plans: dict[Path, Plan] = {}
     for config in configs:
@@ -111,12 +111,12 @@ def run_sweep(
     *,
     fail_fast: bool = False,
 ) -> SweepOutcome:
-    """Make all runs that are not finished.
+    """Run everything that has not ended.
 
     Args:
         plans: the runs, from :func:`make_plans`.
-        executor: what makes them; closed in the end.
-        flags: how they are made.
+        executor: executes them; closed at the end.
+        flags: flags of the runs.
         fail_fast: stop the others once one has failed.
     """
     todo = [plan for plan in plans.values() if flags.force or not plan.ended]
@@ -142,7 +142,7 @@ def _make_job(plan: Plan, flags: RunFlags) -> Job:
 
 
 class _Driver:
-    """Starts jobs while there is room, and follows them to their end."""
+    """Starts jobs while there is room, and follows them until they end."""
 
     def __init__(self, jobs: list[Job], executor: Executor, *, fail_fast: bool) -> None:
         self.executor, self.fail_fast = executor, fail_fast
@@ -159,7 +159,7 @@ class _Driver:
             if stop.requested and sent != stop.number:
                 sent = stop.number
                 self.waiting, self.elsewhere = [], []
-                self.progress.say("stopping; the runs save where they are")
+                self.progress.say("stopping; the runs save their states")
                 self.executor.stop(sent)
             for job, code in self.executor.poll().items():
                 self.running.discard(job)
@@ -177,7 +177,7 @@ class _Driver:
     def _start(self, job: Job) -> None:
         if self._is_made_elsewhere(job):
             self.elsewhere.append(job)
-            self.progress.say(f"{job.folder}: another process is making it")
+            self.progress.say(f"{job.folder}: another process is running it")
             return
         self.running.add(job)
         self.executor.start(job)
@@ -196,7 +196,7 @@ class _Driver:
             self.progress.finish(f"{job.folder}: failed: {reason}")
 
     def _look_elsewhere(self) -> None:
-        """Take back what another process has ended or released."""
+        """Handle runs that another process has ended or released."""
         if not self.elsewhere or time.monotonic() < self._look_due:
             return
         self._look_due = time.monotonic() + LOOK_S
@@ -212,7 +212,7 @@ class _Driver:
 
 
 class _Progress:
-    """One bar over all runs and a line per run being made; where there is no terminal, a line per event."""
+    """One bar over all runs and a line per current run; without a terminal, a line per event."""
 
     REFRESH_S = 0.5
 

@@ -1,4 +1,4 @@
-"""What a sweep would make, and what it would cost: from a few measured steps of each configuration."""
+"""A sweep's runs and estimated cost, from a few measured steps of each configuration."""
 
 import time
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from fgbench.storage.state import first_line
 STEPS = 3
 """Timed steps of each configuration, after one that warms up."""
 FREE: dict[str, Any] = {"name": True, "results_dir": True, "seed": True, "epochs": True, "optimizer": {"lr"}}
-"""Keys that an epoch costs the same whatever they say."""
+"""Keys that do not affect the cost of an epoch."""
 EVALUATED = 500
-"""Images whose evaluation is timed."""
+"""Number of images whose evaluation is timed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an epoch of a configuration costs.
+    """The cost of an epoch of a configuration.
 
     Attributes:
         epoch_s: seconds, evaluation included.
@@ -39,11 +39,11 @@ class Estimate:
 
 
 def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int) -> str:
-    """A table of runs with their states, and estimates of time and memory for what is left.
+    """A table of runs with their states, and estimates of time and memory for the remaining ones.
 
     Args:
         plans: the runs.
-        jobs: how many are made side by side.
+        jobs: how many run in parallel.
         threads: CPU threads of each.
     """
     estimates: dict[str, Estimate] = {}
@@ -66,16 +66,16 @@ def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int) -> str:
         rows.append([*cells, format_duration(seconds), f"{estimate.memory_mib:.1f} MiB"])
     done = sum(bool(plan.ended) for plan in plans)
     total = f"{len(plans)} runs, {done} finished; about {format_duration(left / jobs)} left"
-    beside = f"with {jobs} side by side" if jobs > 1 else "one after the other"
+    beside = f"with {jobs} in parallel" if jobs > 1 else "one after the other"
     return (
         align(["run", "seed", "state", "time", "memory"], rows)
         + f"\n\n{total} {beside}, {threads} threads each\n"
-        + f"From {STEPS} measured steps of each configuration here; runs side by side slow each other."
+        + f"From {STEPS} measured steps of each configuration here; parallel runs slow each other down."
     )
 
 
 def measure_plan(plan: Plan, threads: int) -> Estimate:
-    """Build a run and make a few steps of it, in this process."""
+    """Build a run and take a few steps of it, in this process."""
     config = plan.config
     if plan.data.startswith("unknown"):
         return Estimate(problem=plan.data)
@@ -107,7 +107,7 @@ def measure_plan(plan: Plan, threads: int) -> Estimate:
 
 
 def _make_steps(training: TrainingState, count: int) -> int:
-    """Make steps of an epoch, at most ``count``; returns how many."""
+    """Take at most ``count`` steps of an epoch; returns how many."""
     training.batches_done = 0
     train_epoch(training, after_step=lambda: training.batches_done >= count)
     return training.batches_done

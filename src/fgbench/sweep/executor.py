@@ -1,4 +1,4 @@
-"""What the sweep driver hands out, and what makes it: jobs and executors."""
+"""Jobs, and the executors to which the sweep driver submits them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from fgbench.storage.run_directory import RunDirectory
 
 
 class RunFlags(NamedTuple):
-    """How runs are made, beside their configs.
+    """Flags of runs, in addition to their configs.
 
     Attributes:
         data_dir: a folder to look for datasets in first.
@@ -32,13 +32,13 @@ class RunFlags(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A run to make.
+    """A run to execute.
 
     Attributes:
         config: the resolved config, as YAML text.
-        results_dir: the results folder, absolute; it counts in place of the config's.
+        results_dir: the results folder, absolute; it overrides the config's.
         folder: the run directory within it.
-        flags: how it is made.
+        flags: flags of the run.
     """
 
     config: str
@@ -53,19 +53,19 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Where the run's output goes; beside it lies the config it is started with."""
+        """Where the run's output goes; the config it is started with is next to it."""
         return self.results_dir / "logs" / self.folder.with_suffix(".log")
 
 
 class Executor(Protocol):
-    """Something that makes runs. The driver calls ``poll`` again and again, and ``start`` where it may."""
+    """Something that executes runs. The driver calls ``poll`` repeatedly, and ``start`` if there is room."""
 
     threads: int
     """CPU threads of each run."""
 
     @property
     def size(self) -> int:
-        """How many runs can be made at once."""
+        """How many runs can be executed at once."""
 
     def has_room(self) -> bool:
         """Whether another run can be started now."""
@@ -77,10 +77,10 @@ class Executor(Protocol):
         """The runs that have ended since the last call, with their exit codes."""
 
     def progress(self) -> dict[Job, str]:
-        """The runs being made, and how far they are."""
+        """The current runs, and how far they are."""
 
     def stop(self, number: int) -> None:
         """Send the runs a signal: they save and end."""
 
     def close(self) -> None:
-        """End at once whatever is still there."""
+        """End at once whatever is still running."""

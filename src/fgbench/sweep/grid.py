@@ -30,16 +30,16 @@ from fgbench.sweep.tuned import (
 EXTENSION = 3
 """Values added beyond an edge at a time."""
 MAX_EXTENSIONS = 4
-"""How often; a best value that is at an edge even then is said to be."""
+"""How often; a best value that is still at an edge is reported as such."""
 CURVE = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
 
 Runs = Callable[[Sequence[Config]], Sequence[Path]]
-"""Makes the runs of the configs that have not ended, and returns their run directories in the same order."""
+"""Runs the configs that have not ended, and returns their run directories in the same order."""
 
 
 @dataclass
 class _Curve:
-    """One configuration at every value that was tried; place i of the grid is ``low * factor ** i``."""
+    """One configuration at every value tried; place i of the grid is ``low * factor ** i``."""
 
     config: Config
     label: str
@@ -63,22 +63,22 @@ class _Grid:
         return float(f"{self.low * self.factor**place:.4g}")
 
     def score(self, record: RunRecord, column: str | None = None) -> float:
-        """What the run ended with; NaN where it diverged."""
+        """The run's final value; NaN if it diverged."""
         return read(record, column or self.options.metric) if record.state == "finished" else math.nan
 
     def mean(self, curve: _Curve, place: int, seeds: Sequence[int], column: str | None = None) -> float:
-        """Over seeds; NaN where one of them diverged."""
+        """The mean over seeds; NaN if one of them diverged."""
         return fmean(self.score(curve.records[place, seed], column) for seed in seeds)
 
     def best(self, curve: _Curve, seeds: Sequence[int]) -> int | None:
-        """The place with the best mean, the smaller value of equals; None where every one diverged."""
+        """The place with the best mean, the smaller value if equal; None if every one diverged."""
         sign = 1 if self.options.metric == "val_accuracy" else -1
         means = {place: sign * self.mean(curve, place, seeds) for place in sorted(curve.places)}
         finite = {place: mean for place, mean in means.items() if math.isfinite(mean)}
         return max(finite, key=finite.__getitem__, default=None)
 
     def beyond(self, curve: _Curve) -> set[int]:
-        """The places to add: beyond the edge where the best is, below all where every one diverged."""
+        """The places to add: beyond the edge where the best is, or below all if every one diverged."""
         low, high, best = min(curve.places), max(curve.places), self.best(curve, self.seeds)
         new: set[int] = set()
         if best is None or best == low:
@@ -91,10 +91,10 @@ class _Grid:
 def tune_grid(sweep: Sweep, make_runs: Runs, say: Callable[[str], None] = print) -> list[Tuned]:
     """Try every configuration of a sweep at the same values, and write tuned configs and the whole curve.
 
-    A value's score is the mean over the tuning seeds, which are none of the sweep's own, of the metric at the
-    end of whole runs; one that diverges with any seed is not chosen. Where the best value is at an edge, the
-    grid grows beyond it. Trials are ordinary runs in RESULTS/tuned/trials: ended ones are not made again,
-    unfinished ones are resumed.
+    A value's score is the mean over the tuning seeds, which are not among the sweep's own, of the metric at
+    the end of whole runs; a value that diverges with any seed is not chosen. If the best value is at an edge,
+    the grid is extended beyond it. Trials are ordinary runs in RESULTS/tuned/trials: ended ones are not
+    repeated, unfinished ones resume.
 
     Returns:
         One for each configuration. Its ``noise`` is the spread, over tuning seeds s, of the accuracy on the
@@ -161,7 +161,7 @@ def _check(sweep: Sweep, grid: _Grid, configs: Sequence[Config]) -> None:
 
 
 def _make(grid: _Grid, curves: Sequence[_Curve], wanted: Sequence[set[int]], make_runs: Runs) -> None:
-    """Make the runs of all curves at the wanted places."""
+    """Run all curves at the wanted places."""
     trials = {}
     for curve, places in zip(curves, wanted, strict=True):
         for place in sorted(places):
@@ -198,7 +198,7 @@ def _conclude(grid: _Grid, curve: _Curve, folder: Path, *, at_edge: bool) -> Tun
 
 
 def _noise(grid: _Grid, curve: _Curve) -> float:
-    """The spread of the accuracy at the values that every seed by itself would choose."""
+    """The spread of the accuracy at the values that each seed alone would choose."""
     runs = curve.records.values()
     tested = all(math.isfinite(read(run, "test_accuracy")) for run in runs if run.state == "finished")
     column = "test_accuracy" if tested else "val_accuracy"

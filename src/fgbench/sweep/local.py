@@ -1,4 +1,4 @@
-"""Runs in processes of their own, side by side on this machine."""
+"""Runs in separate processes, in parallel on this machine."""
 
 import multiprocessing
 import os
@@ -19,13 +19,12 @@ from fgbench.sweep.executor import Job
 class LocalPool:
     """Runs in processes on this machine.
 
-    Processes are forked from a server that has imported torch once; each starts with nothing computed. One
-    whose driver dies saves and ends.
+    Processes are forked from a server that has only imported torch. If the driver dies, they save and end.
 
     Args:
         size: how many at once.
         threads: CPU threads of each.
-        gpus: CUDA devices to hand out, one each, as CUDA_VISIBLE_DEVICES names them.
+        gpus: CUDA devices to assign, one per run, as CUDA_VISIBLE_DEVICES names them.
     """
 
     def __init__(self, size: int, threads: int, gpus: Sequence[str] = ()) -> None:
@@ -36,7 +35,7 @@ class LocalPool:
         self._context.set_forkserver_preload(["fgbench.run.runner", "torch._dynamo"])
 
     def has_room(self) -> bool:
-        """Whether fewer than ``size`` runs are being made."""
+        """Whether fewer than ``size`` runs are active."""
         return bool(self._free)
 
     def start(self, job: Job) -> None:
@@ -55,7 +54,7 @@ class LocalPool:
         self._running[job] = (process, slot)
 
     def poll(self) -> dict[Job, int]:
-        """The runs that have ended, with their exit codes; negative: ended by a signal."""
+        """The runs that have ended, with their exit codes; negative if ended by a signal."""
         ended = {}
         for job, (process, slot) in list(self._running.items()):
             if process.exitcode is not None:
@@ -66,7 +65,7 @@ class LocalPool:
         return ended
 
     def progress(self) -> dict[Job, str]:
-        """The runs under way, and their epochs as their run directories have them."""
+        """The current runs, and their epochs according to their run directories."""
         return {job: describe_progress(job.directory.status()) for job in self._running}
 
     def stop(self, number: int) -> None:
@@ -84,7 +83,7 @@ class LocalPool:
 
 
 def share_threads(size: int) -> int:
-    """CPU threads for each of ``size`` runs side by side: OMP_NUM_THREADS, or the cores shared out."""
+    """CPU threads for each of ``size`` parallel runs: OMP_NUM_THREADS, or an equal share of the cores."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(said) if said.isdecimal() and int(said) else max(1, cores // size)
@@ -99,7 +98,7 @@ def describe_progress(status: Mapping[str, object]) -> str:
 
 
 def last_words(path: Path) -> str:
-    """The last message in a log, or else its last line; empty where there is none."""
+    """The last message in a log, or else its last line; empty if there is none."""
     try:
         lines = path.read_bytes()[-4000:].decode(errors="replace").split("\n")
     except OSError:
@@ -110,8 +109,8 @@ def last_words(path: Path) -> str:
 
 
 def _run_child(job: Job, config: Path, environment: dict[str, str], threads: int) -> None:
-    """In the new process: make the run, its output in the job's log; ends the process."""
-    os.setsid()  # or the terminal's Ctrl-C would come as a second one, which ends a run without saving
+    """In the new process: execute the run, with its output in the job's log, then exit."""
+    os.setsid()  # or the terminal's Ctrl-C would arrive twice, and the second ends a run without saving
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a driver in the background may ignore it
     os.environ.update(environment)
     with job.log.open("ab", buffering=0) as file:
@@ -121,7 +120,7 @@ def _run_child(job: Job, config: Path, environment: dict[str, str], threads: int
     sys.argv = ["fgbench", "run", str(config), *job.flags.arguments]  # env.json keeps it
     print(f"$ {' '.join(sys.argv)}", flush=True)
     if "" not in sys.path:
-        sys.path.append("")  # a user's own package.module:Class in the folder they work in
+        sys.path.append("")  # for a user's package.module:Class in the current folder
     from fgbench import measure
     from fgbench.run.runner import run_configs
 

@@ -1,4 +1,4 @@
-"""Runs on a node of a Ray cluster: in the driver's results folder where the node sees it, else apart.
+"""Runs on a node of a Ray cluster: in the driver's results folder if the node sees it, else elsewhere.
 
 Imports neither torch nor Ray.
 """
@@ -21,10 +21,10 @@ from fgbench.sweep.local import LocalPool
 
 POLL_S = 0.1
 RELEASE_S = 120.0
-"""How long a run is waited for that is saving because its node died; file servers keep locks for a while."""
+"""How long to wait for a run that is saving because its node died; file servers keep locks for a while."""
 
 STOP_AGAIN_S = 5.0
-"""When SIGTERM follows a signal that was lost on a process about to start."""
+"""When to send SIGTERM after a signal that a starting process has lost."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class JobResult:
 
     Attributes:
         code: its exit code.
-        log: its output; empty where the driver sees the log itself.
-        files: what its run directory holds; None where the driver sees the run directory itself.
+        log: its output; empty if the driver sees the log itself.
+        files: the content of its run directory; None if the driver sees the run directory itself.
     """
 
     code: int
@@ -43,14 +43,14 @@ class JobResult:
 
 
 class NodeRunner:
-    """A process on a node that makes runs, one after the other.
+    """A process on a node that executes runs, one after the other.
 
-    It ends with its driver or its node; the run then saves and ends too. Methods are called from threads of
-    their own: ``make`` blocks for as long as the run takes.
+    It ends with its driver or its node; the run then saves and ends too. Methods are called from separate
+    threads: ``make`` blocks for as long as the run takes.
 
     Args:
         threads: CPU threads of a run.
-        folder: where the driver works; here too, if there is such a folder.
+        folder: the driver's working directory; used here too, if it exists.
     """
 
     def __init__(self, threads: int, folder: Path) -> None:
@@ -60,16 +60,16 @@ class NodeRunner:
         self.stopped = 0
 
     def sees(self, path: Path) -> bool:
-        """Whether a file of the driver's can be written here too."""
+        """Whether a file of the driver is also writable here."""
         return os.access(path, os.W_OK)
 
     def make(self, job: Job, files: Mapping[str, bytes] | None, again: bool) -> JobResult:
-        """Make a run to its end.
+        """Execute a run to its end.
 
         Args:
             job: the run.
-            files: what its run directory holds already; None if it is to be made in place.
-            again: another node has begun it and died.
+            files: the content of its run directory so far; None to run in place.
+            again: another node has started it and died.
         """
         if files is None:
             if again and job.directory.path.exists():
@@ -86,7 +86,7 @@ class NodeRunner:
     def _run(self, job: Job) -> int:
         if not self.stopped:
             self.pool.start(job)
-        if self.stopped:  # before, or while the process was started: it has not begun
+        if self.stopped:  # before or while the process was started: the run has not begun
             self.pool.close()
             return 128 + self.stopped
         due = 0.0
@@ -105,12 +105,12 @@ class NodeRunner:
         return f"{next(iter(self.pool.progress().values()), 'starts')} on {socket.gethostname()}"
 
     def stop(self, number: int) -> None:
-        """Send the run a signal: it saves and ends. No other is made after it."""
+        """Send the run a signal: it saves and ends. No other run is started after it."""
         self.stopped = number
 
 
 def claim_directory(directory: RunDirectory, give_up: Callable[[], bool]) -> None:
-    """Take a run directory from a node that died, once what is left of its run has released it."""
+    """Take over the run directory of a node that died, once the rest of its run has released it."""
     end = time.monotonic() + RELEASE_S
     while time.monotonic() < end and not give_up():
         try:
@@ -123,7 +123,7 @@ def claim_directory(directory: RunDirectory, give_up: Callable[[], bool]) -> Non
 
 
 def pack(directory: RunDirectory) -> dict[str, bytes]:
-    """The files of a run directory by name; empty where there is none."""
+    """The files of a run directory by name; empty if it does not exist."""
     if not directory.path.is_dir():
         return {}
     paths = [path for path in directory.path.iterdir() if path.suffix in (".csv", ".json", ".pt", ".yaml")]
@@ -131,7 +131,7 @@ def pack(directory: RunDirectory) -> dict[str, bytes]:
 
 
 def unpack(directory: RunDirectory, files: Mapping[str, bytes]) -> None:
-    """Write the files of a run directory; its status, which says whether the others are whole, comes last."""
+    """Write the files of a run directory; the status, which says whether the others are complete, is last."""
     if files:
         directory.create()
     for name in sorted(files, key=lambda name: name == "status.json"):
@@ -139,7 +139,7 @@ def unpack(directory: RunDirectory, files: Mapping[str, bytes]) -> None:
 
 
 def _move_apart(job: Job) -> Job:
-    """The same run in a temporary results folder, those of killed drivers and their runs being removed."""
+    """The same run in a temporary results folder; removes those of killed drivers and their runs."""
     for folder in Path(tempfile.gettempdir()).glob("fgbench-ray-*-*"):
         pid = folder.name.split("-")[2]
         if not is_alive(pid):

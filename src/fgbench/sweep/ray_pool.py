@@ -21,7 +21,7 @@ from fgbench.storage.state import state_files
 from fgbench.sweep.executor import Job
 from fgbench.sweep.ray_node import JobResult, NodeRunner, pack, unpack
 
-# Read when Ray is imported: otherwise Ray takes this machine's outer address where it is given 127.0.0.1.
+# Read when Ray is imported: otherwise Ray replaces 127.0.0.1 by this machine's external address.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 try:
     import ray
@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
 ANSWER_S = 5.0
 CONNECT_S = 30.0
 RETRIES = 3
-"""How often a run is started again because its node died."""
+"""How often a run is restarted because its node died."""
 
 
 def connect(address: str) -> bool:
@@ -50,7 +50,7 @@ def connect(address: str) -> bool:
     try:
         if match:
             socket.create_connection((match[1], int(match[2])), ANSWER_S).close()
-        # First in another process: where something else answers, ray.init tries for minutes and aborts.
+        # First in another process: if something else answers, ray.init tries for minutes and aborts.
         code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"
         subprocess.run(
             [sys.executable, "-c", code, address],
@@ -70,14 +70,14 @@ def connect(address: str) -> bool:
 class RayPool:
     """Runs on the nodes of the cluster that :func:`connect` has connected to.
 
-    A node that sees the driver's results folder makes its runs in there; one whose node dies resumes from
-    its last saved state on another. From other nodes the run directory comes back when the run has ended or
-    was stopped; meanwhile the driver holds it, and where a node dies its run starts again.
+    A node that sees the driver's results folder writes its runs there; if it dies, they resume from their
+    last saved state on another node. Other nodes send the run directory back when the run has ended or was
+    stopped; meanwhile the driver holds it, and if the node dies, the run starts again.
 
     Args:
         size: how many at once; None for as many as the cluster has room for.
-        threads: CPUs of each, which are its threads.
-        gpus: GPUs of each; below 1, runs share one.
+        threads: CPUs of each run, which is also its number of threads.
+        gpus: GPUs of each run; below 1, runs share one.
 
     Raises:
         ConfigError: no node has room for a run.
@@ -104,7 +104,7 @@ class RayPool:
 
     @property
     def size(self) -> int:
-        """How many runs are made at once; if it was given, those without room on the cluster wait for it."""
+        """How many runs are submitted at once; if set by the user, some may wait for room on the cluster."""
         return self._size or self._count_room()
 
     def _count_room(self) -> int:
@@ -118,7 +118,7 @@ class RayPool:
         return len(self._running) < self.size
 
     def start(self, job: Job) -> None:
-        """Start a run on some node."""
+        """Start a run on any node."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
         token = job.results_dir / self._token
         token.touch()
@@ -130,9 +130,9 @@ class RayPool:
         return _Run(job, actor, actor.sees.remote(job.results_dir / self._token), tries)
 
     def poll(self) -> dict[Job, int]:
-        """The runs that have ended, with their exit codes; negative: ended by a signal."""
+        """The runs that have ended, with their exit codes; negative if ended by a signal."""
         ended, self._cancelled = self._cancelled, {}
-        self._free.clear()  # whatever no run has been started on since; Ray ends them
+        self._free.clear()  # actors on which no run was started since; Ray ends them
         for job, run in list(self._running.items()):
             try:
                 code = run.follow()
@@ -164,11 +164,11 @@ class RayPool:
         return None
 
     def progress(self) -> dict[Job, str]:
-        """The runs being made, and how far they were when last asked."""
+        """The current runs, and how far they were when last asked."""
         return {job: run.progress() for job, run in self._running.items()}
 
     def stop(self, number: int) -> None:
-        """Send all runs a signal; those that wait for room are cancelled first, or they would get it."""
+        """Send all runs a signal; those waiting for room are cancelled first, or they would take the room."""
         self._stopped = number
         for job in [job for job, run in self._running.items() if run.ended is None]:
             ray.kill(self._running.pop(job).actor)
@@ -177,7 +177,7 @@ class RayPool:
             run.actor.stop.remote(number)
 
     def close(self) -> None:
-        """End what is still running, and leave the cluster."""
+        """End what is still running, and disconnect from the cluster."""
         for run in self._running.values():
             ray.kill(run.actor)
             run.release()
@@ -189,15 +189,15 @@ class RayPool:
 
 @dataclass
 class _Run:
-    """A run on its way, as the driver sees it.
+    """A submitted run, as the driver sees it.
 
     Attributes:
         actor: the :class:`NodeRunner`.
-        placed: whether it shares the driver's results folder, once it is on a node.
-        tries: how many nodes have died with it.
+        placed: whether its node sees the driver's results folder, once it is on a node.
+        tries: how many of its nodes have died.
         ended: its result; None before it has been started.
 
-    A run directory that the run's node does not see is held by the driver: locked, and said to be running.
+    A run directory that the run's node does not see is held by the driver: locked, with status running.
     """
 
     job: Job
@@ -212,7 +212,7 @@ class _Run:
     _status: bytes = b""
 
     def follow(self) -> int | None:
-        """Take the next step where it is due; returns the exit code once the run has ended.
+        """Advance it if possible; returns the exit code once the run has ended.
 
         Raises:
             RayError: its node died, or something failed there.
@@ -234,8 +234,8 @@ class _Run:
         return result.code
 
     def progress(self) -> str:
-        """How far it is; asks without waiting for the answer."""
-        with suppress(RayError):  # follow sees it too
+        """How far it is; requests an update without waiting for it."""
+        with suppress(RayError):  # follow handles it
             if self._asked is not None and _is_ready(self._asked):
                 asked, self._asked = self._asked, None
                 self._progress = ray.get(asked)
@@ -244,7 +244,7 @@ class _Run:
         return self._progress
 
     def _hold(self) -> dict[str, bytes]:
-        """Hold the run directory for a node that does not see it; returns what to resume from."""
+        """Hold the run directory for a node that does not see it; returns the files to resume from."""
         directory = self.job.directory.create()
         self._held.enter_context(directory.lock())
         files = pack(directory)
@@ -255,14 +255,14 @@ class _Run:
         return {} if repeat else files
 
     def _gather(self, directory: RunDirectory, result: JobResult) -> None:
-        """Keep what a node sent; until all of it is written, the run directory says that it is running."""
+        """Write the files a node sent; until all are written, the run directory's status is running."""
         _append(self.job.log, result.log)
         files = dict(result.files or {})
         if not files:
             return
         status, self._status = files.pop("status.json", self._status), b""
         if "config.yaml" in files:
-            files["config.yaml"] = self.job.config.encode()  # with the results folder of here, not of there
+            files["config.yaml"] = self.job.config.encode()  # which has the driver's results folder
         unpack(directory, files)
         for path in state_files(directory.path):
             if path.name not in files:
@@ -270,7 +270,7 @@ class _Run:
         self._status = status
 
     def release(self) -> None:
-        """Let go of the run directory where it is held: as it came back, or else as it was before."""
+        """Release the run directory if it is held: with the node's files, or else as it was before."""
         if self._directory is None:
             return
         path = self._directory.path / "status.json"
@@ -281,7 +281,7 @@ class _Run:
                 atomic_write(path, self._status)
 
     def fail(self, reason: str) -> int:
-        """Log why the run cannot be made; returns its exit code."""
+        """Log why the run failed; returns its exit code."""
         _append(self.job.log, f"fgbench: {reason}\n".encode())
         self.release()
         return FgbenchError.exit_code
@@ -297,6 +297,6 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in a line: the innermost error where it holds a traceback."""
+    """An error's message in one line; that of the innermost error if it holds a traceback."""
     text = str(getattr(error, "stderr", None) or error).strip()
     return re.findall(r"^(?:[\w.]+(?:Error|Exception): )?(.+)", text, re.MULTILINE)[-1][:200]

@@ -1,4 +1,4 @@
-"""Fair tuning: the same search for every combination of a sweep's axes, on the validation part (Optuna)."""
+"""Fair tuning: the same search for every configuration of a sweep, on validation images (Optuna)."""
 
 import hashlib
 import math
@@ -36,14 +36,14 @@ State = optuna.trial.TrialState
 def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = print) -> list[Tuned]:
     """Tune every configuration of a sweep, and write the tuned configs and the trials into RESULTS/tuned.
 
-    A configuration's first seed is used. Every one has as many trials of as many epochs; a trial that is
-    worse than the median of those before it, at the same epoch, is stopped early. Going on after an
-    interruption makes the trials that are missing.
+    A configuration's first seed is used. All have the same number of trials and epochs; a trial that is worse
+    than the median of earlier ones at the same epoch is stopped early. After an interruption the same call
+    runs the missing trials.
 
     Raises:
         ConfigError: a configuration cannot be built, or none of its trials gave a finite result.
         FgbenchError: another process is tuning in the same folder.
-        Interrupted: a signal asked to stop; the trials before are kept.
+        Interrupted: a signal asked to stop; earlier trials are kept.
     """
     options = sweep.tune or TuneOptions()
     ranges = sweep.ranges or {"optimizer.lr": (1e-5, 1.0)}

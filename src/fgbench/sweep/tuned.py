@@ -1,4 +1,4 @@
-"""What tuning gives, however it searched: the best values of every configuration, and a table of them."""
+"""The results of tuning, by either sampler: the best values of every configuration, and a table."""
 
 import re
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ class Tuned:
 
     Attributes:
         path: the config file written.
-        trials: made in all, those that diverged or were stopped included.
+        trials: number of trials, including those that diverged or were stopped.
         diverged: trials whose loss became infinite or NaN.
         values: the best trial's, by dotted key.
         score: its metric; the mean over seeds where there are several.
         stopped: trials that were stopped early.
         noise: largest less smallest accuracy that each tuning seed's own choice of values gives; NaN where
             one seed's choice diverges with another, None where there is one seed.
-        at_edge: whether the best value is the last that was tried in its direction.
+        at_edge: whether the best value is the last one tried in its direction.
     """
 
     label: str
@@ -42,7 +42,7 @@ class Tuned:
 
 
 def distinct_configs(configs: Sequence[Config], keys: Sequence[str]) -> list[Config]:
-    """One config for all that differ in nothing but the seed and what is tuned."""
+    """One config for each group that differs only in the seed and the tuned keys."""
     found: dict[str, Config] = {}
     for config in configs:
         data = config.model_dump(mode="json")
@@ -60,7 +60,7 @@ def with_values(config: Config, values: dict[str, Any], tuned: str | None = None
     """The config with other values for dotted keys.
 
     Raises:
-        ConfigError: a key it does not have, or a value that is not allowed.
+        ConfigError: an unknown key, or a value that is not allowed.
     """
     overrides = [Override(key, value, f"tune.keys.{key}") for key, value in values.items()]
     source = Source("the tuned config", config.model_dump(mode="json", exclude_unset=True) | {"tuned": tuned})
@@ -68,12 +68,12 @@ def with_values(config: Config, values: dict[str, Any], tuned: str | None = None
 
 
 def short_name(label: str) -> str:
-    """A label as the name of a run."""
+    """The name of a run, from a label."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" on ", "_"))[:100]
 
 
 def write_tuned(config: Config, label: str, values: dict[str, Any], origin: str, folder: Path) -> Path:
-    """Write the tuned config; ``origin`` says in it how its values were chosen."""
+    """Write the tuned config; ``origin`` records in it how its values were chosen."""
     name = short_name(label)
     path = folder / f"{name}.yaml"
     named = config.model_copy(update={"name": name})

@@ -19,7 +19,7 @@ def build_trainer(options: Options) -> Trainer:
     """
     found = load("trainer", options.name)
     if not (isinstance(found, type) and issubclass(found, Trainer)):
-        raise ConfigError(f"trainer.name: {options.name} is no subclass of fgbench.Trainer")
+        raise ConfigError(f"trainer.name: {options.name} is not a subclass of fgbench.Trainer")
     if inspect.isabstract(found):
         raise ConfigError(f"trainer.name: {options.name} has no method compute_gradients")
     return found(options)

@@ -83,7 +83,7 @@ class Program:
         self.chosen: list[int] = []
 
     def __call__(self, *args: Any) -> Any:
-        """What the captured graph returns; the capture is told the derivatives beside it."""
+        """What the captured graph returns; the derivatives are passed to the capture separately."""
         capture = self.capture
         if not (self.compared or capture.trying):
             raise NewCaptureError
