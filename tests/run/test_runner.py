@@ -357,7 +357,7 @@ def test_a_change_of_environment_is_told_and_both_are_kept(
     run = only_run(tmp_path)
     run.write_env({**run.read_env(), "torch": "0.1"})
     run_configs([make_config(tmp_path)])
-    assert "torch changed since this run began" in capsys.readouterr().err
+    assert "torch changed since this run started" in capsys.readouterr().err
     assert [env["torch"] for env in run.read_env()["earlier"]] == ["0.1"]
 
 
@@ -418,7 +418,7 @@ def test_deterministic_runs_repeat_and_what_cannot_be_is_one_line(
 
         monkeypatch.setattr("fgbench.run.epochs.train_epoch", refuse)
         assert run_configs([make_config(tmp_path / "c", deterministic=True)]).code == 1
-        assert "deterministic: true is more than PyTorch can give" in capsys.readouterr().err
+        assert "deterministic: true is not possible here" in capsys.readouterr().err
     finally:
         torch.use_deterministic_algorithms(False)
 

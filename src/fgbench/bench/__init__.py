@@ -1,1 +1,1 @@
-"""Is it fast: step times and memory of every trainer, side by side in one process."""
+"""Step times and memory of every trainer, alternating in one process."""

@@ -1,4 +1,4 @@
-"""Backprop in its best forms: the opponents that a trainer without a backward pass has to beat."""
+"""Backprop in its best forms: the baselines that a trainer without a backward pass has to beat."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def compiled_step(
 
 
 def step_in_backward(model: nn.Module, inputs: Tensor, labels: Tensor, lr: float) -> Callable[[], object]:
-    """A step of plain SGD that updates each parameter as soon as its gradient is there, and drops that."""
+    """A step of plain SGD that updates each parameter as soon as its gradient is ready, then frees it."""
 
     @torch.no_grad()
     def update(param: Tensor) -> None:

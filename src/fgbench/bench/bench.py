@@ -1,7 +1,7 @@
-"""Step times and memory of every trainer, side by side in one process: the evidence for "faster and leaner".
+"""Step times and memory of every trainer, alternating in one process.
 
 Each case has its own copy of the model. Rounds go through all cases in turn (A B C, A B C, ...), and a ratio
-is the median over rounds of two times from the same round, so drift of the machine touches both sides alike.
+is the median over rounds of two times from the same round, so drift of the machine affects both alike.
 """
 
 import copy
@@ -34,9 +34,9 @@ from fgbench.trainers.forward_gradient import ForwardGradient
 
 IMAGE_SHAPE = (1, 28, 28)
 CLASSES = 10
-LEARNING_RATE = 1e-6  # the values must stay finite for hundreds of steps of noisy gradients
-TURN_S = 0.03  # a turn repeats short steps to about this long
-LOOP_TURN_S, LOOP_STEPS = 0.1, 100  # and goes round the training loop for so long, or so many steps
+LEARNING_RATE = 1e-6  # small, so that values stay finite over hundreds of steps with noisy gradients
+TURN_S = 0.03  # short steps are repeated to about this time per round
+LOOP_TURN_S, LOOP_STEPS = 0.1, 100  # the training loop runs for this time or number of steps
 LOSS = nn.CrossEntropyLoss(reduction="none")
 
 FORWARD, BACKPROP = "forward only", "backprop"
@@ -81,18 +81,18 @@ IN_LOOP = (BACKPROP, "forward-gradient, rank-one")
 
 @dataclass
 class Case:
-    """One way of making a step, with a model of its own.
+    """One way of taking a step, with its own model.
 
     Attributes:
-        name: as the table shows it.
-        step: makes one step.
+        name: its name in the table.
+        step: takes one step.
         model: what the step trains.
-        parts: shorter pieces of the step that are also timed on their own: ``sampling``, ``update``.
-        tangent_bytes: what the step's tangents take.
-        steps: how many steps ``step`` makes.
+        parts: parts of the step that are also timed separately: ``sampling``, ``update``.
+        tangent_bytes: memory of the step's tangents.
+        steps: how many steps ``step`` takes.
         counted: whether its operations can be counted; those of compiled code cannot.
         bare: for a case inside the training loop, the case of its step alone.
-        trainer: what fills the gradients, where a trainer does.
+        trainer: the trainer that fills the gradients, if there is one.
         times_s: per round, of one step.
     """
 
@@ -120,7 +120,7 @@ def run_bench(
     rounds: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Measure the cases on every model and batch size, and write what was found into ``out``.
+    """Measure all cases on every model and batch size, and write the results to ``out``.
 
     Files are written, and the table so far printed, after every model and batch size.
 
@@ -131,11 +131,11 @@ def run_bench(
         out: folder for ``bench.csv``, ``bench.json`` (with the environment), ``bench.png`` and ``bench.svg``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads; torch's own choice when None.
-        rounds: how often each case has its turn; 25, or 7 for ``quick``, when None.
-        say: is called with the table of each model and batch size when it is done.
+        rounds: how often each case is timed; 25, or 7 for ``quick``, when None.
+        say: called with the table of each model and batch size when it is done.
 
     Returns:
-        Where it was written, and whether the times can be trusted.
+        Where the results are, and whether the times can be trusted.
 
     Raises:
         ConfigError: an unknown model, a batch size below 1, a device that is not there.
@@ -268,7 +268,7 @@ def _mib(tensors: list[Tensor]) -> float:
 
 
 def _turn(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one step; short steps are repeated, and the first, which finds cold caches, left out."""
+    """Seconds of one step; short steps are repeated, leaving out the first, which has cold caches."""
     measure.synchronize(device)
     start = time.perf_counter()
     step()
@@ -285,14 +285,14 @@ def _turn(step: Callable[[], object], device: torch.device) -> float:
 
 
 def _count_gflop(step: Callable[[], object]) -> float:
-    """Floating-point operations of a step's matrix products and convolutions, in thousands of millions."""
+    """Floating-point operations of a step's matrix products and convolutions, in GFLOP."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops() / 1e9
 
 
 def _step_memory_mib(case: Case, device: torch.device) -> float:
-    """Peak memory of one step with what it keeps between steps, the copies of other cases apart."""
+    """Peak memory of one step including what is kept between steps, excluding other cases' copies."""
     if device.type == "cpu":
         return measure.step_memory(case.step, case.model, case.optimizer, case.trainer)
     resident = measure.resident_bytes(case.model, case.optimizer, case.trainer)
@@ -348,7 +348,7 @@ def _textbook_case(model: nn.Module, inputs: Tensor, labels: Tensor) -> Case:
 
 
 def _trainer_case(name: str, trainer: Trainer, model: nn.Module, inputs: Tensor, labels: Tensor) -> Case:
-    """A step as the training loop makes it: plain SGD, without a dense gradient where the trainer can."""
+    """A step as in the training loop: plain SGD, without a dense gradient if the trainer can."""
     own, images = copy.deepcopy(model), inputs.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD([*own.parameters(), *trainer.parameters()], lr=LEARNING_RATE, fused=True)
     generator = derive_generator(inputs.device, 0, "tangents")

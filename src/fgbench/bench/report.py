@@ -1,4 +1,4 @@
-"""What ``fgbench bench`` writes: a table, a CSV, a JSON file, a figure."""
+"""The output of ``fgbench bench``: a table, a CSV, a JSON file, a figure."""
 
 import csv
 import io
@@ -18,17 +18,17 @@ from fgbench.plotting.style import STYLE, save_figure, trainer_hue
 from fgbench.storage.files import atomic_write
 
 NOISY_SPREAD = 0.15
-"""Spread of backprop's step time, relative to its median, above which a measurement is not to be trusted."""
+"""A measurement is not trusted if backprop's step time spreads more than this, relative to its median."""
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One case on one model and batch size; times in seconds, one per round, rounds in step with each other.
+    """One case on one model and batch size; times in seconds, one per round (the same rounds for all cases).
 
     ``bare_s`` are the times of the step alone, for a case inside the training loop; its memory is not
     measured. ``best_backprop_s`` are the times of backprop in its fastest form, ``best_backprop_mib`` is its
     memory in its leanest form without recomputation, and ``best_backprop`` says which these are. ``gflop``
-    counts the operations of matrix products and convolutions, 0 where they cannot be counted.
+    counts the operations of matrix products and convolutions, 0 if they cannot be counted.
     ``uses_backwards`` says what the step uses backwards. ``note`` says why a case was not measured; it has no
     times then.
     """
@@ -58,7 +58,7 @@ class BenchRow:
     note: str = ""
 
     def columns(self) -> dict[str, Any]:
-        """The row of the CSV; what does not apply is empty."""
+        """The row of the CSV; cells that do not apply are empty."""
         first = {"model": self.model, "batch_size": self.batch_size, "case": self.case}
         first |= {"uses_backwards": self.uses_backwards}
         if not self.times_s:
@@ -100,7 +100,7 @@ class BenchRow:
 def name_best_backprop(rows: Sequence[BenchRow]) -> list[BenchRow]:
     """The rows of one model and batch size, with the best of backprop's forms to compare each with.
 
-    In time the fastest of all; in memory the leanest without recomputation, the least of all beside it.
+    In time the fastest of all; in memory the smallest without recomputation, and the smallest of all.
     """
     forms = [row for row in rows if row.case.partition(",")[0] == "backprop" and row.peak_memory_mib]
     fastest = min(forms, key=lambda row: statistics.median(row.times_s))
@@ -132,7 +132,7 @@ def spread(times: Sequence[float]) -> float:
 
 
 def noise(rows: Sequence[BenchRow], load: str | None) -> str | None:
-    """Why the times are not to be trusted; None where they are."""
+    """Why the times cannot be trusted; None if they can."""
     reasons = [load] if load else []
     for row in rows:
         if row.case != "backprop" or not row.times_s:
@@ -260,7 +260,7 @@ def draw(rows: Sequence[BenchRow]) -> Figure:
 
 
 def _draw_bars(axes: Any, cases: Sequence[str], values: dict[str, float]) -> None:
-    """A bar for each case, its number beside it or inside; with an arrow where the bar leaves the panel."""
+    """A bar for each case with its value; an arrow where the bar exceeds the panel."""
     limit = 1.15 * min(max(values.values()), 4)
     for place, case in enumerate(cases):
         value = values.get(case)

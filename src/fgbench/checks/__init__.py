@@ -1,1 +1,1 @@
-"""Is it right: estimates compared with the true gradient."""
+"""Checks: estimates compared with the true gradient."""

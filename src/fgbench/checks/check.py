@@ -1,4 +1,4 @@
-"""``fgbench check``: are a config's derivatives and gradient right, and is fgbench installed well."""
+"""``fgbench check``: checks a config's derivatives and gradient, or the installation."""
 
 import platform
 import time
@@ -32,14 +32,14 @@ from fgbench.trainers.base import Trainer
 from fgbench.trainers.build import build_trainer
 
 QUALITY_DRAWS = 8
-"""Gradients from which the noise and the cosine of every layer are taken."""
+"""Number of gradients from which the noise and the cosine of every layer are computed."""
 LOSS = nn.CrossEntropyLoss(reduction="none")
 
 
 def check(
     config: Config | None = None, search: DataSearch | None = None, draws: int = 64
 ) -> tuple[str, bool]:
-    """What ``fgbench check`` prints, and whether all is well.
+    """The report of ``fgbench check``, and whether everything is consistent.
 
     Args:
         config: what to check, on its own model, data and device; None: the installation.
@@ -92,7 +92,7 @@ def _set_up(config: Config, model: nn.Module, inputs: Tensor, num_classes: int) 
 
 
 def _check_derivative(model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Part:
-    """Of the model, whatever the trainer."""
+    """Check the model's directional derivative, independently of the trainer."""
     found = directional_derivatives(model, LOSS, inputs, labels, seed)
     title = "directional derivative along one normal tangent, in float64:"
     return Part("derivative", [title, *found.lines()], found.agree)
@@ -101,7 +101,7 @@ def _check_derivative(model: nn.Module, inputs: Tensor, labels: Tensor, seed: in
 def _check_samples(
     trainer: Trainer, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int, draws: int
 ) -> Part:
-    """Gradients beside the true one, where theory knows their means."""
+    """Compare sampled gradients with the true one and with their theoretical means."""
     sampled = sample_gradients(trainer, model, LOSS, inputs, labels, seed, draws)
     figures = sampled.figures(expected_values(trainer, model, sampled))
     name = trainer.options.name
@@ -124,7 +124,7 @@ def _quality_table(
 
 
 def _check_installation(search: DataSearch) -> tuple[str, bool]:
-    """Versions, devices, threads, the data that is there, and one step of every trainer on a tiny model."""
+    """Versions, devices, threads, available data, and one step of every trainer on a tiny model."""
     device = measure.resolve_device("auto")
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     lines = [

@@ -1,4 +1,4 @@
-"""Is a trainer's step what its docstring says, entry by entry."""
+"""Compares a trainer's step with the formula of its docstring, entry by entry."""
 
 from torch import Tensor, nn
 
@@ -11,28 +11,28 @@ from fgbench.trainers.base import LossFunction, Trainer
 
 TITLE = "a step against its formula, entry by entry, in float64:"
 STEPS = 3
-"""Steps compared with their formula, of trainers that learn something themselves: at first that may be 0."""
+"""Steps compared for trainers that learn something themselves, which may be 0 at first."""
 EXACT = 1e-8
-"""How far a float64 step may be from its formula, as a share of a derivative's root mean square."""
+"""Largest error of a float64 step, as a share of a derivative's root mean square."""
 
 
 def check_formula(
     trainer: Trainer, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, seed: int
 ) -> Part:
-    """Steps, in float64, against the trainer's reference.
+    """Compare steps, in float64, with the trainer's reference.
 
     Args:
-        trainer: set up for the model; goes on to learn.
+        trainer: set up for the model; it keeps learning.
         model: in float64, in training mode.
         loss_fn: one loss per sample.
         inputs: shape (B, ...), float64.
         labels: shape (B,).
-        seed: of the trainer's chance.
+        seed: of the trainer's randomness.
 
     Raises:
         ConfigError: the trainer cannot train the model.
     """
-    # central differences take the output layer's gradient beside the parameters, not at them
+    # central differences evaluate the output layer's gradient next to the parameters, not at them
     beside = hasattr(trainer.options, "epsilon") and trainer.options.exact_output
     tolerance = 1e-3 if beside else EXACT
     found = []

@@ -1,4 +1,4 @@
-"""A trainer's gradient beside the true one, and the directional derivative three ways."""
+"""Compares a trainer's gradient with the true one, and a directional derivative computed in three ways."""
 
 import copy
 import math
@@ -21,17 +21,17 @@ from fgbench.trainers.replay import OnePass, RandomStates
 from fgbench.trainers.sampling import sample_tangents
 
 STANDARD_ERRORS = 4.0
-"""How far a mean may lie from its expected value."""
+"""Largest distance of a mean from its expected value."""
 EPSILON = 1e-10
-"""Half the distance of the central difference, in float64: so small that no ReLU switches within."""
+"""Half the distance of the central difference, in float64: so small that no ReLU switches in between."""
 
 
 @dataclass(frozen=True)
 class Derivatives:
-    """One directional derivative, three ways, and the length of the gradient it is measured against.
+    """One directional derivative in three ways, and the gradient's norm for comparison.
 
     Attributes:
-        forward: by the pass that forward trainers use; or why it refuses this model.
+        forward: by the pass that forward trainers use; or why that refuses this model.
         reverse: by backprop.
         central: by differences.
         norm: |g|.
@@ -44,7 +44,7 @@ class Derivatives:
 
     @property
     def agree(self) -> bool:
-        """Whether those there are agree up to rounding and the error of the difference."""
+        """Whether the available ones agree up to rounding and the error of the difference."""
         exact = isinstance(self.forward, str) or abs(self.forward - self.reverse) <= 1e-8 * self.norm
         return exact and abs(self.central - self.reverse) <= 1e-4 * self.norm
 
@@ -103,7 +103,7 @@ def directional_derivatives(
 
 @dataclass(frozen=True)
 class Moment:
-    """A sampled mean beside the value it should have (None: unknown, only shown)."""
+    """A sampled mean and the value it should have (None: unknown, only shown)."""
 
     name: str
     values: Tensor
@@ -124,7 +124,7 @@ class Moment:
 
     @property
     def consistent(self) -> bool:
-        """Finite, and no further from what is expected than chance explains (1e-4 more for rounding)."""
+        """Whether it is finite and within sampling error of the expected value (plus 1e-4 for rounding)."""
         if not math.isfinite(self.mean):
             return False
         allowed = STANDARD_ERRORS * self.standard_error
@@ -140,7 +140,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What ``draws`` gradients g_hat of a trainer are, beside the true g; tensors of shape (draws,), float64.
+    """Sampled gradients g_hat of a trainer compared with the true g; tensors of shape (draws,), float64.
 
     Attributes:
         projections: <g_hat, g> / |g|^2.
@@ -199,7 +199,7 @@ def sample_gradients(
 
 @dataclass(frozen=True)
 class Expected:
-    """What theory says of a trainer's gradient; None where it says nothing."""
+    """Theoretical values for a trainer's gradient; None where unknown."""
 
     projection: float | None = None
     error: float | None = None
@@ -256,6 +256,6 @@ def gradient_of(
 
 @contextmanager
 def kept_generators(device: torch.device) -> Iterator[None]:
-    """The global generators are afterwards as they were before."""
+    """Restore the global generators afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield

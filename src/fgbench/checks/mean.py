@@ -1,4 +1,4 @@
-"""The exact mean of a trainer's gradient over its chance, without sampling: one entry at a time."""
+"""The exact mean of a trainer's gradient over its randomness, without sampling: one entry at a time."""
 
 import math
 
@@ -15,23 +15,23 @@ from fgbench.trainers.sampling import Drawn, watching_draws
 
 TITLE = "the exact mean of its gradient, over every direction of a small model, in float64:"
 TOLERANCE = 1e-7
-"""How far the mean may lie from the declared one, in float64, as a share of its length."""
+"""Largest distance of the mean from the declared one, in float64, as a share of its norm."""
 FEW = {"tangents": 2, "epsilon": 1e-6}
 """Options at most so large: every tangent costs steps, and a difference is a derivative for small steps."""
 LOSS = nn.CrossEntropyLoss(reduction="none")
 
 Entry = tuple[bytes, int, int, int]
-"""A random number of a step: the generator's state, the direction, its row, and the entry within."""
+"""A random number drawn in a step: the generator's state, the direction, its row, and the entry in it."""
 
 
 def check_mean(trainer: Trainer, device: torch.device) -> Part:
-    """Average a trainer's gradient over all its chance on a small model, and compare with what it declares.
+    """Average a trainer's gradient over all its randomness on a small model; compare with its declared mean.
 
     For a gradient that is quadratic in directions v with zero mean and E[v v^T] = I, such as d v, that is
 
         E[g_hat] = g_hat(0) + sum_j ((g_hat(e_j) + g_hat(-e_j)) / 2 - g_hat(0))
 
-    over the unit vectors e_j of all that is drawn; of an outer product's factors, over all pairs of theirs.
+    over the unit vectors e_j of everything drawn; for the factors of an outer product, over all their pairs.
     """
     few = {name: min(most, getattr(trainer.options, name, most)) for name, most in FEW.items()}
     options = trainer.options.model_copy(
@@ -41,7 +41,7 @@ def check_mean(trainer: Trainer, device: torch.device) -> Part:
         probe = make_probe(type(trainer)(options), device, torch.float64)
     except ConfigError as error:
         return Part.not_checked("mean", TITLE, f"on a small model: {error}")
-    for seed in range(2):  # what a trainer has learnt by then should not be zero
+    for seed in range(2):  # so that what the trainer learns itself is not zero
         gradient_of(*_arguments(probe), torch.Generator(device).manual_seed(seed))
     declared = probe.trainer.mean_gradient(probe.model, LOSS, probe.inputs, probe.labels)
     recorder = _Recorder()
@@ -78,7 +78,7 @@ def _gradient(probe: Probe, watcher: "_Recorder | _OneEntry", seed: int = 0) -> 
 
 
 class _Recorder:
-    """Collects every entry that a step draws; what is drawn from an equal state is the same."""
+    """Collects every entry that a step draws; draws from equal states are the same."""
 
     def __init__(self) -> None:
         self.entries: set[Entry] = set()
@@ -90,7 +90,7 @@ class _Recorder:
 
 
 class _OneEntry:
-    """Writes zeros over all that is drawn, and a number over one entry."""
+    """Overwrites all draws with zeros, and one entry with a number."""
 
     def __init__(self, entry: Entry | None, value: float = 0.0) -> None:
         self.entry, self.value = entry, value

@@ -1,4 +1,4 @@
-"""One thing that a check looked at, and what it found."""
+"""One part of a check, and its result."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ class Part:
     """One part of ``fgbench check``.
 
     Attributes:
-        name: in the verdict.
-        lines: of the report; a title, and what was found.
-        consistent: None where there was nothing to compare with.
+        name: its name in the verdict.
+        lines: its lines of the report: a title, and the results.
+        consistent: None if there was nothing to compare with.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Part:
 
 
 def verdict(parts: list[Part]) -> str:
-    """``inconsistent`` and where; ``consistent`` (at least with its formula); or ``not checked``."""
+    """``inconsistent``, naming the parts; ``consistent`` (at least with its formula); or ``not checked``."""
     wrong = [part.name for part in parts if part.consistent is False]
     open_ = [part.name for part in parts if part.consistent is None]
     if wrong:

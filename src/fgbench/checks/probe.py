@@ -1,4 +1,4 @@
-"""A model so small that every direction of it can be tried, with a trainer set up for it."""
+"""A model small enough to try every direction, with a trainer set up for it."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Probe(NamedTuple):
 
 
 def make_probe(trainer: Trainer, device: torch.device, dtype: torch.dtype = torch.float32) -> Probe:
-    """The first of three models that a trainer takes: with a convolution, a chain of layers, ``local-mixer``.
+    """The first of three small models that the trainer accepts: convolutional, a chain, ``local-mixer``.
 
     Args:
         trainer: not set up yet.
@@ -30,7 +30,7 @@ def make_probe(trainer: Trainer, device: torch.device, dtype: torch.dtype = torc
         dtype: of both.
 
     Raises:
-        ConfigError: the trainer takes none.
+        ConfigError: the trainer accepts none.
     """
     with kept_generators(device):
         torch.manual_seed(0)
@@ -49,7 +49,7 @@ def make_probe(trainer: Trainer, device: torch.device, dtype: torch.dtype = torc
 
 
 def _with_convolution() -> nn.Module:
-    """A normalisation too, whose parameters are neither weight nor bias of a layer."""
+    """A convolutional model with a normalisation, whose parameters are not those of ``LAYERS``."""
     return nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.ReLU()),
         nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.ReLU()),

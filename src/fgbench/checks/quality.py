@@ -1,4 +1,4 @@
-"""How noisy a trainer's gradient is, and how well aligned with the true one, layer by layer."""
+"""Noise of a trainer's gradient and its alignment with the true one, layer by layer."""
 
 import copy
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ WHOLE = ""
 
 @dataclass(frozen=True)
 class Quality:
-    """A trainer's gradient g_hat of a layer beside the true one g, over draws of the trainer's chance.
+    """A trainer's gradient g_hat of a layer compared with the true one g, over the trainer's randomness.
 
     Attributes:
         noise: R = E|g_hat - g|^2 / |g|^2, the relative noise (a bias counts too); NaN where g is 0.
@@ -42,10 +42,10 @@ def gradient_quality(
     generator: torch.Generator,
     draws: int = 1,
 ) -> dict[str, Quality]:
-    """The quality of a trainer's gradient on one batch: by layer, and under ``WHOLE`` of all together.
+    """The quality of a trainer's gradient on one batch: by layer, and under ``WHOLE`` for all together.
 
     Works on copies: the model, its gradients and running statistics, the trainer's state and the global
-    generators are left as they were. Every draw is a step from the same state.
+    generators do not change. Every draw is a step from the same state.
 
     Args:
         trainer: set up.
@@ -53,7 +53,7 @@ def gradient_quality(
         loss_fn: one loss per sample.
         inputs: shape (B, ...).
         labels: shape (B,).
-        generator: on the model's device; the trainer's chance.
+        generator: on the model's device; the trainer's source of randomness.
         draws: how many gradients of the trainer.
     """
     states = RandomStates()
@@ -67,7 +67,7 @@ def gradient_quality(
             for layer, g in true.items():
                 squares[layer] += (estimate[layer] - g).square().sum()
                 cosine = torch.cosine_similarity(estimate[layer], g, dim=0, eps=0)
-                cosines[layer] += cosine.nan_to_num(0.0).clamp(-1, 1)  # rounding may leave the range
+                cosines[layer] += cosine.nan_to_num(0.0).clamp(-1, 1)  # rounding may exceed the range
         states.restore()
         copied, copied_trainer = copy.deepcopy((model, trainer))
         unexplained = copied_trainer.unexplained(copied, loss_fn, inputs, labels, generator)
@@ -90,7 +90,7 @@ def _gradients(
     labels: Tensor,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """What the trainer leaves in ``param.grad`` of a copy, by layer and as a whole, as float64 vectors."""
+    """The trainer's ``param.grad`` on a copy, by layer and as a whole, as float64 vectors."""
     model, trainer = copy.deepcopy((model, trainer))
     trainer.compute_gradients(model, loss_fn, inputs, labels, generator)
     layers: dict[str, list[Tensor]] = {WHOLE: []}

@@ -1,4 +1,4 @@
-"""Are a trainer's random directions what theory takes them for: zero mean, unit variance, uncorrelated."""
+"""Checks a trainer's random directions: zero mean, unit variance, uncorrelated."""
 
 import copy
 import math
@@ -14,17 +14,17 @@ from fgbench.trainers.sampling import Drawn, watching_draws
 
 TITLE = "the directions it draws:"
 STEPS = 64
-"""How many consecutive steps: entries that are equal have correlation 1 over them, others below ``EQUAL``."""
+"""Number of consecutive steps: equal entries have correlation 1 over them, others below ``EQUAL``."""
 SAMPLES = 2
-"""Of the batch; what is drawn for the others is no different."""
+"""Samples of the batch that are used; draws for the others are no different."""
 STANDARD_ERRORS = 6.0
-"""How far a mean may lie from its expected value."""
+"""Largest distance of a mean from its expected value."""
 EQUAL = 0.75
 """Largest correlation of two entries; of 64 pairs of signs one in 10^9 exceeds it."""
 ENTRIES = 256
-"""How many entries are compared with each other at most."""
+"""Largest number of entries compared with each other."""
 ROUNDING = 1e-4
-"""Allowed of a mean square besides, in float32."""
+"""Additional tolerance of a mean square, in float32."""
 
 
 class Moments:
@@ -47,7 +47,7 @@ class Moments:
         self._seen: set[tuple[bytes, tuple[torch.Size, ...]]] = set()
 
     def __call__(self, state: bytes, drawn: Drawn) -> None:
-        """Take one draw, unless it was made before."""
+        """Record one draw, unless it was already recorded."""
         draw = (state, tuple(factor.shape for factors in drawn for factor in factors))
         if draw in self._seen:
             return
@@ -70,7 +70,7 @@ class Moments:
             )
 
     def same(self, other: "Moments") -> bool:
-        """Whether both saw the same directions, as far as they looked."""
+        """Whether both recorded the same directions, as far as they were recorded."""
         alike = (self.sizes, self.means, self.squares) == (other.sizes, other.means, other.squares)
         return alike and all(map(torch.equal, self.entries, other.entries))
 
@@ -80,16 +80,16 @@ def _product(parts: list[Tensor]) -> Tensor:
 
 
 def _places(size: int) -> Tensor:
-    """The first two of ``size`` entries, and some more up to the last."""
+    """Indices of the first two of ``size`` entries and of some more, up to the last."""
     return torch.cat([torch.arange(min(2, size)), torch.linspace(0, size - 1, 7).long()[1:]]).unique()
 
 
 def check_sampler(
     trainer: Trainer, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, seed: int
 ) -> Part:
-    """Look at the directions that a trainer draws in consecutive steps, on copies.
+    """Check the directions that a trainer draws in consecutive steps, on copies.
 
-    They may depend on the generator alone: not on the data, the weights, or another generator. A few entries
+    They must depend on the generator alone: not on the data, the weights, or another generator. A few entries
     of each are compared with those of the others and of the step before.
     """
     inputs, labels = inputs[:SAMPLES], labels[:SAMPLES]
@@ -145,11 +145,11 @@ def _judge(steps: list[Moments], *, depends_on_generator: bool) -> Part:
     squares = torch.tensor([step.squares for step in steps], dtype=torch.float64)
     error = (sizes * count).rsqrt()  # of the mean of uncorrelated entries of variance 1
     mean = (means.mean(0).abs() / error).max().item()
-    # n m^2 is 1 on average for n uncorrelated entries, more where they move together
+    # n m^2 is 1 on average for n uncorrelated entries, more if they are correlated
     spread = ((means.square() * sizes).mean(0) / 3 ** torch.tensor(steps[0].factors)).max().item()
     whole = squares @ sizes / sizes.sum()
     off = torch.cat([(whole.mean() - 1)[None], squares.mean(0) - 1]).abs()
-    # the whole by what is seen; single directions may be short, so by the square of a normal entry
+    # all together by the observed spread; a single direction may be short, so by that of a squared normal
     error = torch.cat([whole.std()[None] / count**0.5, 2**0.5 * error])
     square = (off / (STANDARD_ERRORS * error + ROUNDING)).max().item()
     entries = torch.stack([torch.cat(step.entries) for step in steps])

@@ -1,4 +1,4 @@
-"""Is one step what its trainer says: its derivatives and gradient beside those worked out by other means."""
+"""Compares one step's derivatives and gradient with those computed by other means."""
 
 import contextlib
 import copy
@@ -16,20 +16,20 @@ from fgbench.trainers.reference import gradient_length
 from fgbench.trainers.replay import RandomStates
 
 TOLERANCE = 1e-2
-"""How far a derivative may be from the true one in float32, as a share of its root mean square."""
+"""Largest error of a derivative in float32, as a share of its root mean square."""
 TOLERANCE_BF16 = 5e-2
 """The same where values or tangents are in bfloat16, whose own rounding is 0.4 %."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far one step is from what it should be; errors as shares of a derivative's root mean square.
+    """The errors of one step, as shares of a derivative's root mean square.
 
     Attributes:
         verdict: ``verified``, or why there was nothing to compare.
         derivatives: how many directional derivatives were compared.
-        derivative_error: of the worst of them.
-        gradient_error: of the gradient, in the same unit.
+        derivative_error: the largest of their errors.
+        gradient_error: that of the gradient, in the same unit.
         tolerance: the largest error allowed.
     """
 
@@ -51,11 +51,11 @@ def verify(
     sgd_step: bool = False,
     tolerance: float | None = None,
 ) -> Verification:
-    """Compare one step of a trainer with its own formula, the true gradient g being taken by backprop.
+    """Compare one step of a trainer with its own formula, using the true gradient g from backprop.
 
     A forward gradient's d with <g, v>; a perturbation of activations u_i with <delta_i, u_i>; a central
-    difference with the losses of two shifted copies; and the gradient each makes of it. Everything is put
-    back afterwards: parameters, buffers, gradients, the trainer's state, all generators.
+    difference with the losses of two shifted copies; and the gradient computed from it. Everything is
+    restored afterwards: parameters, buffers, gradients, the trainer's state, all generators.
 
     Args:
         trainer: set up for the model.
@@ -63,12 +63,12 @@ def verify(
         loss_fn: one loss per sample, shape (B,).
         inputs: shape (B, ...).
         labels: shape (B,).
-        generator: the trainer's chance; a fresh one when None.
+        generator: the trainer's source of randomness; a new one when None.
         sgd_step: compare the step that forms no gradient (the trainer must have one).
         tolerance: share of a derivative's root mean square; None: 1e-2, and 5e-2 with bfloat16.
 
     Raises:
-        FgbenchError: the step is not what it should be, in one line.
+        FgbenchError: the step is wrong; says how in one line.
         ConfigError: the trainer cannot train the model.
 
     Example:
@@ -103,7 +103,7 @@ def compare_step(
     tolerance: float | None = None,
     exact: bool = True,
 ) -> Verification:
-    """:func:`verify`, which also (``exact``) compares the gradients of trainers without derivatives."""
+    """:func:`verify`, which with ``exact`` also compares the gradients of trainers without derivatives."""
     require_trainable(model, labels)
     generator = generator or torch.Generator(inputs.device).manual_seed(0)
     if tolerance is None:
@@ -140,7 +140,7 @@ def _step(
     *,
     sgd_step: bool,
 ) -> tuple[StepStats, dict[str, Tensor]]:
-    """A step, and the gradient it left or moved the parameters along."""
+    """Take a step; returns it with the gradient it left, or along which it moved the parameters."""
     params = {name: param for name, param in model.named_parameters() if param.requires_grad}
     if not sgd_step:
         stats = trainer.compute_gradients(model, loss_fn, inputs, labels, generator)
@@ -189,7 +189,7 @@ def _compare(
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
-    """``part / whole``, 0 where there is no part."""
+    """``part / whole``; 0 where ``part`` is 0."""
     return torch.where(part == 0, part, part / whole)
 
 
@@ -197,10 +197,10 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
 def put_back(
     trainer: Trainer, model: nn.Module, device: torch.device, generator: torch.Generator | None = None
 ) -> Iterator[None]:
-    """Afterwards parameters, buffers, gradients, modes, the trainer's state and generators are as before.
+    """Restore parameters, buffers, gradients, modes, the trainer's state and generators afterwards.
 
-    Tensors keep their identity. What a module keeps in plain attributes (a counter, a running average) is put
-    back too, where it is a number or a tensor.
+    Tensors keep their identity. Plain attributes of modules (a counter, a running average) are restored too,
+    if they are numbers or tensors.
     """
     gradients = _take_gradients([*model.parameters(), *trainer.parameters()])
     tensors = [(each, each.detach().clone()) for each in (*model.parameters(), *model.buffers())]
@@ -229,7 +229,7 @@ def put_back(
 
 
 def _take_gradients(params: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor | None]]:
-    """Every parameter with its gradient, which is taken away from it: a step might write into it."""
+    """Every parameter with its gradient, which is detached from it: a step might write into it."""
     taken = []
     for param in params:
         taken.append((param, param.grad))
