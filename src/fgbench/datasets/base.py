@@ -1,4 +1,4 @@
-"""What a dataset is, and how it becomes splits on the training device."""
+"""Image data as loaded, and its splits on the training device."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from fgbench.seeds import derive_generator
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a loader returns: every image as it was read, before any limit or split.
+    """The result of a loader: every image as read, before any limit or split.
 
     Attributes:
         train_images: uint8, shape (N, C, H, W).
@@ -26,10 +26,9 @@ class ImageData:
         test_images: uint8, shape (M, C, H, W).
         test_labels: int64, shape (M,).
         class_names: one per class.
-        source: where they were read from, for people.
-        note: what else is to be said of them, such as that they are not the official set.
-        validation: images and labels for validation, as those for training; None where a part of the training
-            images is held out.
+        source: where they were read from, for messages.
+        note: a remark for the user, for example that they are not the official set.
+        validation: images and labels for validation; None if a part of the training images is held out.
     """
 
     train_images: Tensor
@@ -58,15 +57,15 @@ class ImageData:
         return take_fingerprint(self.source, arrays, len(self.class_names))
 
     def check(self, source: str) -> None:
-        """Hold a loader to its word.
+        """Check types, shapes and labels.
 
         Raises:
-            DataError: a type, shape or label is not as promised; names ``source``.
+            DataError: one is not as documented above; names ``source``.
         """
         if len(self.class_names) < 2:
             raise DataError(
                 f"{source}: only one class ({', '.join(self.class_names)}), expected at least two: every "
-                "model would be right; are the folders of the classes one level deeper?"
+                "model would be right; are the class folders one level deeper?"
             )
         if len(set(self.class_names)) < len(self.class_names):
             raise DataError(f"{source}: two classes of one name ({', '.join(self.class_names)})")
@@ -118,7 +117,7 @@ class Split:
 
     def __post_init__(self) -> None:
         scale = 1 / (255 * self.std)
-        # Spelt out for every pixel: broadcasting over three channels takes five times as long on a CPU.
+        # Expanded to every pixel: broadcasting over three channels takes five times as long on a CPU.
         shape = self.images.shape[1:]
         object.__setattr__(self, "_scale", scale.expand(shape).contiguous())
         object.__setattr__(self, "_shift", (-255 * self.mean * scale).expand(shape).contiguous())
@@ -127,11 +126,11 @@ class Split:
         return len(self.labels)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels, made on the device.
+        """Normalised images and labels, computed on the device.
 
         Args:
             indices: which images, int64 on the device, shape (B,).
-            generator: on the device; all chance of the augmentation comes from it. None: no augmentation.
+            generator: on the device; the source of the augmentation's randomness. None: no augmentation.
 
         Returns:
             inputs, float32 of shape (B, C, H, W) in channels_last strides, and labels of shape (B,).
@@ -155,7 +154,7 @@ class Splits:
     note: str = ""
 
     def __str__(self) -> str:
-        """How many images and classes there are and where they come from."""
+        """The numbers of images and classes, and the source."""
         counts = " + ".join(f"{len(part):,}" for part in (self.train, self.validation, self.test))
         source = f", from {self.fingerprint.source}" if self.fingerprint else ""
         note = f" ({self.note})" if self.note else ""
@@ -174,20 +173,20 @@ class Splits:
 
     @property
     def bytes(self) -> int:
-        """What the images and labels take on the device."""
+        """Memory of the images and labels on the device."""
         return sum(s.images.nbytes + s.labels.nbytes for s in (self.train, self.validation, self.test))
 
 
 def load_data(options: Options, search: DataSearch) -> ImageData:
-    """Load a dataset and hold its loader to its word.
+    """Load a dataset and check the result.
 
     Args:
         options: the option block of a dataset.
         search: where to look for files.
 
     Raises:
-        DataError: the files are missing, unreadable or damaged, or not what a dataset must be.
-        ConfigError: there is no such dataset, or it is a user's own and not what a dataset must be.
+        DataError: the files are missing, unreadable or damaged, or the images or labels are invalid.
+        ConfigError: there is no such dataset, or a user's own dataset is invalid.
     """
     loader = load("dataset", options.name)
     if not isinstance(options, DatasetOptions):
@@ -206,17 +205,17 @@ def load_splits(options: Options, seed: int, device: torch.device | str, search:
 
     The limit, then the split, are drawn from the seed alone, so every trainer and model sees the same parts.
     The validation part has ``round(N * validation_fraction)`` of the N training images, unless the data
-    brings validation images. Mean and standard deviation are those of the training part.
+    has validation images. Mean and standard deviation are those of the training part.
 
     Args:
         options: the option block of a dataset.
         seed: the run's.
-        device: where batches will be made.
+        device: where batches will be computed.
         search: where to look for files.
 
     Raises:
         DataError: the files are missing, unreadable or damaged, or too few to split.
-        ConfigError: there is no such dataset, or it is a user's own and not what a dataset must be.
+        ConfigError: there is no such dataset, or a user's own dataset is invalid.
     """
     data = load_data(options, search)
     assert isinstance(options, DatasetOptions)
@@ -254,9 +253,10 @@ def load_splits(options: Options, seed: int, device: torch.device | str, search:
 
 
 def choose_balanced(labels: Tensor, limit: int | None, generator: torch.Generator) -> Tensor:
-    """Indices of at most ``limit`` samples, as many of each class as of any other, or of all where null.
+    """Indices of at most ``limit`` samples, balanced over the classes, or of all when None.
 
-    A class with too few samples gives all it has. A larger limit begins with what a smaller one takes.
+    A class with too few samples contributes all of them. A larger limit starts with the samples of a smaller
+    one.
 
     Args:
         labels: int64, shape (N,).
@@ -281,7 +281,7 @@ def choose_balanced(labels: Tensor, limit: int | None, generator: torch.Generato
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel in units of 0..1, from exact counts of the 256 values.
 
-    A channel of one value throughout gets the standard deviation 1.
+    A constant channel gets the standard deviation 1.
 
     Args:
         images: uint8, shape (N, H, W, C).

@@ -46,7 +46,7 @@ def parse_batch(content: bytes, place: str) -> Batch:
         place: the file, for messages.
 
     Raises:
-        DataError: it is damaged, or holds anything but a batch.
+        DataError: it is damaged, or is not a batch.
     """
     try:
         batch = _BatchUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -56,7 +56,7 @@ def parse_batch(content: bytes, place: str) -> Batch:
         labels = [int(label) for label in labels]
         if images.dtype != np.uint8:
             raise ValueError(f"values of type {images.dtype}")
-    except Exception as error:  # what a damaged pickle raises is anybody's guess
+    except Exception as error:  # a damaged pickle can raise anything
         raise DataError(f"{place} is damaged: not a batch of CIFAR-10 ({error})") from error
     if images.ndim != 2 or images.shape[1] != PIXELS or not len(images) == len(labels) > 0:
         shape = "x".join(map(str, images.shape))
@@ -69,7 +69,7 @@ def parse_batch(content: bytes, place: str) -> Batch:
 
 
 def parse_binary_batch(content: bytes, place: str) -> Batch:
-    """The same of one binary batch: a byte of label and 3072 of pixels for every image."""
+    """The same for one binary batch: a byte of label and 3072 bytes of pixels for every image."""
     if not content or len(content) % (1 + PIXELS):
         raise DataError(f"{place} is damaged: {len(content)} bytes are no whole number of images")
     rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
@@ -113,7 +113,7 @@ def _read_archive(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, 
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype`` in a pickle; remembers what it was made from."""
+    """Replaces ``numpy.dtype`` in a pickle; stores its arguments."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.name, self.order = name, "|"
@@ -122,14 +122,14 @@ class _Dtype:
         self.order = state[1]
 
     def to_numpy(self) -> np.dtype[Any]:
-        """The type, if it is one of whole numbers."""
+        """The type, if it is an integer type."""
         if self.name[0] not in "iu" or self.order not in "|<>=":
             raise ValueError(f"values of type {self.name!r}")
         return np.dtype(self.order + self.name)
 
 
 class _Array:
-    """Stands for ``numpy.ndarray`` in a pickle; remembers its bytes."""
+    """Replaces ``numpy.ndarray`` in a pickle; stores its bytes."""
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, str | bytes]) -> None:
         _, self.shape, self.dtype, self.by_columns, self.content = state
@@ -147,7 +147,7 @@ def _scalar(dtype: _Dtype, content: str | bytes) -> int:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Reads a pickled batch; a hostile file can run nothing, since it can name nothing but what is below."""
+    """Reads a pickled batch; a malicious file cannot run code, since only the names below are allowed."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray"):

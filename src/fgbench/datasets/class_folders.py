@@ -1,4 +1,4 @@
-"""Images in a folder per class, below a folder per part: what such folders are called."""
+"""Images in a folder per class, below a folder per part: the names of such folders."""
 
 import os
 from pathlib import Path
@@ -16,8 +16,8 @@ EXPECTED = "train/<class>/* and test/<class>/* (also training, testing, val, val
 def find_parts(folder: Path) -> dict[str, Path]:
     """The folders of the parts by name: ``train``, ``test``, and ``validation`` if there are all three.
 
-    Where there is no test folder, the validation images are those to test on. Empty without a training
-    part and one to test on.
+    Without a test folder, the validation images are used for testing. Empty without a training part and one
+    to test on.
 
     Raises:
         DataError: two folders could be the same part.
@@ -53,7 +53,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every file in a class's folder and below it, hidden ones aside; links to folders are followed.
+    """Every file in a class's folder and below it, except hidden ones; links to folders are followed.
 
     Raises:
         DataError: there are none, or a folder cannot be read.
@@ -76,7 +76,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def listing(folder: Path) -> list[str]:
-    """What lies in a folder, hidden files aside, sorted; nothing where it is none or cannot be read."""
+    """The names in a folder, except hidden ones, sorted; empty if it is not a folder or cannot be read."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208
     except (OSError, ValueError):  # ValueError: no possible name of a folder

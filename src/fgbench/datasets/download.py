@@ -1,4 +1,4 @@
-"""Fetching a dataset so that neither a crash nor another process leaves half a file."""
+"""Downloads a dataset so that neither a crash nor another process leaves an incomplete file."""
 
 import fcntl
 import shutil
@@ -18,16 +18,16 @@ TIMEOUT_S = 60.0
 def download_locked(torchvision_class: str, folder: Path, is_there: Callable[[], bool]) -> None:
     """Download a dataset into ``folder``, unless another process does so first.
 
-    The files are fetched beside their places and moved there when they are whole, so that whoever looks for
-    them sees a whole file or none.
+    The files are downloaded to a temporary folder and moved when complete, so that other processes see a
+    complete file or none.
 
     Args:
         torchvision_class: the name of a class of ``torchvision.datasets``; it checks the files' MD5 sums.
-        folder: an existing folder; what becomes the class's ``root``.
-        is_there: whether the files are there by now; asked with the lock held.
+        folder: an existing folder, used as the class's ``root``.
+        is_there: whether the files are there; called with the lock held.
 
     Raises:
-        DataError: the network, the disk or the files are not what they should be.
+        DataError: the download fails, the disk is full, or the files are damaged.
     """
     try:
         with _lock(folder / LOCK_NAME):
@@ -47,11 +47,11 @@ def download_locked(torchvision_class: str, folder: Path, is_there: Callable[[],
 
 
 def download(torchvision_class: str, root: Path) -> None:
-    """Let torchvision fetch, check and unpack a dataset below ``root``."""
+    """Let torchvision download, check and unpack a dataset below ``root``."""
     from torchvision import datasets
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_S)  # torchvision sets none: a dead connection would hang for ever
+    socket.setdefaulttimeout(TIMEOUT_S)  # torchvision sets none: a dead connection would hang forever
     try:
         getattr(datasets, torchvision_class)(root, download=True)
     finally:

@@ -1,8 +1,8 @@
-"""The fingerprint of what a run has loaded, from its content.
+"""The fingerprint of a run's data, from its content.
 
-Every image is hashed with its label; from these hashes come two digests. ``content`` does not depend on the
-order, so it says whether a set is the official one, in whatever form it was kept. ``loaded`` does, so equal
-ones mean that a run sees the same images in the same order, class by class and batch by batch.
+Every image is hashed with its label; two digests are computed from these hashes. ``content`` does not depend
+on the order, so it tells whether a set is the official one, in whatever format it is stored. ``loaded`` does,
+so equal digests mean that a run sees the same images in the same order, class by class and batch by batch.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ class Fingerprint:
     """What was loaded, before any limit or split.
 
     Attributes:
-        source: where it was read from, for people.
-        images: how many there are, by part: ``train``, ``test``, ``validation`` where the data brings one.
+        source: where it was read from, for messages.
+        images: number of images by part: ``train``, ``test``, and ``validation`` if the data has that part.
         classes: how many there are.
         content: by part, the SHA-256 of the sorted SHA-256s of every image with its label.
         loaded: the SHA-256 of the same in order, over all parts, the images' shape and the classes.
@@ -34,14 +34,14 @@ class Fingerprint:
     loaded: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As env.json and the state file keep it."""
+        """The form stored in env.json and the state file."""
         return asdict(self)
 
     def differs_from(self, before: object) -> str:
-        """What has changed since a run wrote ``before``; empty where nothing has, or it is not known.
+        """What has changed since a run wrote ``before``; empty if nothing has, or if it is unknown.
 
         Args:
-            before: what ``to_dict`` gave then; None or empty for a run that did not record its data.
+            before: the earlier result of ``to_dict``; None or empty for a run that did not record its data.
         """
         if not isinstance(before, Mapping) or before.get("loaded") in (None, self.loaded):
             return ""
@@ -69,7 +69,7 @@ def take_fingerprint(
     """The fingerprint of images and labels.
 
     Args:
-        source: where they were read from, for people.
+        source: where they were read from, for messages.
         parts: by name, uint8 images of shape (N, C, H, W) and integer labels of shape (N,).
         classes: how many there are.
     """
@@ -100,7 +100,7 @@ def hash_images(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], clas
 
 
 def content_digest(hashes: list[bytes]) -> str:
-    """One digest of many, whatever their order."""
+    """One digest of many, independent of their order."""
     return hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""The forms in which MNIST, Fashion-MNIST and CIFAR-10 are kept as files, and finding them.
+"""Finds MNIST, Fashion-MNIST and CIFAR-10 in the formats in which they are stored as files.
 
-A form's function looks into one folder and says which files are the dataset, or None where they are not all
-there; it opens none of them.
+A format's function looks into one folder and returns the dataset's files, or None if some are missing; it
+opens none of them.
 """
 
 import os
@@ -35,9 +35,9 @@ class Found:
     """A dataset's files.
 
     Attributes:
-        form: what kind of files they are; a key of the readers.
-        place: the folder or the archive, for people.
-        files: in the order their reader wants them; for class folders, the folders of both parts.
+        form: the format of the files; a key of the readers.
+        place: the folder or the archive, for messages.
+        files: in the order their reader expects; for class folders, the folders of both parts.
     """
 
     form: str
@@ -57,13 +57,13 @@ class Found:
 
 
 def find_idx(name: str, folder: Path) -> Found | None:
-    """The four IDX files, each rather packed than not, since only a packed one carries a checksum."""
+    """The four IDX files, preferably gzipped, since only those have a checksum."""
     files = [_idx_file(folder, stem) for stem in IDX_FILES]
     return Found("idx files", folder, tuple(map(Path, filter(None, files)))) if all(files) else None
 
 
 def _idx_file(folder: Path, stem: str) -> Path | None:
-    """An IDX file under any usual name: also with a dot for its last dash, in a folder of its own name."""
+    """An IDX file under any usual name: also with a dot for the last dash, or in a folder of its own name."""
     stems = [stem, stem.replace("-idx", ".idx")]
     if stem.startswith("t10k"):
         stems += [each.replace("t10k", "test") for each in stems]
@@ -72,7 +72,7 @@ def _idx_file(folder: Path, stem: str) -> Path | None:
 
 
 def find_csv(name: str, folder: Path) -> Found | None:
-    """Two tables: a label and the pixels of an image in every row."""
+    """Two tables with a label and the pixels of an image in every row."""
     for stem in (f"{name}_", f"{name.replace('-', '_')}_", ""):
         files = [
             next((path for end in ("", ".gz") if _is_file(path := folder / f"{stem}{part}.csv{end}")), None)
@@ -96,7 +96,7 @@ def find_class_folders(name: str, folder: Path) -> Found | None:
 
 
 def label_of(folder_name: str, dataset: str) -> int | None:
-    """The label a class's folder stands for: ``Ankle_boot``, ``ankle boot`` or ``9``; None for none.
+    """The label for a class's folder: ``Ankle_boot``, ``ankle boot`` or ``9``; None if there is none.
 
     >>> label_of("T-shirt", "fashion-mnist")
     0

@@ -1,4 +1,4 @@
-"""The IDX format of MNIST and its kin: four bytes of type, the sizes, the values; mostly packed by gzip."""
+"""The IDX format of MNIST and similar sets: four bytes of type, the sizes, the values; usually gzipped."""
 
 import gzip
 import math
@@ -15,14 +15,14 @@ NUM_CLASSES = 10
 
 
 def read_idx(path: Path, num_dimensions: int) -> Tensor:
-    """A uint8 tensor from an IDX file, plain or packed by gzip.
+    """A uint8 tensor from an IDX file, plain or gzipped.
 
     Args:
-        path: a name that ends in ``.gz`` is unpacked, which checks its CRC.
+        path: a name that ends in ``.gz`` is decompressed, which checks its CRC.
         num_dimensions: 3 for images, 1 for labels.
 
     Raises:
-        DataError: the file cannot be read, is cut short or damaged, or is something else.
+        DataError: the file cannot be read, is truncated or damaged, or is not an IDX file.
     """
     try:
         content = path.read_bytes()
@@ -47,7 +47,7 @@ def read_idx_pair(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]
     """Images, uint8 of shape (N, 1, H, W), and labels, int64 of shape (N,).
 
     Raises:
-        DataError: a file is missing, unreadable or damaged, or they do not go together; names it.
+        DataError: a file is missing, unreadable or damaged, or the two do not match; names it.
     """
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels):

@@ -16,15 +16,15 @@ from fgbench.paths import expand_path
 
 
 def load_imagefolder(options: ImageFolderOptions, search: DataSearch) -> ImageData:
-    """The images of ``DIR/train/<class>/*`` and ``DIR/test/<class>/*``, stretched to ``size`` x ``size``.
+    """The images of ``DIR/train/<class>/*`` and ``DIR/test/<class>/*``, resized to ``size`` x ``size``.
 
     Classes are the folders of ``train`` in alphabetical order; files in folders below them count too, and
     links to folders are followed. Every file must be an image of 8 bits, hidden ones aside. Images
     of a folder ``val`` are the validation images, or the test images where there is no ``test``. A
-    relative DIR is looked for in the current folder, then in the data folders.
+    relative DIR is searched in the current folder, then in the data folders.
 
     Raises:
-        DataError: a folder is missing or empty, a class is not in ``train``, or a file is no image.
+        DataError: a folder is missing or empty, a class is not in ``train``, or a file is not an image.
     """
     folder = _find(options.dir, search)
     parts = find_parts(folder)

@@ -1,4 +1,4 @@
-"""The part of Fashion-MNIST that is shipped with the package, so that a first run needs no network."""
+"""The part of Fashion-MNIST shipped with the package, so that a first run needs no network."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "fashion_mnist_mini"
 
 
 def load_fashion_mnist_mini(options: DatasetOptions, search: DataSearch) -> ImageData:
-    """10,000 training and 2,000 test images of Fashion-MNIST, as many of each class; nothing is looked for.
+    """10,000 training and 2,000 test images of Fashion-MNIST, balanced over the classes; no search needed.
 
     Raises:
         DataError: the installed files are damaged.

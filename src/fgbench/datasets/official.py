@@ -1,4 +1,4 @@
-"""What the official datasets contain, in whatever form and order they are kept."""
+"""The content of the official datasets, independent of format and order."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class Official:
 
     Attributes:
         class_names: in the order of the labels.
-        images: how many training and test images there are.
+        images: the numbers of training and test images.
         content: digests of both, as :class:`~fgbench.datasets.fingerprint.Fingerprint` has them.
         shape: of an image: channels, height, width.
     """
@@ -58,7 +58,7 @@ OFFICIAL = {
 
 
 def check_official(name: str, found: Fingerprint, *, verify: bool = True) -> str:
-    """What is to be said of a dataset that is not the official one; empty where it is.
+    """A remark on a dataset that is not the official one; empty if it is.
 
     Args:
         name: of the dataset.
@@ -66,7 +66,7 @@ def check_official(name: str, found: Fingerprint, *, verify: bool = True) -> str
         verify: refuse other content where the counts are the official ones.
 
     Raises:
-        DataError: the counts are the official ones, the content is not.
+        DataError: the numbers of images are the official ones, but the content is not.
     """
     official = OFFICIAL[name]
     counts = " + ".join(f"{count:,}" for count in official.images.values())

@@ -13,20 +13,20 @@ MAX_SYNTHETIC_BYTES = 2**28
 
 
 class DatasetOptions(Options):
-    """Options every dataset has; a user's own dataset brings a subclass of this."""
+    """Options of every dataset; a user's own dataset has a subclass of this."""
 
     limit: PositiveInt | None = None
-    """At most this many training images, balanced over the classes, taken before the split; all when null."""
+    """Largest number of training images, balanced over the classes, before the split; all when null."""
     test_limit: PositiveInt | None = None
-    """At most this many test images, balanced over the classes; the whole official test set when null."""
+    """Largest number of test images, balanced over the classes; the whole official test set when null."""
     augment: bool = False
     """Random crop with padding 4 and horizontal flip of the training images."""
     validation_fraction: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """Part of the training images that is held out for validation, chosen at random from the seed."""
+    """Fraction of the training images held out for validation, chosen at random from the seed."""
 
 
 def _check_path(path: str) -> str:
-    """Find that it can be expanded; it is kept as it was said, so that all machines call a run the same."""
+    """Check that it can be expanded; it is stored as written, so that a run is the same on all machines."""
     expand_path(path)
     return path
 
@@ -35,7 +35,7 @@ class StandardOptions(DatasetOptions):
     """Options of ``mnist``, ``fashion-mnist`` and ``cifar10``."""
 
     verify_content: bool = True
-    """Refuse as damaged what has as many images as the official set but other ones."""
+    """Refuse as damaged files with the official number of images but other content."""
 
 
 class ImageFolderOptions(DatasetOptions):
@@ -43,9 +43,9 @@ class ImageFolderOptions(DatasetOptions):
 
     name: str = "imagefolder"
     dir: Annotated[str, AfterValidator(_check_path)] = Field(min_length=1)
-    """The folder that holds `train/<class>/*` and `test/<class>/*`, and perhaps `val/<class>/*`."""
+    """The folder that contains `train/<class>/*` and `test/<class>/*`, and optionally `val/<class>/*`."""
     size: SideLength = 32
-    """Height and width every image is resized to."""
+    """Height and width to which every image is resized."""
     grey: bool = False
     """One channel instead of three."""
 
@@ -57,7 +57,7 @@ class SyntheticOptions(DatasetOptions):
     shape: tuple[SideLength, SideLength, SideLength] = (1, 28, 28)
     """Channels, height and width."""
     classes: int = Field(default=10, ge=2, le=100_000)
-    """How many classes, each a random pattern under noise."""
+    """Number of classes, each a random pattern with noise."""
     train: PositiveInt = 1000
     """Number of training images."""
     test: PositiveInt = 200

@@ -1,4 +1,4 @@
-"""One image file to pixels."""
+"""Reads the pixels of an image file."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_picture(path: Path, channels: int, size: int | None = None) -> np.ndarr
     Args:
         path: any format that Pillow reads.
         channels: 1 for grey, 3 for colour.
-        size: height and width to stretch it to; as it is when None.
+        size: height and width to resize it to; unchanged when None.
 
     Raises:
         DataError: it cannot be read as an image, or has more than 8 bits per value; names it.
@@ -30,7 +30,7 @@ def read_picture(path: Path, channels: int, size: int | None = None) -> np.ndarr
                     "8-bit images; scale it to 0..255 and save it as one"
                 )
             if size is not None:
-                file.draft(mode, (size, size))  # a JPEG need not be unpacked at full size
+                file.draft(mode, (size, size))  # a JPEG need not be decoded at full size
             image = ImageOps.exif_transpose(file).convert(mode)
             if size is not None:
                 image = image.resize((size, size), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Where datasets are looked for."""
+"""The folders that are searched for datasets."""
 
 import os
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from fgbench.paths import expand_path
 
 @dataclass(frozen=True)
 class DataSearch:
-    """The folders to look for datasets in, in order, and whether a missing one may be downloaded.
+    """The folders to search for datasets, in order, and whether a missing dataset may be downloaded.
 
     Attributes:
         data_dir: given on the command line.
         config_dir: given in the config.
-        download: whether a dataset found nowhere is fetched from the network.
+        download: whether a dataset that is not found is downloaded.
     """
 
     data_dir: Path | None = None
@@ -24,18 +24,18 @@ class DataSearch:
 
     @property
     def named(self) -> Path | None:
-        """The folder the user named, which is then the only one: ``--data-dir``, else the config's."""
+        """The folder given by the user, which is then the only one: ``--data-dir``, else the config's."""
         given = self.data_dir if self.data_dir is not None else self.config_dir
         return None if given is None else _absolute(given)
 
     def folders(self) -> list[Path]:
-        """Every folder to look in: the named one alone, or $FGBENCH_DATA_DIR, ./data, ~/.cache/fgbench."""
+        """Every folder to search: only the named one, or $FGBENCH_DATA_DIR, ./data, ~/.cache/fgbench."""
         if self.named is not None:
             return [self.named]
         return list(dict.fromkeys([*_variable(), Path("data").absolute(), *_cache()]))
 
     def download_folder(self) -> Path | None:
-        """The first folder that can be written, made if need be; ``./data`` only where there is one."""
+        """The first writable folder, created if necessary; ``./data`` only if it exists."""
         local = [Path("data").absolute()] if Path("data").is_dir() else []
         for folder in [self.named] if self.named is not None else [*_variable(), *local, *_cache()]:
             try:

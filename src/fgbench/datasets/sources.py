@@ -1,4 +1,4 @@
-"""The datasets kept as files: where they are looked for, and where they come from."""
+"""The datasets stored as files: where they are searched for, and where they come from."""
 
 import math
 import os
@@ -27,10 +27,10 @@ from fgbench.datasets.search import DataSearch
 from fgbench.errors import DataError, MissingDataError
 
 SHOWN = 6
-"""How many names of a folder a message lists."""
+"""How many file names of a folder a message lists."""
 
 MAX_LINE = 20_000
-"""How much of a table's first line is looked at."""
+"""How many bytes of a table's first line are read."""
 
 UNLABELLED = "has no labels: it was made for a competition, and nothing can be measured on it"
 
@@ -38,22 +38,22 @@ UNREAD = {
     **dict.fromkeys((".npz", ".npy", ".parquet", ".mat", ".h5", ".hdf5", ".pt", ".arrow"), "convert"),
     **dict.fromkeys((".tar", ".tgz", ".tar.gz", ".zip", ".7z", ".rar"), "unpack"),
 }
-"""What to do with files in forms that are not read, by how their names end."""
+"""What to do with files in unsupported formats, by their suffix."""
 
 
 @dataclass(frozen=True)
 class FileDataset:
-    """A dataset kept as files.
+    """A dataset stored as files.
 
     Attributes:
         name: as in a config.
         torchvision_class: the class of ``torchvision.datasets`` that downloads it.
-        places: where in a folder the files may lie.
-        forms: the functions that look for its forms; the first that finds its files wins.
-        expected: what the files are called, for messages.
+        places: where in a folder the files may be.
+        forms: the functions that look for its formats; the first that finds its files wins.
+        expected: the names of the files, for messages.
         licence: of the images.
-        origin: where it is fetched from, for people.
-        package_folder: where a package of the system puts it; looked in last.
+        origin: where it is fetched from, for messages.
+        package_folder: where a system package installs it; searched last.
     """
 
     name: str
@@ -75,16 +75,16 @@ class FileDataset:
         return next((found for place, form in looks if (found := form(self.name, place))), None)
 
     def folders(self, search: DataSearch) -> list[Path]:
-        """Where this dataset is looked for: in the folder the user named, or else in all usual ones."""
+        """The folders searched for this dataset: the one given by the user, or else all usual ones."""
         package = [self.package_folder] if self.package_folder and search.named is None else []
         return [*search.folders(), *package]
 
     def obtain(self, search: DataSearch) -> Found:
-        """The dataset's files, downloaded if need be and allowed.
+        """The dataset's files, downloaded if necessary and allowed.
 
         Raises:
-            MissingDataError: they are found nowhere and cannot be downloaded.
-            DataError: the folder the user named holds something else.
+            MissingDataError: they are not found and cannot be downloaded.
+            DataError: the folder given by the user contains something else.
         """
         found = self.find(search)
         if found is not None:
@@ -107,9 +107,9 @@ class FileDataset:
         return found
 
     def _refuse_strange(self, search: DataSearch) -> None:
-        """Leave a folder alone that the user named and that holds something else.
+        """Refuse a folder given by the user that contains something else.
 
-        Nothing is downloaded into it, and no other copy is taken in its place.
+        Nothing is downloaded into it, and no other copy is used instead.
         """
         if search.named is None:
             return
@@ -129,7 +129,7 @@ class FileDataset:
         )
 
     def _state(self, folder: Path) -> str:
-        """What is in a folder, and what to do with files in it that are not read."""
+        """What is in a folder, and what to do with unsupported files in it."""
         if not os.path.isdir(folder):  # noqa: PTH112
             return " (no such folder)"
         if not os.access(folder, os.R_OK | os.X_OK):
@@ -143,7 +143,7 @@ class FileDataset:
         return f" ({holder} holds {', '.join(names[:SHOWN])}{more}{self._advice(place, names)})"
 
     def _advice(self, folder: Path, names: list[str]) -> str:
-        """What to do with files of a folder that are not read."""
+        """What to do with unsupported files in a folder."""
         for name in names:
             todo = next((todo for end, todo in UNREAD.items() if name.lower().endswith(end)), None)
             if todo == "unpack":
@@ -158,7 +158,7 @@ class FileDataset:
 
 
 def _usual_names() -> set[str]:
-    """What the known datasets are called in the folder that holds them all."""
+    """The names of the known datasets' folders in a common folder."""
     places = [place for source in SOURCES.values() for place in source.places]
     names = [*places, *PICKLED_FOLDERS, *PICKLED_ARCHIVES, BINARY_FOLDER, BINARY_ARCHIVE]
     return {name.partition("/")[0] for name in names}

@@ -1,7 +1,7 @@
-"""MNIST, Fashion-MNIST and CIFAR-10 in full, in whatever form their files are kept.
+"""The full MNIST, Fashion-MNIST and CIFAR-10, in any supported format.
 
-torchvision fetches and unpacks them. Its own readers are not used: they miss damage, run whatever a pickle
-says, and want one layout of folders.
+torchvision downloads and unpacks them. Its readers are not used: they miss damage, unpickle arbitrary code,
+and require one layout of folders.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from fgbench.errors import DataError
 Part = tuple[Tensor, Tensor]
 
 FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "fashion-mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}
-"""What the official training labels begin with: it distinguishes the two sets, whose files look alike."""
+"""The first official training labels: they distinguish the two sets, whose files have the same names."""
 
 
 def load_mnist(options: StandardOptions, search: DataSearch) -> ImageData:
@@ -73,7 +73,7 @@ def _load(name: str, options: StandardOptions, search: DataSearch) -> ImageData:
 
 
 def _stamp(found: Found) -> tuple[tuple[str, int, int], ...]:
-    """Changes whenever a file does."""
+    """A value that changes whenever a file does."""
     try:
         stats = [(str(path), path.stat()) for path in found.all_files()]
     except OSError as error:
@@ -83,7 +83,7 @@ def _stamp(found: Found) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache(maxsize=1)
 def _read(name: str, found: Found, stamp: tuple[tuple[str, int, int], ...], verify: bool) -> ImageData:
-    """Parsed once, for all the runs of a process."""
+    """Read and cached, for all runs of a process."""
     official = OFFICIAL[name]
     train, test = READERS[found.form](found, name, official)
     for other, first in FIRST_LABELS.items():

@@ -1,4 +1,4 @@
-"""What ``fgbench data`` shows: which datasets are found where, and fetching the others."""
+"""The content of ``fgbench data``: which datasets are found, and where; and fetching the others."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ class DatasetStatus:
     Attributes:
         name: as in a config.
         summary: what it is and how large.
-        found: where its files are, and in which form; empty where they are not.
-        size_mib: what the files take on the disk; None where there are none.
+        found: where its files are, and in which format; empty if they are not found.
+        size_mib: the files' size on disk; None if there are none.
         licence: of the images.
-        origin: where ``fetch`` gets it from; empty where there is nothing to fetch.
+        origin: where ``fetch`` downloads it from; empty if it cannot be downloaded.
     """
 
     name: str
@@ -33,17 +33,17 @@ class DatasetStatus:
 
 
 def data_status(search: DataSearch) -> list[DatasetStatus]:
-    """One row per dataset, in the order of ``fgbench list datasets``; only looks, reads no images."""
+    """One row per dataset, in the order of ``fgbench list datasets``; reads no images."""
     return [_status(name, search) for name in DATASETS]
 
 
 def looked_in(search: DataSearch) -> list[Path]:
-    """Every folder that is looked in, the first one first, those of the system's packages included."""
+    """Every folder that is searched, in order, including those of system packages."""
     return list(dict.fromkeys(folder for source in SOURCES.values() for folder in source.folders(search)))
 
 
 def fetch(name: str, search: DataSearch) -> Path:
-    """Where a dataset's files are, downloaded if they are found nowhere.
+    """Where a dataset's files are, after downloading them if they are not found.
 
     Raises:
         ConfigError: there is no such dataset, or it is not one that is downloaded.
@@ -73,7 +73,7 @@ def _status(name: str, search: DataSearch) -> DatasetStatus:
         return DatasetStatus(
             name, summary, "shipped with fgbench", _size_mib(list(folder.iterdir())), "MIT", ""
         )
-    found_in = "dataset.dir of a config" if name == "imagefolder" else "made up when asked for"
+    found_in = "dataset.dir of a config" if name == "imagefolder" else "generated when needed"
     return DatasetStatus(
         name, summary, found_in, None, "your own" if name == "imagefolder" else "none needed", ""
     )

@@ -1,4 +1,4 @@
-"""Made-up images of any size, for tests and timing."""
+"""Synthetic images of any size, for tests and timing."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,9 @@ def load_synthetic(options: SyntheticOptions, search: DataSearch) -> ImageData:
     def draw(count: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(count) % options.classes
         images = torch.empty(count, *options.shape, dtype=torch.uint8)
-        for part, which in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):  # floats take room
+        for part, which in zip(
+            images.split(CHUNK), labels.split(CHUNK), strict=True
+        ):  # in chunks, since floats take memory
             noise = NOISE * torch.randn(part.shape, generator=generator)
             part.copy_(noise.add_(patterns[which]).round_().clamp_(0, 255))
         return images, labels

@@ -1,4 +1,4 @@
-"""Images as tables: a label and the pixels of an image in every row. pandas is imported when one is read."""
+"""Images as tables: a row has a label and the pixels of an image. pandas is imported when one is read."""
 
 import zlib
 from pathlib import Path

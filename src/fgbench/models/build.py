@@ -1,4 +1,4 @@
-"""From a model's options to the model, ready to train."""
+"""Builds a model from its options, ready to train."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def build_model(
     """Build the model that ``options.name`` names; the same seed gives the same weights for every trainer.
 
     A builder is called as ``builder(options, image_shape, num_classes)`` and draws its weights from the
-    global generator, which is seeded for it and put back afterwards. Those of fgbench give an
-    ``nn.Sequential`` of stages; a user's own may give any module that maps (B, C, H, W) to (B, classes).
+    global generator, which is seeded for it and put back afterwards. Those of fgbench return an
+    ``nn.Sequential`` of stages; a user's own may return any module that maps (B, C, H, W) to (B, classes).
 
     Args:
         options: an instance of the model's options.
@@ -32,7 +32,7 @@ def build_model(
         device: where the model goes; its 4-dimensional parameters are laid out as channels_last.
 
     Raises:
-        ConfigError: the builder gives something else, or the model cannot take such images.
+        ConfigError: the builder returns something else, or the model does not accept such images.
     """
     builder = load("model", options.name)
     with torch.random.fork_rng(devices=[]):
@@ -54,11 +54,11 @@ def build_model(
 
 
 class _WrongModelError(Exception):
-    """What a builder gave is not a model of such images."""
+    """A builder did not return a model for such images."""
 
 
 def _check(model: Any, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Run two images through the model; gives lazy layers their shapes too."""
+    """Run two images through the model; also initialises lazy layers."""
     if not isinstance(model, nn.Module):
         raise _WrongModelError(f"gave a {type(model).__name__}, expected a torch.nn.Module")
     model.eval()

@@ -1,4 +1,4 @@
-"""What the models are made of: stages, normalisation, shapes."""
+"""Parts of the models: stages, normalisation, shapes."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ class Stages(nn.Sequential):
 
 @contextmanager
 def handing_over_to(owning: Callable[[Tensor], AbstractContextManager[None]]) -> Iterator[None]:
-    """Within, ``owning(x)`` is entered around every layer that may do with its input x what it likes."""
+    """Enter ``owning(x)`` around every layer that may overwrite its input x, inside this context."""
     _takers.append(owning)
     try:
         yield
@@ -40,9 +40,10 @@ def handing_over_to(owning: Callable[[Tensor], AbstractContextManager[None]]) ->
 
 
 def hand_over(layer: nn.Module, box: list[Tensor]) -> Tensor:
-    """``layer(box.pop())``; a layer that alone refers to its input may overwrite it.
+    """``layer(box.pop())``; a layer holding the only reference to its input may overwrite it.
 
-    Only layers that keep nothing of their input, without hooks, in no function mode that may keep it.
+    Only for layers that keep nothing of their input, without hooks and outside function modes that may keep
+    it.
     """
     if _takers and type(layer) in _KEEP_NOTHING and _is_alone(box) and not _is_watched(layer):
         with _takers[-1](box[0]):
@@ -55,7 +56,7 @@ _KEEP_NOTHING = {nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d}
 
 
 def _is_alone(box: list[Tensor]) -> bool:
-    """Whether nothing else refers to the tensor in the box, nor shares its memory."""
+    """Whether nothing else refers to the tensor in the box or shares its memory."""
     if sys.getrefcount(box[0]) > 2 or box[0]._is_view():  # the box, and the call
         return False
     return torch._C._storage_Use_Count(box[0].untyped_storage()._cdata) <= 2  # the tensor, and Python
@@ -112,7 +113,7 @@ def normalize(kind: str, channels: int) -> list[nn.Module]:
 
 
 def output_shape(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """The shape, without the batch, of what ``module`` makes of one image; computes no values."""
+    """The shape, without the batch, of the module's outputs for one image; computes no values."""
     probe = copy.deepcopy(module).to("meta").eval()
     return tuple(probe(torch.empty(1, *image_shape, device="meta")).shape[1:])
 

@@ -1,4 +1,4 @@
-"""LocalMixer: a network of patches and groups of channels, made for losses that are local to them."""
+"""LocalMixer: a network of patches and groups of channels, designed for losses that are local to them."""
 
 import math
 from typing import Literal
@@ -20,16 +20,16 @@ def build_local_mixer(
     """``blocks`` blocks on patches x patches patches, and a linear layer on the patches' mean.
 
     The first block maps each patch to ``channels`` features and mixes these within each group of channels;
-    a later one mixes patches, then channels, then the channels within each group, and adds its inputs. A
-    normalisation without parameters stands before and after every linear layer, a ReLU after it; they
-    normalise the channels of a patch, or those of one of its groups beside layers that keep groups apart.
-    Weights are normal with deviation min(2 / sqrt(inputs), 0.1), biases and the output layer 0.
+    a later one mixes patches, then channels, then the channels within each group, and adds its inputs. There
+    is a normalisation without parameters before and after every linear layer, then a ReLU; they normalise the
+    channels of a patch, or those of each of its groups around layers that keep groups separate. Weights are
+    normal with deviation min(2 / sqrt(inputs), 0.1), biases and the output layer 0.
 
     Source: Ren et al. (2023), arXiv 2210.03310. S/1/1 is ``{channels: 256, groups: 1}``, M/1/16 the default,
     M/8/16 ``{patches: 8, blocks: 4}``.
 
     Raises:
-        ConfigError: the images cannot be cut into as many patches.
+        ConfigError: the images cannot be divided into that many patches.
     """
     _, height, width = image_shape
     if height % options.patches or width % options.patches:

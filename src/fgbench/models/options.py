@@ -88,11 +88,11 @@ class LocalMixerOptions(Options):
     channels: PositiveInt = 512
     """Features of a patch; a multiple of `groups`."""
     groups: PositiveInt = 16
-    """Groups of channels that some layers keep apart."""
+    """Groups of channels that some layers keep separate."""
     patches: PositiveInt = 1
     """Patches along each side of an image."""
     blocks: int = Field(1, ge=1, le=MOST_LAYERS)
-    """Blocks, each with a loss of its own under local trainers."""
+    """Blocks, each with its own loss under local trainers."""
 
     @model_validator(mode="after")
     def _check(self) -> "LocalMixerOptions":

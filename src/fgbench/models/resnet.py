@@ -6,7 +6,7 @@ from fgbench.models.layers import GlobalAveragePool, Stages, hand_over, initiali
 from fgbench.models.options import ResNetOptions
 
 WIDTHS = (1, 2, 4, 8)
-"""Filters of each pair of basic blocks, in units of the first pair's."""
+"""Filters of each pair of basic blocks, as multiples of the first pair's."""
 
 
 def build_resnet18(
@@ -78,7 +78,10 @@ class BasicBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features of shape (B, C, H, W) to (B, C', H/stride, W/stride)."""
         box = [features]
-        for layer in (*self.first, *self.second):  # one by one, to free a layer's input when it is done
+        for layer in (
+            *self.first,
+            *self.second,
+        ):  # one by one, to free each layer's input as soon as possible
             box.append(hand_over(layer, box))
         residual = box.pop()
         residual += self.shortcut(features)

@@ -6,9 +6,9 @@ from fgbench.models.layers import GlobalAveragePool, Stages, initialize, normali
 from fgbench.models.options import VGGOptions
 
 WIDTHS = (1, 2, 4, 8, 8)
-"""Filters of each group of convolutions, in units of the first group's."""
+"""Filters of each group of convolutions, as multiples of the first group's."""
 CONVOLUTIONS = (2, 2, 3, 3, 3)
-"""Convolutions of each group; a 2x2 max pool ends it."""
+"""Convolutions of each group; a 2x2 max pool follows."""
 SMALLEST = 32
 """Five pools leave nothing of a smaller image, so smaller ones get a border of zeros."""
 
@@ -42,7 +42,7 @@ def build_vgg16(options: VGGOptions, image_shape: tuple[int, int, int], num_clas
 
 
 def _pad(image_shape: tuple[int, int, int]) -> list[nn.Module]:
-    """The layer that brings an image to at least 32x32, where one is needed."""
+    """The layer that pads an image to at least 32x32, if needed."""
     missing_h, missing_w = (max(0, SMALLEST - size) for size in image_shape[1:])
     if not missing_h + missing_w:
         return []

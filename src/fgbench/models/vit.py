@@ -8,7 +8,7 @@ from fgbench.models.layers import Stages, TokenMean
 from fgbench.models.options import ViTOptions
 
 MLP_RATIO = 4
-"""Units of a block's hidden layer, in units of the tokens' width."""
+"""Units of a block's hidden layer, as a multiple of the tokens' width."""
 
 
 def build_vit(options: ViTOptions, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
@@ -34,7 +34,7 @@ def build_vit(options: ViTOptions, image_shape: tuple[int, int, int], num_classe
 
 
 class PatchTokens(nn.Module):
-    """Images to tokens: a linear map of each patch, plus what is learnt of its position."""
+    """Images to tokens: a linear map of each patch, plus a learnt position embedding."""
 
     def __init__(self, options: ViTOptions, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
