@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fgbench.cli import bench, info, results, runs
+from fgbench.cli import bench, info, results, runs, sweeps
 from fgbench.cli.arguments import SETTINGS
 from fgbench.cli.output import tolerate_closed_pipes
 
@@ -25,8 +25,8 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "list": (info.list_, "List datasets, models, trainers or config keys."),
     "check": (bench.check, "Check a config's gradients, or the installation."),
     "bench": (bench.bench, "Measure step times and memory of every trainer."),
-    "sweep": (runs.sweep, "Run every config of a sweep file."),
-    "tune": (runs.tune, "Tune every configuration of a sweep file."),
+    "sweep": (sweeps.sweep, "Run every config of a sweep file."),
+    "tune": (sweeps.tune, "Tune every configuration of a sweep file."),
     "status": (results.status, "Show the progress of the runs of a folder."),
     "compare": (results.compare, "Compare trainers, paired by seed."),
     "claims": (results.claims, "Compare published claims with the runs of a folder."),

@@ -76,6 +76,23 @@ DataDir = Annotated[
     ),
 ]
 NoDownload = Annotated[bool, typer.Option("--no-download", help="Never download; fail if data is missing.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option(metavar="0-4", help="Seeds instead of the file's: 0-4, or 0,2,5.", show_default=False),
+]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run directories.", show_default=False, callback=expanded),
+]
+Log = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME",
+        help="Also use this logger: tensorboard, or package.module:Class; may be repeated.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Repeat runs that have already ended.")]
 
 
 def load_all(

@@ -1,8 +1,12 @@
-"""Keeps commands running when nobody reads their output any more."""
+"""What commands print: the closing table, and output that nobody reads any more."""
 
 import os
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TextIO
+
+import typer
 
 
 class _OutputStream:
@@ -43,3 +47,13 @@ def tolerate_closed_pipes() -> None:
         if stream is None:  # closed by the shell: `>&-`
             stream = open(os.devnull, "w")  # noqa: PTH123, SIM115
         setattr(sys, name, _OutputStream(stream))
+
+
+def print_summary(paths: Iterable[Path]) -> None:
+    """Print the closing table of the runs that have started."""
+    from fgbench.analysis.records import load_results
+    from fgbench.analysis.tables import summary_table
+
+    records = [record for path in paths if (path / "config.yaml").exists() for record in load_results(path)]
+    if records:
+        typer.echo(f"\n{summary_table(records)}")
