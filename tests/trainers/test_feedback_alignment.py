@@ -13,7 +13,7 @@ from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import options_model
-from fgbench.trainers import feedback_alignment
+from fgbench.trainers import feedback_passes
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.feedback_alignment import FeedbackAlignment
 
@@ -104,9 +104,9 @@ def test_a_step_is_its_formula_on_the_shipped_models_and_a_wrong_one_is_seen(fee
         return (sum((found[key] - expected[key]).square().sum() for key in found).sqrt() / length).item()
 
     assert distance() < 1e-10
-    back = feedback_alignment.PassBack.backward
+    back = feedback_passes.PassBack.backward
     wrong = lambda ctx, delta: (delta, 1.1 * back(ctx, delta)[1], None)  # noqa: E731
-    monkeypatch.setattr(feedback_alignment.PassBack, "backward", staticmethod(wrong))
+    monkeypatch.setattr(feedback_passes.PassBack, "backward", staticmethod(wrong))
     assert distance() > 1e-2
 
 

@@ -1,32 +1,21 @@
 """Feedback alignment: the backward pass uses other matrices than the transposed weights."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-from typing_extensions import override
 
 from fgbench.errors import ConfigError
 from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
-from fgbench.trainers.forward_mode.layers import LAYERS, input_gradient, layer_arguments
+from fgbench.trainers.feedback_passes import FeedbackPass, SurrogatePass, output_error
 from fgbench.trainers.forward_mode.refusals import refuse_lazy
 from fgbench.trainers.options import FeedbackAlignmentOptions
-from fgbench.trainers.passes import begin_step, gradient_norm, require_tensor, sample_losses
+from fgbench.trainers.passes import begin_step, gradient_norm
 from fgbench.trainers.replay import ModelState, RandomStates
-
-NORMALISATIONS = {F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm, F.rms_norm}
-SUMS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
-WITHOUT_MATRIX = NORMALISATIONS | SUMS | {F.embedding}
-"""Where a parameter may go besides layers: no error passes back through a matrix there."""
 
 
 class FeedbackAlignment(Trainer):
@@ -192,133 +181,3 @@ class FeedbackAlignment(Trainer):
             parts = torch.autograd.grad(total, list(params.values()), materialize_grads=True)
         none = total.detach().new_empty(0)
         return Reference(none, none.new_ones(()), dict(zip(params, parts, strict=True)))
-
-
-class PassBack(torch.autograd.Function):
-    """A layer's output, unchanged; its backward pass sends ``gradient_of(delta)`` to the layer's input."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, value: Tensor, gradient_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """The output, connected to the layer's input (it was computed from a detached one)."""
-        ctx.mark_dirty(output)
-        ctx.gradient_of = gradient_of
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Delta for the weights, and the feedback's version of it for the input."""
-        return delta, ctx.gradient_of(delta), None
-
-
-class LayerCalls(TorchFunctionMode):
-    """A forward pass in which ``layer`` replaces every linear and convolution layer.
-
-    Args:
-        trainer: whose matrices.
-        model: must use its parameters in layers, normalisations and sums only.
-
-    Raises:
-        ConfigError: another function receives a parameter, and might propagate errors back through it.
-    """
-
-    def __init__(self, trainer: FeedbackAlignment, model: nn.Module) -> None:
-        super().__init__()
-        self.trainer, self.direct = trainer, trainer.options.feedback == "direct"
-        self.params: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
-        self.calls: dict[str, int] = {}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Replace layers; leave other functions unchanged, or refuse them."""
-        kwargs = kwargs or {}
-        if func in LAYERS:
-            arguments = layer_arguments(func, args, kwargs)
-            name = self.params.get(arguments["weight"])
-            if name is None:
-                self.refuse(f"a weight given to {func.__name__}, which is computed")
-            self.calls[name] = self.calls.get(name, 0) + 1
-            return self.layer(func, arguments, f"{name} {self.calls[name]}" if self.direct else name)
-        result = func(*args, **kwargs)
-        if func not in WITHOUT_MATRIX and any(isinstance(each, Tensor) for each in tree_leaves(result)):
-            for each in tree_leaves((args, kwargs)):
-                if isinstance(each, nn.Parameter) and each in self.params:
-                    self.refuse(f"{self.params[each]!r}, given to {getattr(func, '__name__', func)}")
-        return result
-
-    def refuse(self, what: str) -> NoReturn:
-        """Raises: ConfigError: always."""
-        raise ConfigError(
-            f"trainer {self.trainer.options.name} trains models of linear, convolution and normalisation "
-            f"layers only: it cannot treat {what}"
-        )
-
-    def layer(self, func: Any, arguments: dict[str, Any], key: str) -> Tensor:
-        """The output of a layer; ``key`` is that of its matrix."""
-        raise NotImplementedError
-
-
-class FeedbackPass(LayerCalls):
-    """Every layer sends back the trainer's feedback for its error.
-
-    Attributes:
-        error: dL/d outputs, shape (B, classes); to be set before the backward pass.
-    """
-
-    error: Tensor
-
-    @override
-    def layer(self, func: Any, arguments: dict[str, Any], key: str) -> Tensor:
-        value = arguments["input"]
-        if not value.requires_grad:  # the first layer's input needs no gradient
-            output: Tensor = func(**arguments)
-            return output
-        held = value.detach()
-
-        def gradient_of(delta: Tensor) -> Tensor:
-            if self.direct:
-                gradient = self.trainer.send(self.error, key, held)
-            else:
-                gradient = input_gradient(
-                    arguments | {"input": held}, self.trainer.stand_in(key, arguments["weight"]), delta
-                )
-            return gradient.to(held.dtype)
-
-        joined: Tensor = PassBack.apply(func(**arguments | {"input": held}), value, gradient_of)
-        return joined
-
-
-class SurrogatePass(LayerCalls):
-    """Every layer is a function whose ordinary autograd derivative equals the feedback.
-
-    Attributes:
-        inputs: of all layers, each with the key of its matrix, for ``direct``.
-    """
-
-    def __init__(self, trainer: FeedbackAlignment, model: nn.Module) -> None:
-        super().__init__(trainer, model)
-        self.inputs: list[tuple[str, Tensor]] = []
-
-    @override
-    def layer(self, func: Any, arguments: dict[str, Any], key: str) -> Tensor:
-        value, weight = arguments["input"], arguments["weight"]
-        output: Tensor = func(**arguments | {"input": value.detach()})
-        if not value.requires_grad:
-            return output
-        if self.direct:
-            self.inputs.append((key, value))
-            return output
-        carried = func(**arguments | {"weight": self.trainer.stand_in(key, weight), "bias": None})
-        return output + carried - carried.detach()
-
-
-def output_error(loss_fn: LossFunction, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean loss, shape (), and its gradient e with respect to the outputs, shape (B, classes)."""
-    require_tensor(outputs)
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_()
-        # a view: FLOP counters hook a module's inputs, and a leaf cannot be hooked
-        loss = sample_losses(loss_fn, leaf.view_as(leaf), labels).mean()
-        (error,) = torch.autograd.grad(loss, leaf)
-    return loss.detach(), error
