@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """How long a step of one case takes beside another of the same model, in one process.
+    """The step time of one case, measured in one process with the other cases of the same model.
 
     Attributes:
         model: the model.
@@ -24,7 +24,7 @@ class Step:
         rounds: how many.
         time_to_backprop: median over rounds of the ratio to backprop's step of the same round.
         device: kind of device, such as ``cpu``.
-        noise: why the times are not to be trusted; empty where they are.
+        noise: why the times cannot be trusted; empty if they can.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Against the control: does a trainer learn more than an output layer on a body that stays as drawn."""
+"""Comparison with the control: does a trainer learn more than an output layer on an untrained body."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from fgbench.formatting import format_number
 
 CONTROL = "frozen"
 UNCOMPARED = (CONTROL, "backprop")
-"""Trainers that are held against no control: itself, and the one all others are held against."""
+"""Trainers that are not compared with the control: the control itself, and backprop."""
 
 MEASURE = MEASURES["test_accuracy"]
 
@@ -53,7 +53,7 @@ class AgainstControl:
 
     @property
     def verdict(self) -> str:
-        """In words: ``yes (+0.0213)``, ``no (-0.0312)``, or why nothing can be said."""
+        """The verdict as text: ``yes (+0.0213)``, ``no (-0.0312)``, or why there is none."""
         found = self.comparison
         if found is None:
             return ABSENT

@@ -1,4 +1,4 @@
-"""The forms tables are written in; apart, so that the command line need not import pandas to name them."""
+"""The output formats of tables; a separate module, so that the command line need not import pandas."""
 
 from enum import StrEnum
 
@@ -15,5 +15,5 @@ class Format(StrEnum):
 
     @property
     def is_data(self) -> bool:
-        """Whether it is read by programs: rows alone, in full precision, without titles and notes."""
+        """Whether it is for programs: only rows, in full precision, without titles and notes."""
         return self in (Format.csv, Format.json)

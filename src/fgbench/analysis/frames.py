@@ -39,7 +39,7 @@ def read_runs(path: str | Path) -> pd.DataFrame:
 
 
 def read_summaries(path: str | Path) -> pd.DataFrame:
-    """What every run at or below a folder amounts to, read as `fgbench compare` reads it.
+    """A summary of every run at or below a folder, read as `fgbench compare` reads it.
 
     Args:
         path: a results folder, or any folder in it.
@@ -47,8 +47,8 @@ def read_summaries(path: str | Path) -> pd.DataFrame:
     Returns:
         A row per run: the run and its settings, as in ``read_runs``; ``tags``, a tuple of words;
         ``epochs`` done; and every
-        column that can be compared: of what was learnt the value at the last epoch (NaN for a run that
-        diverged), of times the median over warm epochs that nothing disturbed, of memory the peak.
+        column that can be compared: for losses and accuracies the value at the last epoch (NaN for a run that
+        diverged), for times the median over undisturbed epochs after the first, for memory the peak.
 
     Raises:
         ConfigError: no such folder, or no run in it.
@@ -75,7 +75,7 @@ def _labels(records: Iterable[RunRecord]) -> dict[Path, str]:
 
 
 def _identity(run: RunRecord, labels: dict[Path, str]) -> dict[str, Any]:
-    """What identifies a run; a second copy of a run has no label of its own."""
+    """What identifies a run; a second copy of a run has no label."""
     identity = {
         "run": str(run.path),
         "label": labels.get(run.path, run.component("trainer")),

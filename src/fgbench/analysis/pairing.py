@@ -1,4 +1,4 @@
-"""Which series may be compared with which, and what else differs between them."""
+"""Which series can be compared, and what else differs between them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from fgbench.analysis.settings import default_options, is_off, not_default
 from fgbench.registry import TRAINERS
 
 TUNABLE = ("optimizer.", "schedule.", "clip_gradient_norm")
-"""Settings that may differ between two trainers in one experiment: each has its own best ones."""
+"""Settings that may differ between two trainers in one experiment, since each has its own best values."""
 
 PLACES = ("device", "dataset.dir")
-"""Settings that name places; what kind of device it was is asked of the environment."""
+"""Settings that name folders or devices; the kind of device is taken from the environment."""
 
 ENVIRONMENT = ("torch", "cpu", "threads", "device", "gpu", "cuda", "allocations_kept", "deterministic")
-"""Keys of env.json of which a difference is reported."""
+"""Keys of env.json whose differences are reported."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Pair:
 
     @property
     def other_settings(self) -> list[str]:
-        """What differs besides the trainer, such as ``optimizer.lr 0.0001 / 0.001``."""
+        """Differences besides the trainer, such as ``optimizer.lr 0.0001 / 0.001``."""
         mine, other = settings(self.series), settings(self.baseline)
         return [f"{key} {mine.get(key)} / {other.get(key)}" for key in setting_differences(mine, other)]
 
     @property
     def environments(self) -> list[str]:
-        """What differs between the machines and libraries of the paired runs, such as ``torch 2.6 / 2.7``."""
+        """Differences between the machines and libraries of the paired runs, such as ``torch 2.6 / 2.7``."""
         envs = [_environment(run) for both in self.runs for run in both]
         differences = []
         for key in ENVIRONMENT:
@@ -78,19 +78,19 @@ class Pair:
 
 
 def loaded_digest(run: RunRecord) -> str | None:
-    """What the run loaded, in order, as one digest; None where it was not recorded."""
+    """The digest of the run's data, in order; None if not recorded."""
     data = run.env.get("data")
     return data.get("loaded") if isinstance(data, dict) else None
 
 
 def may_pair(first: RunRecord, second: RunRecord) -> bool:
-    """Whether two runs saw the same images in the same order, as far as is known."""
+    """Whether two runs used the same images in the same order, as far as is known."""
     digests = {loaded_digest(first), loaded_digest(second)} - {None}
     return len(digests) < 2
 
 
 def describe_unknown_data(records: Iterable[RunRecord]) -> str:
-    """One line about runs that did not record what they loaded; empty where all did."""
+    """One line about runs that did not record their data; empty if all did."""
     all_records = list(records)
     unknown = sum(loaded_digest(run) is None for run in all_records)
     if not unknown:
@@ -99,7 +99,7 @@ def describe_unknown_data(records: Iterable[RunRecord]) -> str:
 
 
 def make_tasks(records: Iterable[RunRecord]) -> list[Task]:
-    """The records by what is learnt: dataset and model with all their options."""
+    """The records grouped by task: dataset and model with all their options."""
     all_records = list(records)
     by_task: dict[str, list[RunRecord]] = {}
     for record in all_records:
@@ -123,7 +123,7 @@ def _task_settings(run: RunRecord) -> dict[str, Any]:
 
 
 def settings(series: Series) -> dict[str, Any]:
-    """What is set besides the trainer and what is off, and the kind of device it ran on."""
+    """The settings besides the trainer that have an effect, and the kind of device it ran on."""
     run = series.runs[0]
     kept = {
         key: value
@@ -135,7 +135,7 @@ def settings(series: Series) -> dict[str, Any]:
 
 
 def _environment(run: RunRecord) -> dict[str, Any]:
-    """Its env.json, with the kind of device alone: cuda:0 and cuda:1 of one GPU model are alike."""
+    """Its env.json, with only the kind of device: cuda:0 and cuda:1 of one GPU model are equal."""
     device = str(run.env.get("device") or run.env.get("device_type") or "").partition(":")[0]
     return run.env | {"device": device or None}
 
@@ -146,7 +146,7 @@ def setting_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
 
 
 def trainer_options(series: Series) -> dict[str, Any]:
-    """The trainer's block by dotted key; what an older version did not know is at its default."""
+    """The trainer's block by dotted key; options unknown to an older version have their defaults."""
     known = series.runs[0].settings
     return dict(default_options("trainer", series.trainer)) | {
         key: value for key, value in known.items() if key.startswith("trainer.")
@@ -161,10 +161,10 @@ def plainest(candidates: Iterable[Series]) -> list[Series]:
 
 
 def nearest(series: Series, candidates: Iterable[Series]) -> Series | None:
-    """The candidate to hold a series against, or None.
+    """The candidate to compare a series with, or None.
 
-    The fewest settings besides the trainer's differ; among those its validation accuracy is the best, which
-    gives the series the strongest opponent.
+    It differs in the fewest settings besides the trainer's; among those it has the best validation accuracy,
+    which makes it the strongest baseline.
     """
     mine = settings(series)
 
@@ -175,11 +175,11 @@ def nearest(series: Series, candidates: Iterable[Series]) -> Series | None:
 
 
 def _deviations(series: Series) -> int:
-    """How many of the trainer's options are not at their default."""
+    """Number of the trainer's options that differ from their defaults."""
     return len(not_default("trainer", series.runs[0].settings)) if series.trainer in TRAINERS else 0
 
 
 def mean_validation_accuracy(series: Series) -> float:
-    """Mean over seeds of the best validation accuracy; 0 where there is none."""
+    """Mean over seeds of the best validation accuracy; 0 if there is none."""
     values = [best(run, MEASURES["val_accuracy"]) for run in series.averaged]
     return fmean(0.0 if value != value else value for value in values) if values else 0.0

@@ -1,4 +1,4 @@
-"""What can be compared, and how it is read from a run at an epoch or at a time."""
+"""The measures that can be compared, and how they are read from a run at an epoch or a time."""
 
 import math
 
@@ -17,15 +17,15 @@ Conventions of this project; 0.005 of accuracy is 50 of 10,000 test images.
 """
 
 CHANCE_MARGIN = 0.02
-"""An accuracy this little above that of guessing counts as chance: two standard errors on 1,000 images."""
+"""An accuracy within this of guessing counts as chance level: two standard errors on 1,000 images."""
 
 
 MEASURES: dict[str, Column] = {name: column for name, column in COLUMNS.items() if column.better}
-"""The columns that one trainer can be better at than another."""
+"""The columns by which trainers are compared."""
 
 
 def negligible(measure: Column) -> float:
-    """The largest difference, or logarithm of a ratio, that is as good as none."""
+    """The largest difference, or logarithm of a ratio, that counts as negligible."""
     return NEGLIGIBLE.get(measure.name.rpartition("_")[2], math.log(NEGLIGIBLE_RATIO))
 
 
@@ -34,11 +34,11 @@ def read(run: RunRecord, column: Column | str, epoch: int | None = None) -> floa
 
     Args:
         run: the run.
-        column: it says itself how it is read.
-        epoch: up to which; by default the last. A run that stopped early keeps what it ended with.
+        column: the column, which defines how it is read.
+        epoch: up to which epoch; by default the last. A run that stopped early keeps its final value.
 
     Returns:
-        NaN where there is none, as for an accuracy once the run has diverged.
+        The value; NaN if there is none, as for an accuracy after the run has diverged.
     """
     measure = COLUMNS[column] if isinstance(column, str) else column
     epoch = run.last_epoch if epoch is None else epoch
@@ -66,7 +66,7 @@ def counted(run: RunRecord, epoch: int) -> np.ndarray:
 
 
 def quiet_epochs(run: RunRecord, epoch: int) -> int:
-    """How many epochs up to ``epoch`` were timed warm and with the machine to themselves."""
+    """How many epochs up to ``epoch`` were timed after the warm-up on an otherwise idle machine."""
     disturbed = run.metrics["timing_note"].notna().to_numpy()[: _count_epochs(run, epoch)]
     return int((counted(run, epoch) & ~disturbed).sum())
 
@@ -77,7 +77,7 @@ def disturbed_epochs(run: RunRecord, epoch: int) -> int:
 
 
 def has_diverged(run: RunRecord, epoch: int) -> bool:
-    """Whether the run's loss was no number any more by the end of ``epoch``."""
+    """Whether the run had diverged by the end of ``epoch``."""
     return run.state == "diverged" and epoch >= run.last_epoch
 
 
@@ -98,21 +98,21 @@ def training_time(run: RunRecord) -> np.ndarray:
 
 
 def epochs_within(run: RunRecord, seconds: float) -> int:
-    """The last epoch that was finished within so many seconds of training; 0 for none."""
+    """The last epoch finished within this many seconds of training; 0 if none."""
     done = run.metrics["epoch"][training_time(run) <= seconds * (1 + 1e-9)]
     return int(done.iloc[-1]) if len(done) else 0
 
 
 def passes_over_data(run: RunRecord, epoch: int) -> float:
-    """What training up to the end of ``epoch`` cost, in forward passes of all training images.
+    """The cost of training up to the end of ``epoch``, in forward passes of all training images.
 
-    An epoch costs as many as a step costs of its batch, whatever the batch size; NaN where not counted.
+    An epoch costs as many of these as a step costs forward passes of its batch; NaN if not counted.
     """
     return epoch * run.forward_passes_per_step
 
 
 def epochs_within_passes(run: RunRecord, passes: float) -> int:
-    """The last epoch that was finished within so many forward passes of all training images; 0 for none."""
+    """The last epoch finished within this many forward passes of all training images; 0 if none."""
     done = [int(e) for e in run.metrics["epoch"] if passes_over_data(run, e) <= passes * (1 + 1e-9)]
     return done[-1] if done else 0
 

@@ -1,4 +1,4 @@
-"""Run directories, read."""
+"""Reads run directories."""
 
 import hashlib
 import json
@@ -24,23 +24,23 @@ IDENTITY = (
     *("name", "seed", "tuned", "tags", "note", "data_dir", "results_dir"),
     *("saving", "diagnostics", "log", "verify"),
 )
-"""Config keys that do not change what is measured."""
+"""Config keys that do not affect the measurements."""
 
 _FOLDER = re.compile(r"s\d+-([0-9a-f]{8})$")
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """One run directory, read.
+    """The content of one run directory.
 
     Attributes:
         path: the run directory.
         hash: which configuration it is a seed of.
         config: the resolved config, nested.
-        env: where and with what it was made; empty where unknown.
-        status: ``state`` and what else the run said of itself; a killed run is interrupted.
-        summary: final figures; empty for an unfinished run.
-        metrics: one row per epoch, all columns of ``METRICS``; missing numbers are NaN, missing texts None.
+        env: machine, versions and settings; empty if unknown.
+        status: ``state`` and the rest of status.json; a killed run is interrupted.
+        summary: final values; empty for an unfinished run.
+        metrics: one row per epoch, all columns of ``METRICS``; missing numbers are NaN, missing strings None.
     """
 
     path: Path
@@ -63,12 +63,12 @@ class RunRecord:
 
     @property
     def last_epoch(self) -> int:
-        """Epochs done, 0 where there is none."""
+        """Number of completed epochs."""
         return int(self.metrics["epoch"].iloc[-1]) if len(self.metrics) else 0
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The words its config tags it with."""
+        """The tags in its config."""
         return tuple(map(str, self.config.get("tags") or ()))
 
     @property
@@ -78,9 +78,9 @@ class RunRecord:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The config by dotted key, such as ``optimizer.lr``, without what is in ``IDENTITY``.
+        """The config by dotted key, such as ``optimizer.lr``, without the keys in ``IDENTITY``.
 
-        Where the config leaves the device open, it is the kind of device the run was made on.
+        If the config leaves the device open, it is the kind of device the run used.
         """
         content = {key: value for key, value in self.config.items() if key not in IDENTITY}
         if content.get("device") == "auto" and "device" in self.env:
@@ -89,7 +89,7 @@ class RunRecord:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes its dataset has; None where that is not known."""
+        """Number of classes of its dataset; None if unknown."""
         known = {"mnist": 10, "fashion-mnist": 10, "fashion-mnist-mini": 10, "cifar10": 10}
         data = self.env.get("data")
         recorded = data.get("classes") if isinstance(data, dict) else None
@@ -102,7 +102,7 @@ class RunRecord:
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        """The gradient of every layer where it was compared with the true one: the columns of layers.csv."""
+        """The comparisons of every layer's gradient with the true one: the columns of layers.csv."""
         rows = pd.DataFrame(RunDirectory(self.path).read_layers(), columns=list(LAYER_COLUMNS))
         numbers = [column for column in LAYER_COLUMNS if column != "layer"]
         rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
@@ -110,9 +110,9 @@ class RunRecord:
 
     @cached_property
     def confusions(self) -> pd.DataFrame | None:
-        """How many test images of each class (rows) were taken for each (columns) in the end.
+        """The final confusion matrix on the test images: true classes (rows) by predicted classes (columns).
 
-        None for a run that has not finished, or that kept no such counts.
+        None for a run that has not finished, or that has none.
         """
         if self.state != "finished":
             return None
@@ -128,16 +128,16 @@ class RunRecord:
 
     @property
     def forward_passes_per_step(self) -> float:
-        """What a step costs in forward passes of its batch, whatever the machine; NaN where not counted."""
+        """Cost of a step in forward passes of its batch, on any machine; NaN if not counted."""
         return _number(self.summary.get("forward_passes_per_step"))
 
     @property
     def drawing_ms_per_step(self) -> float:
-        """What drawing random numbers takes of a step, in ms on the machine of the run; NaN where unknown."""
+        """Time spent drawing random numbers in a step, in ms on the run's machine; NaN if unknown."""
         return _number(self.summary.get("drawing_ms_per_step"))
 
     def notes(self, column: str) -> list[str]:
-        """The different texts in a text column, in order of appearance."""
+        """The distinct strings in a text column, in order of appearance."""
         return list(dict.fromkeys(self.metrics[column].dropna()))
 
 
@@ -147,13 +147,13 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Results:
-    """A results folder, read.
+    """The content of a results folder.
 
     Attributes:
-        runs: every run that can be read, in order of path.
-        unread: the run directories that cannot, and why.
-        steps: what ``fgbench bench`` measured there.
-        chosen: which of the runs there these are; empty for all.
+        runs: every readable run, in order of path.
+        unread: the unreadable run directories, and why.
+        steps: benchmarks by ``fgbench bench`` there.
+        chosen: how the runs were selected; empty for all.
     """
 
     runs: list[RunRecord]
@@ -163,7 +163,7 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """What the results rest on: which runs were chosen, which cannot be read, which have not finished."""
+        """Remarks on the runs: how they were selected, which are unreadable, which have not finished."""
         left_out = [f"Left out: {path}: {reason}" for path, reason in self.unread.items()]
         unfinished = [
             f"Not finished: {run.path}: {run.state}, epoch {run.last_epoch} of {run.config.get('epochs')}"
@@ -174,9 +174,9 @@ class Results:
 
 
 def read_results(path: str | Path, tag: str | None = None) -> Results:
-    """Every run directory and benchmark at or below ``path``; a warning names what cannot be read.
+    """Every run directory and benchmark at or below ``path``; a warning names unreadable ones.
 
-    The runs that tuning chose among are left out, unless ``path`` is within their folder.
+    Trials of tuning are left out, unless ``path`` is within their folder.
 
     Args:
         path: a results folder, or any folder in it.
@@ -253,6 +253,6 @@ def _load_run(folder: Path) -> RunRecord:
 
 
 def _content_hash(config: dict[str, Any]) -> str:
-    """For a run directory that somebody renamed."""
+    """The hash for a run directory that was renamed."""
     content = {key: value for key, value in config.items() if key not in IDENTITY}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -17,7 +17,7 @@ from fgbench.registry import TRAINERS
 from fgbench.storage.run_directory import ENDED
 
 PARTS = ("dataset.limit", "dataset.test_limit")
-"""Settings that make another dataset of one: no accuracy on a part is an accuracy on the whole."""
+"""Settings that select a part of a dataset: accuracy on a part is not accuracy on the whole."""
 
 _UNLABELLED = ("dataset.name", "dataset.dir", "model.name", "trainer.name")
 
@@ -48,9 +48,9 @@ class Series:
 
     @cached_property
     def averaged(self) -> tuple[RunRecord, ...]:
-        """The runs a mean is taken over: those that have ended or, while none has, all that have begun.
+        """The runs over which means are taken: those that have ended or, if none has, all that have started.
 
-        A diverged run has ended: a mean over the survivors alone would flatter its trainer.
+        A diverged run has ended: a mean over the other runs alone would favour its trainer.
         """
         begun = tuple(run for run in self.runs if len(run.metrics))
         return tuple(run for run in begun if run.state in ENDED) or begun
@@ -63,9 +63,9 @@ class Series:
 def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Series]]:
     """The series of every (dataset, model): by trainer in the registry's order, then by what differs.
 
-    A dataset is named with the part of it that is used and the options in which a model's datasets differ:
+    A dataset's name includes the part that is used and the options in which a model's datasets differ:
     ``fashion-mnist, limit=2000``.
-    Of two runs of one configuration and seed the finished one counts, or else the one that got furthest.
+    Of two runs of one configuration and seed, the finished one is used, or else the one with more epochs.
     """
     groups: dict[tuple[str, str], dict[str, dict[int, RunRecord]]] = {}
     all_records = list(records)
@@ -87,7 +87,7 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
 
 
 def _shared_words(runs: Sequence[RunRecord]) -> list[str]:
-    """The options of the model that all have and that are not at their defaults; labels have the others."""
+    """The model options shared by all runs that differ from the defaults; labels have the others."""
     differ = differing([run.settings for run in runs])
     settings, defaults = runs[0].settings, default_options("model", runs[0].component("model"))
     return [
@@ -98,9 +98,9 @@ def _shared_words(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def distinguishing_words(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[str]]:
-    """For every run, the part of its dataset that is used and the options (also of its model) that matter.
+    """For every run, the part of its dataset that is used and the relevant options (also of its model).
 
-    These are the ones not at their defaults and the ones that differ between runs: ``limit=2000``.
+    These are the ones that differ from their defaults or between runs: ``limit=2000``.
 
     Args:
         records: the runs.
@@ -142,9 +142,9 @@ def _progress(record: RunRecord) -> tuple[bool, int, str]:
 
 
 def _labelled(groups: list[tuple[RunRecord, ...]]) -> list[Series]:
-    """A label for every configuration, no two alike.
+    """A unique label for every configuration.
 
-    It names every option of the trainer that is not at its default, also where all have it, the options in
+    It names every option of the trainer that differs from its default, even if all have it, the options in
     which series of one trainer differ, and the other settings in which any of the series do.
     """
     settings = [
@@ -190,7 +190,7 @@ def _order(trainer: str, values: list[Any]) -> tuple[Any, ...]:
 
 
 def _environment(run: RunRecord) -> str:
-    """What distinguishes two configurations whose configs read the same."""
+    """What distinguishes two configurations with equal configs."""
     machine = [str(run.env[key]) for key in ("device_type", "device") if isinstance(run.env.get(key), str)][
         :1
     ]

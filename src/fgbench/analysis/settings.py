@@ -1,4 +1,4 @@
-"""Settings of runs: which matter, and how a label writes them."""
+"""Settings of runs: which are relevant, and how labels show them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,7 +11,7 @@ from fgbench.registry import TABLES, options_model
 def default_options(kind: str, name: str) -> Mapping[str, Any]:
     """The defaults of a component's options by dotted key, such as ``trainer.tangents``.
 
-    Empty for a user's own component, which is not imported only to look at results.
+    Empty for a user's own component, which is not imported just to read results.
 
     Args:
         kind: ``dataset``, ``model`` or ``trainer``.
@@ -24,7 +24,7 @@ def default_options(kind: str, name: str) -> Mapping[str, Any]:
 
 
 def is_off(value: Any) -> bool:
-    """Whether a setting with this value does nothing."""
+    """Whether a setting with this value has no effect."""
     return value is None or value is False
 
 
@@ -60,9 +60,9 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def setting_word(key: str, value: Any, keys: Sequence[str] = (), default: Any = None) -> str:
-    """How a label says a setting: ``tangents=4``; a switch by its name alone, what is off not at all.
+    """How a label shows a setting: ``tangents=4``; a switch by its name alone, nothing if it is off.
 
-    What is off and on by default is said: ``mask=false``.
+    If it is off but on by default, that is shown: ``mask=false``.
     """
     if is_off(value) and is_off(default):
         return ""

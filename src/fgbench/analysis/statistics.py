@@ -8,9 +8,9 @@ import numpy as np
 from scipy import special, stats
 
 LEVEL = 0.95
-"""Of confidence intervals: the usual one."""
+"""Level of confidence intervals: the usual one."""
 POWER = 0.8
-"""Chance of finding a difference with the number of seeds said to be needed: the usual one."""
+"""Power for which the number of seeds needed is computed: the usual one."""
 BOOTSTRAP_FROM = 10
 """Fewest seeds for a bootstrap interval: below, resampling few values gives intervals that are too narrow."""
 
@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Paired:
-    """What n paired differences amount to.
+    """Statistics of n paired differences.
 
     Attributes:
         n: how many differences, one per seed.
@@ -45,7 +45,7 @@ class Paired:
 
 
 def summarise_differences(differences: Sequence[float]) -> Paired:
-    """Mean, intervals and effect size of paired differences; from one of them, the mean alone.
+    """Mean, intervals and effect size of paired differences; for a single one, only the mean.
 
     Source: Student (1908) for the interval; Efron (1987) for BCa; Cohen (1988) for d_z.
 
@@ -62,7 +62,7 @@ def summarise_differences(differences: Sequence[float]) -> Paired:
     if n == 1:
         return Paired(n, mean)
     deviation = float(values.std(ddof=1))
-    if deviation <= 1e-12 * float(np.abs(values).max()):  # no spread but rounding
+    if deviation <= 1e-12 * float(np.abs(values).max()):  # no spread except rounding
         return _without_spread(n, mean)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / math.sqrt(n)
     effect = mean / deviation
@@ -79,7 +79,7 @@ def summarise_differences(differences: Sequence[float]) -> Paired:
 
 
 def log_ratios(values: Sequence[tuple[float, float]]) -> Paired | None:
-    """Paired logarithms of the ratios; None where there is none or a value is no positive number."""
+    """Paired logarithms of the ratios; None if there are none or a value is not positive."""
     if not values or not all(math.isfinite(value) and value > 0 for both in values for value in both):
         return None
     return summarise_differences([math.log(mine / other) for mine, other in values])
@@ -115,7 +115,7 @@ def _small_sample_factor(df: int) -> float:
 
 
 def power(effect_size: float, n: int) -> float:
-    """Chance that a two-sided 5 % paired t-test over n seeds finds a difference of ``effect_size`` d_z."""
+    """Power of a two-sided 5 % paired t-test over n seeds for a difference of ``effect_size`` d_z."""
     df, shift = n - 1, abs(effect_size) * math.sqrt(n)
     critical = float(stats.t.ppf((1 + LEVEL) / 2, df))
     return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
@@ -140,7 +140,7 @@ def seeds_needed(effect_size: float) -> int | None:
 
 
 def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P values adjusted so that the chance of one false alarm among all of them stays at the level.
+    """P values adjusted to control the family-wise error rate.
 
     Source: Holm (1979). None stays None and counts as no test.
 

@@ -1,4 +1,4 @@
-"""What the runs of a folder are doing."""
+"""The progress of the runs in a folder."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fgbench.storage.run_directory import STATES
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         path: its run directory.
@@ -25,8 +25,8 @@ class Progress:
         epoch_s: seconds for an epoch, evaluation included: a median; None if unknown.
         left_s: seconds a running run will take; None for others, or if unknown.
         heard_s: seconds since its last sign of life; None if unknown.
-        reason: why it stopped, where that is known.
-        tags: the words its config tags it with.
+        reason: why it stopped, if known.
+        tags: the tags in its config.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Progress:
 
 
 def progress(run: RunRecord, now: datetime | None = None) -> Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Args:
         run: its record.
@@ -68,7 +68,7 @@ def progress(run: RunRecord, now: datetime | None = None) -> Progress:
 def status_report(
     results: Results, root: Path, form: Format | str = Format.text, now: datetime | None = None
 ) -> str:
-    """What ``fgbench status`` prints: a row for every run, those at work first, and a line of counts."""
+    """The output of ``fgbench status``: a row for every run, running ones first, and a line of counts."""
     order = {state: index for index, state in enumerate(("running", "interrupted", "failed"))}
     rows = sorted(
         (progress(run, now) for run in results.runs), key=lambda each: order.get(each.state, len(order))
@@ -86,7 +86,7 @@ def status_report(
     if left := [each.left_s for each in rows if each.left_s is not None]:
         line += f" The last of those running is done in about {duration(max(left))}."
     if counts["interrupted"]:
-        line += " The command that began an interrupted run also resumes it."
+        line += " The command that started an interrupted run also resumes it."
     chosen = f"{results.chosen} " if results.chosen else ""
     return f"{render([table], form)}\n\n{chosen}{line}"
 

@@ -1,4 +1,4 @@
-"""How long two trainers take to get equally far."""
+"""The time two trainers take to reach the same target."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class TimeTo:
 
     @property
     def in_first_epoch(self) -> bool:
-        """Whether every run is there by the end of its first epoch: then the times say no more than that."""
+        """Whether every run reaches it in its first epoch, so that the times say nothing more."""
         first = [tuple(float(training_time(run)[0]) for run in both) for both in self.pair.runs]
         return list(self.seconds) == first
 

@@ -1,1 +1,1 @@
-"""Pictures of runs. Loads without torch."""
+"""Figures of runs. Loads without torch."""

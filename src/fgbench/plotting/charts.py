@@ -24,10 +24,10 @@ from fgbench.plotting.panels import MARKS, draw_curves, limit_values
 from fgbench.plotting.style import Look, plain, series_marker
 
 ACROSS = "across"
-"""What lines through the whole axes, which no name may touch, are marked with."""
+"""The id of lines across the whole axes, which names must not touch."""
 
 MOST_LABELS = 8
-"""With more series than this, points carry no names; the legend has them, in some figures by number."""
+"""With more series than this, points have no names; the legend has them, in some figures by number."""
 
 
 def training_time(run: RunRecord) -> float:

@@ -1,4 +1,4 @@
-"""Accuracy against what it cost: every trainer a point, backprop and the frozen control as lines across."""
+"""Accuracy against cost: a point for every trainer, lines for backprop and the frozen control."""
 
 from collections.abc import Callable, Sequence
 from math import isfinite

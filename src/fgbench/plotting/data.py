@@ -1,4 +1,4 @@
-"""The numbers behind a figure, run by run."""
+"""The data of a figure, run by run."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Panels about the layers of a network: how noisy their gradients are, and how well aligned."""
+"""Panels about the layers of a network: noise and alignment of their gradients."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The study's four panels, and what other charts share with them: curves, bars, marks."""
+"""The study's four panels, and the curves, bars and marks they share with other charts."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ MARKS: dict[str, dict[str, Any]] = {
     "not shown to beat frozen": {"marker": "o", "markersize": 5, "markerfacecolor": "white"},
     "not finished": {"marker": "o", "markersize": 4.5, "markerfacecolor": "white"},
 }
-"""How the end of a run that did not finish is marked, and a point that says less than others."""
+"""Markers for the end of a run that did not finish, and for points with weaker evidence."""
 
 Draw = Callable[[Axes, Sequence[Series], Sequence[Look]], set[str]]
 """Draws series into axes, title and labels included; returns the ``MARKS`` it used."""
@@ -134,7 +134,7 @@ def _limit_epochs(axes: Axes, runs: Sequence[RunRecord]) -> None:
 
 
 def limit_values(axes: Axes, runs: Sequence[RunRecord], column: str) -> None:
-    """Limits that a run which diverged cannot spoil; a logarithmic axis where a loss spans decades."""
+    """Limits that ignore diverged runs; a logarithmic axis if a loss spans decades."""
     calm = [run for run in runs if run.state != "diverged" and len(run.metrics)] or runs
     values = np.concatenate([finite(run, column).to_numpy(dtype=float) for run in calm])
     if not len(values):

@@ -1,4 +1,4 @@
-"""How every figure looks: one colour for a trainer everywhere, one way to save."""
+"""The style of every figure: one colour per trainer everywhere, one way to save."""
 
 import io
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a figure is drawn for.
+    """The use for which a figure is drawn.
 
     Attributes:
         width: in inches.
@@ -127,7 +127,7 @@ def series_marker(series: Series) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in which matplotlib reads no formula."""
+    """Text escaped so that matplotlib does not parse formulas."""
     return text.replace("$", r"\$")
 
 

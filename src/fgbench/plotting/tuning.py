@@ -1,4 +1,4 @@
-"""The curves of tuning on a grid: what every value of the tuned key gave."""
+"""The curves of tuning on a grid: the score at every value of the tuned key."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ PANEL_HEIGHT = 2.6
 
 
 def plot_tuning(curves: Path) -> list[Path]:
-    """Draw the table that ``fgbench tune`` wrote of a grid, beside it.
+    """Draw the table that ``fgbench tune`` wrote for a grid, in the same folder.
 
     A panel for every model and dataset, a line for every configuration: the mean over its seeds of the
     validation accuracy at the end, a point for every seed, a ring round the value that was chosen, and a

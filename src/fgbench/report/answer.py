@@ -1,4 +1,4 @@
-"""The answer in plain sentences: what each trainer loses and gains against backprop."""
+"""The answer in sentences: what each trainer loses and gains compared with backprop."""
 
 import math
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ from fgbench.formatting import format_number
 from fgbench.storage.metrics import COLUMNS
 
 ANSWERED = ("test_accuracy", "epoch_time_s", "peak_memory_mib")
-"""What the answer is about, all at equal epochs."""
+"""The measures in the answer, all at equal epochs."""
 
 HEADLINE = "forward-gradient"
-"""The trainer that the first sentence is about, where there are runs of it."""
+"""The trainer of the first sentence, if there are runs of it."""
 
 VERDICTS = {"better": "better", "worse": "worse", "about the same": "same"}
-"""Of the conclusions of a comparison, those that say something."""
+"""The conclusions of a comparison that are definite."""
 
 
 def _word(column: str, verdict: str) -> str:
-    """How a verdict on a column is said: ``less accurate``."""
+    """A verdict on a column in words: ``less accurate``."""
     words = dict(zip(VERDICTS.values(), COLUMNS[column].words, strict=True))
     return words.get(verdict, f"no claim about {COLUMNS[column].label}")
 
@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def caution(self) -> str:
-        """Why nothing is claimed, where that has one reason."""
+        """Why nothing is claimed, if there is one reason."""
         return "Not enough seeds: one says nothing about the next." if len(self.pair.seeds) == 1 else ""
 
     @property
@@ -164,7 +164,7 @@ def _state(comparison: Comparison) -> Fact:
 
 
 def _caution(comparison: Comparison) -> str:
-    """Why a difference that was seen is not claimed."""
+    """Why an observed difference is not claimed."""
     assert comparison.paired is not None
     n, needed = comparison.paired.n, comparison.paired.seeds_needed
     if comparison.caution:

@@ -49,7 +49,7 @@ from fgbench.report.figures import (
 from fgbench.storage.files import atomic_write
 
 ENVIRONMENT_OF_A_RUN = ("command", "git_commit", "git_dirty")
-"""Keys of env.json that are shown with the run, not with its machine."""
+"""Keys of env.json that are shown with the run instead of its machine."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Row:
 
     @property
     def command(self) -> str:
-        """What was typed to make it; empty where unknown."""
+        """The command that started it; empty if unknown."""
         command = self.run.env.get("command")
         return shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")
 
@@ -286,7 +286,7 @@ def _rows(
 
 
 def _commands(series: Sequence[Series]) -> list[str]:
-    """What makes the runs of every series again, in a folder of their own."""
+    """The commands that repeat the runs of every series, in a separate folder."""
     commands = []
     for each in series:
         seeds = ",".join(str(run.seed) for run in each.runs)
@@ -296,12 +296,12 @@ def _commands(series: Sequence[Series]) -> list[str]:
 
 
 def _csv_link(text: str) -> str:
-    """A link that holds the text itself."""
+    """A link that contains the text itself."""
     return "data:text/csv;charset=utf-8," + quote(text, safe=",;:/()=+*!@$ ")
 
 
 def _percent(share: float | None) -> str:
-    """A share as whole percents; a dash for none of nothing, and nothing for none of something."""
+    """A share in percent; a dash if it is undefined, and empty if it is zero."""
     if share is None:
         return "–"
     return f"{100 * share:.0f}" if share >= 0.01 else "<1" if share else ""

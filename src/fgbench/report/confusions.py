@@ -1,4 +1,4 @@
-"""Which classes the trained networks of a series take for which."""
+"""Confusion matrices of the trained networks of a series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pandas as pd
 from fgbench.analysis.series import Series
 
 MOST_CLASSES = 20
-"""A matrix of more classes is not shown; confusion.csv of every run has it."""
+"""A matrix with more classes is not shown; it is in confusion.csv of every run."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from fgbench.plotting.panels import Panel, count_runs
 from fgbench.plotting.style import STYLE, Look, series_looks, series_marker
 
 MOST_SERIES = 12
-"""A figure shows no more series than this; the tables have all."""
+"""Largest number of series in a figure; the tables have all."""
 
 WIDTH_INCHES = 4.3
 SPARK = (100, 28)
-"""Width and height of a sparkline's own coordinates."""
+"""Width and height of a sparkline, in its coordinates."""
 
 _DARK_PAPER = (0.078, 0.090, 0.102)
 _HEX = re.compile(r"#([0-9a-fA-F]{6})\b")
@@ -50,7 +50,7 @@ _OUTLINES = {
 
 @dataclass(frozen=True)
 class Line:
-    """An entry of a legend: what a look stands for."""
+    """An entry of a legend."""
 
     label: str
     counts: str
@@ -72,7 +72,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of the report: its panels side by side where there is room, and one legend.
+    """A figure of the report: its panels, side by side if there is room, and one legend.
 
     Attributes:
         left_out: how many series it does not show.
@@ -188,7 +188,7 @@ def theme(page: str) -> tuple[str, str]:
 
 
 def _for_dark(colour: str) -> str:
-    """Greys turned round; hues made lighter until they stand out from the dark paper."""
+    """Greys inverted; hues lightened until they contrast with the dark background."""
     red, green, blue = colors.to_rgb(colour)
     if red == green == blue:
         share = 0.9 * (1 - red)
