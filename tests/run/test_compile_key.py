@@ -64,7 +64,12 @@ def test_without_it_a_run_keeps_the_hash_it_had():
 
 
 @pytest.mark.parametrize(
-    "trainer", [{"name": "zeroth-order"}, {"name": "backprop", "recompute": True}, {"name": "frozen"}]
+    "trainer",
+    [
+        {"name": "zeroth-order", "exact_output": True},
+        {"name": "backprop", "recompute": True},
+        {"name": "frozen"},
+    ],
 )
 def test_a_trainer_without_a_compiled_form_is_refused_in_the_config(trainer):
     with pytest.raises(ValidationError, match=f"does not go with trainer.name: {trainer['name']}"):

@@ -74,8 +74,14 @@ def assert_equal(trainer, model):
 
 @pytest.mark.parametrize(
     "trainer",
-    [fgbench.Backprop(), fgbench.ForwardGradient(tangents=2, **RANK_ONE), fgbench.ForwardGradient()],
-    ids=["backprop", "rank-one", "full"],
+    [
+        fgbench.Backprop(),
+        fgbench.ForwardGradient(tangents=2, **RANK_ONE),
+        fgbench.ForwardGradient(),
+        fgbench.ZerothOrder(tangents=2, **RANK_ONE),
+        pytest.param(fgbench.ZerothOrder(), marks=pytest.mark.nightly),
+    ],
+    ids=["backprop", "rank-one", "full", "zeroth-order rank-one", "zeroth-order full"],
 )
 def test_a_compiled_step_equals_the_eager_one_with_its_dropout_and_statistics(trainer):
     trainer = compile_steps(type(trainer)(trainer.options))
@@ -90,8 +96,9 @@ def test_another_way_through_the_model_is_captured_anew():
     assert trainer.compiled.reason == ""
 
 
-def test_what_cannot_be_captured_runs_eagerly_and_says_why():
-    trainer, model = compile_steps(fgbench.ForwardGradient(**RANK_ONE)), Wayward().double()
+@pytest.mark.parametrize("made_by", [fgbench.ForwardGradient, fgbench.ZerothOrder])
+def test_what_cannot_be_captured_runs_eagerly_and_says_why(made_by):
+    trainer, model = compile_steps(made_by(**RANK_ONE)), Wayward().double()
     assert_equal(trainer, model)
     assert "\n" not in trainer.compiled.reason
     assert "jump" in trainer.compiled.reason or "branch" in trainer.compiled.reason
@@ -107,6 +114,23 @@ def test_a_wrong_compiled_rule_is_found_before_it_is_used(monkeypatch):
     monkeypatch.setitem(compiled_rules.RULES, relu, wrong)
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 5), nn.ReLU(), nn.Linear(5, 3)).double()
     trainer = compile_steps(fgbench.ForwardGradient(**RANK_ONE))
+    assert_equal(trainer, model)
+    assert "off by" in trainer.compiled.reason
+
+
+def test_a_compiled_difference_that_is_5_percent_off_is_found_before_it_is_used(monkeypatch):
+    def too_far(self, values, chosen, given):
+        def function(values, given):
+            given = [
+                (1.05 * each[0], *each[1:]) if isinstance(each, tuple) else 1.05 * each for each in given
+            ]
+            return self._shifted(values, chosen, given)
+
+        return function
+
+    monkeypatch.setattr("fgbench.trainers.capture.Program._compile", too_far)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(128, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    trainer = compile_steps(fgbench.ZerothOrder(**RANK_ONE))
     assert_equal(trainer, model)
     assert "off by" in trainer.compiled.reason
 
@@ -171,7 +195,11 @@ def test_a_compiled_trainer_can_be_pickled_and_copied():
 
 @pytest.mark.parametrize(
     "trainer",
-    [fgbench.ZerothOrder(), fgbench.Backprop(recompute=True), fgbench.ForwardGradient(exact_output=True)],
+    [
+        fgbench.ZerothOrder(exact_output=True),
+        fgbench.Backprop(recompute=True),
+        fgbench.ForwardGradient(exact_output=True),
+    ],
     ids=lambda trainer: trainer.options.name,
 )
 def test_trainers_without_a_compiled_form_refuse(trainer):

@@ -70,6 +70,7 @@ COMPILED_VARIANTS = {
             "forward-gradient, rank-one",
             "forward-gradient, rank-one, bf16 tangents",
             "forward-gradient, rank-one, K=4",
+            "zeroth-order, rank-one",
         )
     },
 }

@@ -174,8 +174,8 @@ class Config(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: automatic mixed precision."""
     compile: bool = False
-    """Compile the pass of `backprop` or `forward-gradient`: takes seconds to a minute, then steps are
-    faster."""
+    """Compile the pass of `backprop`, `forward-gradient` or `zeroth-order`: takes seconds to a minute, then
+    steps are faster."""
     allocator: bool = True
     """Keep large blocks of CPU memory between steps instead of returning them to the system; faster."""
     threads: int | None = Field(None, ge=1, le=4096)
@@ -197,8 +197,8 @@ class Config(BaseModel):
             raise _error_at(("model", "normalization"), "batch", "combination", text)
         if self.compile and not (isinstance(self.trainer, TrainerOptions) and self.trainer.can_compile):
             text = (
-                f"true does not go with trainer.name: {self.trainer.name} as it is set; expected backprop or "
-                "forward-gradient, without recompute, exact_output and exact_stages"
+                f"true does not go with trainer.name: {self.trainer.name} as it is set; expected backprop, "
+                "forward-gradient or zeroth-order, without recompute, exact_output and exact_stages"
             )
             raise _error_at(("compile",), True, "combination", text)
         if self.precision == "bf16" and getattr(self.trainer, "tangent_precision", "fp32") == "bf16":

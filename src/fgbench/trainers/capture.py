@@ -12,6 +12,7 @@ from fgbench.trainers.forward_mode import Factors
 from fgbench.trainers.forward_mode.compiled_rules import RULES
 from fgbench.trainers.forward_mode.refusals import constant_parameters
 from fgbench.trainers.forward_mode.shadows import Shadows
+from fgbench.trainers.forward_mode.shifted import ShiftedParameters
 from fgbench.trainers.passes import sample_losses
 from fgbench.trainers.replay import RandomStates
 
@@ -25,16 +26,25 @@ class NewCaptureError(Exception):
 class Capture:
     """Model and loss as Dynamo captures them, again for every way that its guards tell apart.
 
-    Called with what has tangents (count > 0; ``half``: in bfloat16) or wants a gradient (count 0); returns
-    loss, outputs and those.
+    Called with what has tangents (count > 0; ``half``: in bfloat16), wants a gradient (count 0) or is to be
+    ``shifted``, then with the mean loss in float64; returns loss, outputs and derivatives, or the loss again.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction, count: int, *, half: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        count: int,
+        *,
+        half: bool = False,
+        shifted: bool = False,
+    ) -> None:
         def mean_loss(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             outputs = model(inputs)
-            return sample_losses(loss_fn, outputs, labels).mean(), outputs
+            losses = sample_losses(loss_fn, outputs, labels)
+            return (losses.double() if shifted else losses).mean(), outputs
 
-        self.model, self.count, self.half = model, count, half
+        self.model, self.count, self.half, self.shifted = model, count, half, shifted
         self.params: Mapping[Tensor, Any] = {}
         self.latest: tuple[Tensor, Any] | None = None
         self.trying = self.running = False
@@ -101,7 +111,9 @@ class Program:
             capture.running = self.compared
             with torch.autocast(device, enabled=False):  # the graph has its casts in it
                 outs, where, result = self.function(values, given)
-        if capture.count == 0:  # in the order asked for, zeros where a parameter is not used
+        if (
+            capture.count == 0 and not capture.shifted
+        ):  # in the order asked for, zeros where a parameter is not used
             found = {id(args[index]): part for index, part in zip(chosen, result, strict=True)}
             result = [
                 found[id(each)] if id(each) in found else torch.zeros_like(each) for each in capture.params
@@ -117,6 +129,8 @@ class Program:
             raise RuntimeError("what the model computes with shares memory")
 
         def write(values: list[Any], given: list[Any]) -> Any:
+            if self.capture.shifted:
+                return self._shifted(values, chosen, given)
             if self.capture.count:
                 return self._along(values, chosen, given)
             return self._backwards(values, chosen)
@@ -146,6 +160,17 @@ class Program:
         if tangent is None:
             raise RuntimeError("the loss depends on no parameter")
         return outs, where, tangent
+
+    def _shifted(self, values: list[Any], chosen: list[int], given: list[Any]) -> tuple[Any, int, Any]:
+        """The graph at shifted parameters, by the products of the eager pass."""
+        shares = {
+            id(values[index]): Factors(*share) if isinstance(share, tuple) else share
+            for index, share in zip(chosen, given, strict=True)
+        }
+        with ShiftedParameters([values[index] for index in chosen], lambda each: shares[id(each)], 1.0):
+            outs = self.graph(*values)
+        where = _find_loss(outs)
+        return outs, where, outs[where].clone()
 
     def _backwards(self, values: list[Any], chosen: list[int]) -> tuple[Any, int, Any]:
         """The graph and the gradient of its loss, by autograd."""

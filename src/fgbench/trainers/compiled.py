@@ -18,6 +18,7 @@ from fgbench.options import TrainerOptions
 from fgbench.trainers.base import LossFunction, Trainer
 from fgbench.trainers.capture import Capture, NewCaptureError, Result
 from fgbench.trainers.forward_mode import Factors, ForwardPass
+from fgbench.trainers.forward_mode.shifted import shifted_parameters
 from fgbench.trainers.passes import differentiate, sample_losses
 from fgbench.trainers.replay import OnePass, restoring_state
 
@@ -61,8 +62,8 @@ def compile_steps(trainer: T) -> T:
     """
     if not (isinstance(trainer.options, TrainerOptions) and trainer.options.can_compile):
         raise ConfigError(
-            f"{trainer.options.name} has no compiled form with these options; backprop and forward-gradient "
-            f"have one, without recompute, exact_output or exact_stages"
+            f"{trainer.options.name} has no compiled form with these options; backprop, forward-gradient and "
+            f"zeroth-order have one, without recompute, exact_output or exact_stages"
         )
     require_compiler()
     trainer.compiled = CompiledPass()
@@ -80,7 +81,7 @@ class CompiledPass:
 
     def __init__(self) -> None:
         self.reason = ""
-        self._captures: dict[tuple[int, int, int, bool], Capture] = {}
+        self._captures: dict[tuple[int, int, int, bool, bool], Capture] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CompiledPass, ()
@@ -113,6 +114,30 @@ class CompiledPass:
         directions = (_turned(tangents, index) for index in range(DIRECTIONS))
         return self._run(model, loss_fn, inputs, labels, tangents, count, eager, directions, half=half)
 
+    def shifted_loss(
+        self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, shifts: Tangents
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss (), in float64, and outputs (B, classes) where each parameter is moved by its shift.
+
+        Args:
+            model: see :class:`Trainer`.
+            loss_fn: one loss per sample.
+            inputs: shape (B, ...).
+            labels: shape (B,).
+            shifts: by parameter, in its shape, or as the factors of one tangent.
+        """
+
+        def eager(shifts: Tangents) -> Result:
+            with shifted_parameters(model, list(shifts), shifts.__getitem__, 1.0):
+                outputs = model(inputs)
+                loss = sample_losses(loss_fn, outputs, labels).double().mean()
+            return loss, outputs, loss
+
+        turned = (_turned(shifts, index) for index in range(DIRECTIONS))
+        pairs = (each for one in turned for each in (one, _times(one, [-1.0] * len(one))))
+        loss, outputs, _ = self._run(model, loss_fn, inputs, labels, shifts, 1, eager, pairs, shifted=True)
+        return loss, outputs
+
     def gradient(
         self,
         model: nn.Module,
@@ -144,13 +169,14 @@ class CompiledPass:
         tests: Iterator[Mapping[Tensor, Any]],
         *,
         half: bool = False,
+        shifted: bool = False,
     ) -> Any:
         """The compiled pass, or the eager one if it cannot be compiled or does not agree with it."""
         if self.reason:
             return eager(params)
-        key = id(model), id(loss_fn), count, half
+        key = id(model), id(loss_fn), count, half, shifted
         if key not in self._captures:
-            self._captures[key] = Capture(model, loss_fn, count, half=half)
+            self._captures[key] = Capture(model, loss_fn, count, half=half, shifted=shifted)
         capture = self._captures[key]
 
         def compiled(params: Mapping[Tensor, Any]) -> Result:
@@ -196,6 +222,8 @@ class CompiledPass:
         half = capture.half or torch.is_autocast_enabled(results[0][0].device.type)
         tolerance = AGREEMENT_BF16 if half else AGREEMENT
         true, found = (torch.cat([result for result, _ in results[side::2]]) for side in range(2))
+        if capture.shifted:  # what counts is the difference of the losses on both sides
+            true, found = (each[0::2] - each[1::2] for each in (true, found))
         pairs = [(true, found)]  # of all directions together: by itself a derivative may be small
         for (_, state), (_, other) in zip(results[::2], results[1::2], strict=True):
             pairs += zip(state, other, strict=True)
@@ -212,9 +240,14 @@ def _turned(tangents: Tangents, index: int) -> dict[Tensor, Tensor | Factors]:
     """Other tangents made of the given ones: a sign for every parameter."""
     generator = torch.Generator().manual_seed(index)
     signs = torch.randint(0, 2, (len(tangents),), generator=generator).mul(2).sub(1).tolist()
+    return _times(tangents, signs)
+
+
+def _times(tangents: Tangents, numbers: Sequence[float]) -> dict[Tensor, Tensor | Factors]:
+    """Each multiplied by a number of its own."""
     return {
-        param: tangent._replace(rows=tangent.rows * sign) if isinstance(tangent, Factors) else tangent * sign
-        for (param, tangent), sign in zip(tangents.items(), signs, strict=True)
+        param: tangent.times_number(number) if isinstance(tangent, Factors) else tangent * number
+        for (param, tangent), number in zip(tangents.items(), numbers, strict=True)
     }
 
 

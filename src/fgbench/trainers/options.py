@@ -262,6 +262,11 @@ class ZerothOrderOptions(TangentOptions):
     parallel: Literal["data", "tangents"] = "data"
     """Under torchrun: `data` splits the batch; with `tangents` each worker has its own tangents."""
 
+    @property
+    @override
+    def can_compile(self) -> bool:
+        return not self.exact_output
+
     @model_validator(mode="after")
     def _check(self) -> "ZerothOrderOptions":
         _check_structure(self)

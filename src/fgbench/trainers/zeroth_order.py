@@ -1,5 +1,6 @@
 """Central differences of the loss along random directions: no derivative rule of any kind is used."""
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import NamedTuple
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.directions import Directions, RankOneDirections, SeededDirections
 from fgbench.trainers.exact_output import OutputLayer
-from fgbench.trainers.forward_mode.shifted import ShiftedParameters
+from fgbench.trainers.forward_mode import Factors
+from fgbench.trainers.forward_mode.shifted import shifted_parameters
 from fgbench.trainers.options import ZerothOrderOptions
 from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses, write_gradient
 from fgbench.trainers.reference import (
@@ -37,6 +39,9 @@ class ZerothOrder(Trainer):
     ``normal`` and (P-1)|g|^2 / K otherwise, up to O(epsilon^2). Cost: 2 K forward passes, and drawing v
     three times (rank-one: the factors once). Running statistics move once, at theta + epsilon v_1; loss and
     outputs are the mean of the last two passes. Both are off by no more than O(epsilon) and O(epsilon^2).
+
+    After ``compile_steps`` (``compile: true``) a pass is one compiled graph; full directions are then there
+    for the whole model.
 
     Source: Malladi et al. (2023), "Fine-Tuning Language Models with Just Forward Passes", algorithm 1,
     arXiv 2305.17333, which shifts parameters in place; Spall (1992) for the estimate itself.
@@ -176,9 +181,11 @@ class ZerothOrder(Trainer):
                 direction = directions.along(index)
                 losses, outputs, features = [], [], []
                 for sign in (1.0, -1.0):
-                    with one_pass, ShiftedParameters(model, moved, direction, sign * options.epsilon):
-                        outputs.append(model(inputs))
-                        losses.append(sample_losses(loss_fn, outputs[-1], labels).double().mean())
+                    step = sign * options.epsilon
+                    with one_pass:
+                        loss, output = self._loss_at(model, loss_fn, inputs, labels, moved, direction, step)
+                    losses.append(loss)
+                    outputs.append(output)
                     features += [output_layer.input] if output_layer else []
                 measured.append((losses[0] - losses[1]) / (2 * options.epsilon))
         centre = (outputs[0] + outputs[1]) / 2
@@ -188,6 +195,28 @@ class ZerothOrder(Trainer):
             exact = output_layer.gradients(loss_fn, centre, labels, (features[0] + features[1]) / 2)
             exact = {name: self.workers.average(gradient) for name, gradient in exact.items()}
         return Measured(directions, rows.flatten(), exact, loss.to(centre.dtype), centre)
+
+    def _loss_at(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        params: Sequence[Tensor],
+        direction: Callable[[Tensor], Tensor | Factors],
+        step: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss, float64, and the outputs, a step along a direction away."""
+        if self.compiled is not None:
+            shares = {param: direction(param) for param in params}
+            shifts = {
+                param: share.times_number(step) if isinstance(share, Factors) else share * step
+                for param, share in shares.items()
+            }
+            return self.compiled.shifted_loss(model, loss_fn, inputs, labels, shifts)
+        with shifted_parameters(model, params, direction, step):
+            outputs = model(inputs)
+            return sample_losses(loss_fn, outputs, labels).double().mean(), outputs
 
 
 class Measured(NamedTuple):

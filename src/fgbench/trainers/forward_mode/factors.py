@@ -33,6 +33,10 @@ class Factors(NamedTuple):
         kernel = None if self.kernel is None else self.kernel.to(other)
         return Factors(self.rows.to(other), self.inputs.to(other), kernel)
 
+    def times_number(self, number: float) -> "Factors":
+        """The tangents times a number."""
+        return self._replace(rows=self.rows * number)
+
     def times(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """V x of a matrix, for x (B, inputs), as two tensors to be multiplied: (K, B, 1), (K, 1, outputs)."""
         return (x @ self.inputs.T).T[:, :, None], self.rows[:, None, :]

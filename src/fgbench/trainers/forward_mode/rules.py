@@ -256,7 +256,7 @@ def relu(m: Shadows, func: Any, x: Tensor) -> Tensor:
     y: Tensor = func(x)
     t = m.get(x)
     assert t is not None
-    m.put(y, aten.threshold_backward(t, y, 0) if t.dtype == y.dtype else t.masked_fill(y <= 0, 0))
+    m.put(y, aten.threshold_backward(t, y.to(t.dtype), 0))
     return y
 
 
@@ -265,10 +265,7 @@ def relu_(m: Shadows, func: Any, x: Tensor) -> Tensor:
     """In place in both."""
     t = m.written(x)
     func(x)
-    if t.dtype == x.dtype:
-        aten.threshold_backward.grad_input(t, x, 0, grad_input=t)
-    else:
-        t.masked_fill_(x <= 0, 0)
+    aten.threshold_backward.grad_input(t, x.to(t.dtype), 0, grad_input=t)
     return x
 
 

@@ -1,7 +1,7 @@
 """A forward pass at other parameters than the model's, of which only those in use are ever there."""
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,32 @@ from fgbench.trainers.forward_mode.shadows import signature, tensors
 aten = torch.ops.aten
 
 
+@contextmanager
+def shifted_parameters(
+    model: nn.Module,
+    params: Sequence[Tensor],
+    direction: Callable[[Tensor], Tensor | Factors],
+    step: float,
+) -> Iterator[None]:
+    """Within, a model runs as if its parameters were shifted; see :class:`ShiftedParameters`.
+
+    Raises:
+        ConfigError: the model writes into a parameter, or runs what shows none of its operations.
+
+    Example:
+        >>> layer, x = nn.Linear(3, 2, bias=False), torch.eye(3)
+        >>> with torch.no_grad(), shifted_parameters(layer, [layer.weight], torch.ones_like, 0.5):
+        ...     shifted = layer(x)
+        >>> torch.allclose(shifted, layer(x) + 0.5)
+        True
+    """
+    refuse_hidden(model, params)
+    torch.clear_autocast_cache()  # of weights cast at other parameters
+    with run_eagerly(), ShiftedParameters(params, direction, step):
+        yield
+    torch.clear_autocast_cache()
+
+
 class ShiftedParameters(TorchDispatchMode):
     """Within, every operation that reads a parameter reads it shifted by a step along a direction.
 
@@ -26,50 +52,20 @@ class ShiftedParameters(TorchDispatchMode):
     W x + step u (w^T x). Used in any other way (sliced, cast, in arithmetic) it is shifted as a copy too.
 
     Args:
-        model: whose parameters.
         params: those to shift.
         direction: gives a parameter's share of the direction, in its shape, or as the factors of one tangent.
         step: how far.
-
-    Raises:
-        ConfigError: the model writes into a parameter, or runs what shows none of its operations.
-
-    Example:
-        >>> layer, x = nn.Linear(3, 2, bias=False), torch.eye(3)
-        >>> with torch.no_grad(), ShiftedParameters(layer, [layer.weight], torch.ones_like, 0.5):
-        ...     shifted = layer(x)
-        >>> torch.allclose(shifted, layer(x) + 0.5)
-        True
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        params: Sequence[Tensor],
-        direction: Callable[[Tensor], Tensor | Factors],
-        step: float,
+        self, params: Sequence[Tensor], direction: Callable[[Tensor], Tensor | Factors], step: float
     ) -> None:
         super().__init__()
         self.direction = direction
         self.step = step
-        refuse_hidden(model, params)
         self._params: dict[int, list[Tensor]] = {}
         for param in params:
             self._params.setdefault(param.untyped_storage()._cdata, []).append(param)
-
-    def __enter__(self) -> "ShiftedParameters":
-        torch.clear_autocast_cache()  # of weights cast at other parameters
-        self._eager = run_eagerly()
-        self._eager.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, traceback)
-        torch.clear_autocast_cache()
-        self._eager.__exit__(kind, error, traceback)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
