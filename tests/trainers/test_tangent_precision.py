@@ -115,17 +115,24 @@ def test_a_run_may_be_off_by_what_bfloat16_loses_and_not_by_more():
         fgbench.verify(trainer, model, LOSS, inputs, labels, tolerance=1e-5)
 
 
-def test_compiled_it_is_compared_with_the_same_eager_pass(monkeypatch):
+def test_compiled_it_is_compared_with_the_eager_pass_in_full_precision(monkeypatch):
     def as_it_is(self, values, chosen, given):
         return lambda values, given: self._along(values, chosen, given)
 
     monkeypatch.setattr("fgbench.trainers.capture.Program._compile", as_it_is)
     torch._dynamo.reset()
     model, inputs, labels = problem("cnn")
-    compiled = CompiledPass()
+    compiled, compared = CompiledPass(), []
+
+    def eager(*args, half):
+        compared.append(half)
+        return ForwardPass(*args, half=half)
+
+    monkeypatch.setattr("fgbench.trainers.compiled.ForwardPass", eager)
     mine, _ = step(model, inputs, labels, "bf16", compiled, **RANK_ONE)
     eager, _ = step(model, inputs, labels, "bf16", **RANK_ONE)
     assert compiled.reason == ""
+    assert set(compared) == {False}
     off = (mine.directional_derivatives - eager.directional_derivatives).square().mean().sqrt()
     assert off < 0.02 * length_of_gradient(model, inputs, labels)
 

@@ -8,6 +8,7 @@ used.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -99,20 +100,24 @@ class CompiledPass:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss (), outputs (B, classes) and the derivatives (K,) along K tangents by parameter.
 
-        With ``half`` tangents are carried in bfloat16, as by ``ForwardPass``.
+        With ``half`` tangents are carried in bfloat16, as by ``ForwardPass``; a capture is compared with the
+        eager pass in full precision.
 
         Raises:
             ConfigError: the eager pass refuses the model.
         """
 
-        def eager(tangents: Tangents) -> Result:
+        def eager(tangents: Tangents, half: bool = half) -> Result:
             with ForwardPass(model, tangents, count, half=half) as forward:
                 outputs = model(inputs)
                 loss = sample_losses(loss_fn, outputs, labels).mean()
                 return loss, outputs, forward.tangent_of(loss)
 
         directions = (_turned(tangents, index) for index in range(DIRECTIONS))
-        return self._run(model, loss_fn, inputs, labels, tangents, count, eager, directions, half=half)
+        return self._run(
+            model, loss_fn, inputs, labels, tangents, count, eager, directions, half=half,
+            truth=partial(eager, half=False),
+        )  # fmt: skip
 
     def shifted_loss(
         self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, shifts: Tangents
@@ -170,8 +175,9 @@ class CompiledPass:
         *,
         half: bool = False,
         shifted: bool = False,
+        truth: Callable[[Any], Result] | None = None,
     ) -> Any:
-        """The compiled pass, or the eager one if it cannot be compiled or does not agree with it."""
+        """The compiled pass, or the eager one if it cannot be compiled or does not agree with the truth."""
         if self.reason:
             return eager(params)
         key = id(model), id(loss_fn), count, half, shifted
@@ -186,7 +192,7 @@ class CompiledPass:
             return compiled(params)
         except NewCaptureError:  # raised before it has run
             with restoring_state(model):
-                self.reason = self._try(capture, compiled, eager, list(tests))
+                self.reason = self._try(capture, compiled, truth or eager, list(tests))
         except FgbenchError:
             raise
         except Exception as error:  # whatever Dynamo cannot capture

@@ -40,7 +40,7 @@ class ForwardGradient(Trainer):
     more pass, whose graph covers those stages only, and P counts the parameters before them.
 
     With ``tangent_precision="bf16"`` values and update are in float32, tangents in bfloat16: d is then off by
-    0.2 to 0.5 % of its root mean square |g|, far below its own noise.
+    0.3 % (fc) to 1.5 % (resnet18) of its root mean square |g|, far below its own noise.
 
     After ``compile_steps`` (``compile: true``) the pass with its tangents is one compiled graph.
 
