@@ -1,5 +1,7 @@
 """torchvision's models under every trainer: right, or refused in one line."""
 
+from functools import partial
+
 import pytest
 import test_zoo
 import torch
@@ -47,7 +49,8 @@ def row(name, **options):
 def told_of(case, row, monkeypatch):
     """``right``, or the one line of a refusal."""
     if case in CASES:  # of millions of parameters, a usual shift would move the loss by per cents
-        monkeypatch.setitem(CASES, "zeroth-order", lambda: fgbench.ZerothOrder(epsilon=1e-6))
+        for each, options in (("zeroth-order", {}), ("zeroth-order rank-one", test_zoo.RANK_ONE)):
+            monkeypatch.setitem(CASES, each, partial(fgbench.ZerothOrder, epsilon=1e-6, **options))
         return verdict(case, row)
     model, inputs, trainer = fresh(row), row.inputs(), OTHERS[case]()
     try:
