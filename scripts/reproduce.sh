@@ -88,7 +88,7 @@ train trainers trainers 20 "[0, 1, 2, 3, 4]" "${telling:-all}"
 train trainers mlp 10 "[0, 1, 2]" "${telling:-backprop frozen feedback-forward-gradient feedback-alignment_feedback_sign local-loss}" \
     -o model.hidden=512 -o model.layers=3
 train cnn_trainers cnn_trainers 5 "[0, 1, 2]" "${telling:-all}" -o dataset.limit=12500 -o dataset.test_limit=null
-best="backprop frozen feedback-forward-gradient_grid_7"
+best="backprop frozen feedback-forward-gradient"
 train cnn_trainers cnn_best 5 "[0, 1, 2]" "${telling:-$best}" -o dataset.limit=null -o dataset.test_limit=null
 train cnn_trainers cnn_best_cifar10 3 "[0, 1, 2]" "${telling:-$best}" -o dataset=cifar10
 
