@@ -28,6 +28,17 @@ def test_step_memory_is_what_is_resident_plus_the_largest_increase():
     assert measure.step_memory(step, model) == pytest.approx(4.0, abs=0.01)
 
 
+def test_releasing_what_an_earlier_step_left_does_not_lower_the_peak():
+    kept = []
+    measure.step_memory(lambda: kept.append(torch.zeros(2**18)), nn.Identity())
+
+    def step():
+        kept.clear()
+        torch.zeros(2**18)
+
+    assert measure.step_memory(step, nn.Identity()) == pytest.approx(1.0, abs=0.01)
+
+
 def test_gradients_made_anew_each_step_are_counted_once():
     model = nn.Linear(256, 1024, bias=False)
 

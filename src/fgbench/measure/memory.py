@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +68,9 @@ def step_memory(
     """Peak memory of a step on the CPU, MiB: what is resident before it, plus the largest increase.
 
     All of torch's allocations and releases during the step are summed in order of time, convolution
-    workspaces and short-lived buffers included. The profiler does not see the release of memory allocated
-    before it started, so gradients are dropped first and two steps are taken: the second releases gradients
-    whose allocation was seen.
+    workspaces and short-lived buffers included. The release of memory that was there before does not count
+    (the profiler sees it where it has watched the address once), so gradients are dropped first and two steps
+    are taken: the second releases gradients whose allocation was seen.
 
     Args:
         step: called twice under the profiler; call it once before, so that the optimizer has its state.
@@ -84,13 +85,27 @@ def step_memory(
     with _quiet_output(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
         step()
-    events = profile.profiler.kineto_results.events()
+    live: dict[int, int] = {}
     current = peak = 0
-    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        current += change
+    for change, address in _allocations(profile.profiler.kineto_results):
+        current -= live.pop(address, 0)
+        if change > 0:
+            live[address] = change
+            current += change
         peak = max(peak, current)
     return (resident + peak) / MIB
+
+
+def _allocations(results: Any) -> Iterator[tuple[int, int]]:
+    """Bytes allocated (below 0: released) and their address, in order of time."""
+    found, waiting = [], list(results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            found.append((event.start_time_ns, event.extra_fields.alloc_size, event.extra_fields.ptr))
+    for _, change, address in sorted(found, key=lambda each: each[0]):
+        yield change, address
 
 
 @contextmanager
