@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch._inductor.exc import InvalidCxxCompiler
 
-from fgbench.bench import bench
-from fgbench.bench.backprop_forms import compiled_step, step_in_backward
+from fgbench.bench import bench, cases
+from fgbench.bench.backprop_forms import IN_BACKWARD, compiled_step, step_in_backward
+from fgbench.bench.cases import TEXTBOOK
 from fgbench.bench.report import BenchRow, noise, ratio
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
@@ -36,7 +37,7 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     assert {each.name for each in tmp_path.iterdir()} == {"bench.csv", "bench.json", "bench.png", "bench.svg"}
     rows = {row["case"]: row for row in csv.DictReader((tmp_path / "bench.csv").open())}
     slow = {"forward-gradient, rank-one, K=16"}
-    assert set(rows) == {bench.FORWARD, bench.TEXTBOOK, bench.IN_BACKWARD, *bench.VARIANTS} - slow
+    assert set(rows) == {bench.FORWARD, TEXTBOOK, IN_BACKWARD, *bench.VARIANTS} - slow
     assert float(rows["backprop"]["time_to_backprop"]) == 1
     assert float(rows["forward only"]["memory_to_forward"]) == 1
     assert not rows.pop("local-forward-gradient")["peak_memory_mib"]  # it trains local-mixer alone
@@ -48,7 +49,7 @@ def test_bench_writes_every_case_with_its_ratios(tmp_path, monkeypatch):
     assert float(rank_one["tangents_mib"]) < 0.1 * float(full["tangents_mib"])
     assert float(rank_one["gradients_mib"]) == 0
     assert float(rank_one["gflop"]) < float(full["gflop"]) <= 3 * float(rows[bench.FORWARD]["gflop"])
-    in_backward = rows[bench.IN_BACKWARD]
+    in_backward = rows[IN_BACKWARD]
     assert {rows["backprop"]["uses_backwards"], in_backward["uses_backwards"]} == {"everything"}
     assert {rank_one["uses_backwards"], rows[bench.FORWARD]["uses_backwards"]} == {"nothing"}
     assert rows["feedback-alignment"]["uses_backwards"] == "fixed random matrices"
@@ -129,7 +130,7 @@ def test_what_the_training_loop_adds_is_measured_against_the_bare_step(tmp_path,
     monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
     keep = dict.fromkeys(bench.IN_LOOP)
     monkeypatch.setattr(bench, "VARIANTS", {name: bench.VARIANTS[name] for name in keep})
-    monkeypatch.setattr(bench, "compiled_step", no_compiler)
+    monkeypatch.setattr(cases, "compiled_step", no_compiler)
     rows = {row.case: row for row in bench.bench_model("fc", 4, torch.device("cpu"), 2)}
     for name in keep:
         row = rows[f"{name}, in the training loop"]
