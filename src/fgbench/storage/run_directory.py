@@ -21,7 +21,8 @@ from typing import Any, TextIO
 
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.storage.files import append_line, atomic_write, refuse
-from fgbench.storage.metrics import METRICS, TEXT_COLUMNS, Cell
+from fgbench.storage.metrics import METRICS, Cell
+from fgbench.storage.rows import csv_line, from_text, intact_rows, row_line, to_text
 
 LAYER_COLUMNS = ("epoch", "layer", "noise", "cosine", "gradient_norm", "unexplained")
 """Columns of layers.csv, a row per epoch and layer: R = E|g_hat - g|^2 / |g|^2, the cosine of g_hat and g,
@@ -216,7 +217,7 @@ class RunDirectory:
         path = self.path / "metrics.csv"
         if not path.exists():
             self.write_metrics([])
-        append_line(path, _row_line(row).encode())
+        append_line(path, row_line(row).encode())
 
     def read_metrics(self) -> list[dict[str, Cell]]:
         """The rows of metrics.csv up to the first incomplete or damaged one; empty cells are None.
@@ -224,12 +225,12 @@ class RunDirectory:
         A byte-order mark or other line endings, from a spreadsheet, an editor or git, make no difference.
         """
         return [
-            {column: _from_text(column, text) for column, text in row.items()} for row in self._intact_rows()
+            {column: from_text(column, text) for column, text in row.items()} for row in self._intact_rows()
         ]
 
     def write_metrics(self, rows: Iterable[Mapping[str, Cell]]) -> None:
         """Replace metrics.csv by these rows."""
-        self._write("metrics.csv", "".join([_csv_line(METRICS), *map(_row_line, rows)]))
+        self._write("metrics.csv", "".join([csv_line(METRICS), *map(row_line, rows)]))
 
     def write_layers(self, epoch: int, rows: Iterable[Mapping[str, Cell]]) -> None:
         """Write the diagnostics of an epoch's layers after those of earlier epochs.
@@ -239,7 +240,7 @@ class RunDirectory:
             rows: with the columns of ``LAYER_COLUMNS`` except the epoch.
         """
         kept = self.read_layers(epoch - 1)
-        new = [{"epoch": epoch} | {key: _to_text(value) for key, value in row.items()} for row in rows]
+        new = [{"epoch": epoch} | {key: to_text(value) for key, value in row.items()} for row in rows]
         text = io.StringIO()
         writer = csv.DictWriter(text, LAYER_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -269,7 +270,7 @@ class RunDirectory:
             return
         others = [f"output {index}" for index in range(len(names), len(counts[0]))]
         rows = [[name, *map(str, row)] for name, row in zip(names, counts, strict=True)]
-        self._write(CONFUSIONS, "".join(map(_csv_line, [["class", *names, *others], *rows])))
+        self._write(CONFUSIONS, "".join(map(csv_line, [["class", *names, *others], *rows])))
 
     def read_confusions(self) -> tuple[list[str], list[list[int]]]:
         """What ``write_confusions`` wrote: names of the columns, and counts; empty if there is no file."""
@@ -287,21 +288,7 @@ class RunDirectory:
             return []
         except OSError as error:
             raise FgbenchError(f"cannot read {self.path / 'metrics.csv'}: {error.strerror}") from error
-        whole = content[: content.rfind(b"\n") + 1].decode("utf-8-sig", errors="replace").split("\n")
-        whole = [line.removesuffix("\r") for line in whole]
-        header = next(csv.reader(whole[:1]), [])
-        rows: list[dict[str, str]] = []
-        for line in whole[1:-1]:
-            try:
-                row = dict(zip(header, next(csv.reader([line], strict=True)), strict=True))
-                for column in header:
-                    _from_text(column, row[column])
-                if rows and int(row["epoch"]) <= int(rows[-1]["epoch"]):
-                    break
-            except (ValueError, KeyError, StopIteration, csv.Error):
-                break
-            rows.append(row)
-        return rows
+        return intact_rows(content)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self._write(name, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
@@ -333,30 +320,6 @@ def _read_holder(file: TextIO) -> str:
             return name
         time.sleep(0.02)
     return "another process"
-
-
-def _csv_line(cells: tuple[str, ...] | list[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
-
-
-def _row_line(row: Mapping[str, Cell]) -> str:
-    return _csv_line([_to_text(row.get(column)) for column in METRICS])
-
-
-def _to_text(value: Cell) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return float.__repr__(value)
-    return " ".join(str(value).split())
-
-
-def _from_text(column: str, text: str) -> Cell:
-    if column in TEXT_COLUMNS or not text:
-        return text or None
-    return int(text) if column == "epoch" else float(text)
 
 
 def _seconds_since(timestamp: Any) -> float:
