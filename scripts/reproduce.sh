@@ -80,7 +80,8 @@ for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 deep deep_group local_
 done
 
 tune=(fgbench tune --jobs "$jobs" "${data[@]}")
-"${tune[@]}" configs/sweeps/trainers.yaml --results "$out/trainers" -o epochs=3 "${small[@]}" "${one[@]}"
+"${tune[@]}" configs/sweeps/trainers.yaml --results "$out/trainers" "${small[@]}" "${one[@]}" \
+    ${quick:+-o epochs=4}
 "${tune[@]}" configs/sweeps/cnn_trainers.yaml --results "$out/cnn_trainers" -o dataset.limit=6000 \
     -o dataset.test_limit=1000 -o epochs=2 "${small[@]}" "${one[@]}"
 telling=${quick:+feedback-forward-gradient}

@@ -212,6 +212,7 @@ def tuning_noise(grid: Path) -> dict[str, float]:
     rows = pd.read_csv(grid)
     found = {}
     for name, trials in rows.groupby("run", sort=False):
+        trials = trials[trials["epochs"] == trials["epochs"].max()]
         mean = trials.groupby("value")[ACCURACY].mean()
         choices = trials.loc[trials.groupby("seed")["val_accuracy"].idxmax(), "value"]
         reached = mean[choices]

@@ -96,6 +96,31 @@ def test_the_noise_of_tuning_is_what_the_choices_of_single_seeds_differ_by(tmp_p
         assert each.noise == pytest.approx(max(reached) - min(reached))
 
 
+def test_after_a_first_look_the_best_value_and_its_neighbours_are_trained_in_full(tmp_path):
+    tried = []
+
+    def counted(configs):
+        tried.append({(config.epochs, config.optimizer.lr) for config in configs})
+        return make_runs(configs)
+
+    text = TEXT.replace("points: 3", "points: 5, screen: 1").replace("epochs: 2", "epochs: 3")
+    tuned = tune_grid(load(tmp_path, 1e-9, 1e-1, text), counted)
+    assert tried[0] == {(1, 10.0**power) for power in (-9, -7, -5, -3, -1)}
+    for each, trainer in zip(tuned, ("backprop", "forward-gradient"), strict=True):
+        rows = [row for row in read_curve(tmp_path) if row["trainer"] == trainer]
+        assert {row["epochs"] for row in rows} == {"1", "3"}
+        assert {row["epochs"] for row in rows if row["chosen"] == "True"} == {"3"}
+        whole = [row for row in rows if row["epochs"] == "3"]
+        assert len(whole) < len(rows) - len(whole)
+        losses = {
+            row["value"]: sum(
+                float(each["val_loss"] or "inf") for each in whole if each["value"] == row["value"]
+            )
+            for row in whole
+        }
+        assert float(min(losses, key=losses.get)) == each.values["optimizer.lr"]
+
+
 def test_trials_are_no_results(tmp_path):
     sweep = load(tmp_path, 1e-14, 1e12)
     tune_grid(sweep, make_runs)
@@ -110,6 +135,7 @@ def test_trials_are_no_results(tmp_path):
         (("points: 3", "points: 3, seeds: [1, 2]"), r"^tune.seeds: 1 is among the seeds that are reported"),
         (("points: 3", "points: 3, seeds: [7]"), "tune.seeds"),
         (("points: 3", "points: 3, trials: 4"), "trials has no meaning for sampler: grid"),
+        (("points: 3", "points: 3, screen: 2"), "^tune.screen: got 2, expected fewer than epochs: 2"),
         (("points: 3", "points: 3, epochs: 1"), "epochs has no meaning for sampler: grid"),
         (("classes: 3", "validation_fraction: 0, classes: 3"), "^dataset.validation_fraction: got 0"),
         (("{{log: [{low}, {high}]}}", "[0.1, 0.2]"), r"^tune.keys: got optimizer.lr; sampler: grid expects"),

@@ -181,7 +181,8 @@ def tune(
     The file's block tune says what is tuned and how. With sampler: tpe all configurations have the same
     number of trials and epochs, with the first seed; trials that fall behind are stopped early. With sampler:
     grid all are run at the same values with several seeds that are not reported; values are added if the best
-    is at an edge. The same command resumes after an interruption. It writes RESULTS/tuned/*.yaml, for fgbench
+    is at an edge; with screen: N all values have N epochs first, and the best ones a whole run. The same
+    command resumes after an interruption. It writes RESULTS/tuned/*.yaml, for fgbench
     run, and the trials; for a grid also the whole curve, as a table and as a figure.
 
     Example: fgbench tune configs/sweeps/learning_rate.yaml --trials 10

@@ -45,6 +45,9 @@ class TuneOptions(_Block):
     """Epochs of a trial; the run's own when null, and in a `grid` always."""
     points: int = Field(9, ge=3, le=1000)
     """Values of a `grid` from one end of the range (three decades when `keys` names none) to the other."""
+    screen: PositiveInt | None = None
+    """Epochs of a first look of a `grid` at all values; then the best one and its neighbours are trained in
+    full, and further ones while the best is the last of them. When null all values are trained in full."""
     seeds: list[NonNegativeInt] = Field(default=[100, 101], min_length=2)
     """Seeds of a `grid`, at least two, none of which is reported."""
     metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
@@ -52,7 +55,7 @@ class TuneOptions(_Block):
 
     @model_validator(mode="after")
     def _check_sampler(self) -> "TuneOptions":
-        other = {"grid": ("trials", "epochs"), "tpe": ("points", "seeds")}[self.sampler]
+        other = {"grid": ("trials", "epochs"), "tpe": ("points", "screen", "seeds")}[self.sampler]
         for key in other:
             if key in self.model_fields_set:
                 raise ValueError(f"{key} has no meaning for sampler: {self.sampler}")

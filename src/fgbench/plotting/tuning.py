@@ -18,7 +18,7 @@ def plot_tuning(curves: Path) -> list[Path]:
 
     A panel for every model and dataset, a line for every configuration: the mean over its seeds of the
     validation accuracy at the end, a point for every seed, a ring round the value that was chosen, and a
-    cross at the bottom where a run diverged.
+    cross at the bottom where a run diverged. A first look with fewer epochs is a thin line.
 
     Args:
         curves: the CSV file.
@@ -48,9 +48,10 @@ def _draw(axes: Axes, task: str, table: pd.DataFrame) -> None:
         style = ("-", "--", ":", "-.")[drawn.setdefault(trainer, 0) % 4]
         drawn[trainer] += 1
         hue = trainer_hue(trainer, own)
-        finished = rows[rows["state"] == "finished"]
-        whole = rows.groupby("value").filter(lambda each: (each["state"] == "finished").all())
-        means = whole.groupby("value")["val_accuracy"].mean()
+        look = rows[rows["epochs"] < table["epochs"].max()]
+        rows = rows[rows["epochs"] == table["epochs"].max()]
+        axes.plot(_means(look), style, color=hue, alpha=0.45, linewidth=0.8)
+        finished, means = rows[rows["state"] == "finished"], _means(rows)
         words = label.removeprefix(f"{task}, ")
         axes.plot(means.index, means, style, color=hue, label=plain(words))
         axes.plot(finished["value"], finished["val_accuracy"], ".", color=hue, markersize=3)
@@ -59,6 +60,15 @@ def _draw(axes: Axes, task: str, table: pd.DataFrame) -> None:
         diverged = rows.loc[rows["state"] == "diverged", "value"].unique()
         bottom = axes.get_xaxis_transform()
         axes.plot(diverged, [0.03] * len(diverged), "x", color=hue, markersize=4, transform=bottom)
+    fewest, most = table["epochs"].min(), table["epochs"].max()
+    if fewest < most:
+        task += f": first {fewest} epochs (thin lines), then {most}"
     axes.set_xscale("log")
     axes.set(xlabel=table["key"].iloc[0], ylabel="validation accuracy", title=plain(task))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _means(rows: pd.DataFrame) -> pd.Series:
+    """The mean over seeds of the validation accuracy, at the values where no run diverged."""
+    whole = rows.groupby("value").filter(lambda each: (each["state"] == "finished").all())
+    return whole.groupby("value")["val_accuracy"].mean()

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -37,7 +37,7 @@ Runs = Callable[[Sequence[Config]], Sequence[Path]]
 """Runs the configs that have not ended, and returns their run directories in the same order."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Curve:
     """One configuration at every value tried; place i of the grid is ``low * factor ** i``."""
 
@@ -77,14 +77,14 @@ class _Grid:
         finite = {place: mean for place, mean in means.items() if math.isfinite(mean)}
         return max(finite, key=finite.__getitem__, default=None)
 
-    def beyond(self, curve: _Curve) -> set[int]:
+    def beyond(self, curve: _Curve, extension: int) -> set[int]:
         """The places to add: beyond the edge where the best is, or below all if every one diverged."""
         low, high, best = min(curve.places), max(curve.places), self.best(curve, self.seeds)
         new: set[int] = set()
         if best is None or best == low:
-            new.update(range(low - EXTENSION, low))
+            new.update(range(low - extension, low))
         if best == high:
-            new.update(range(high + 1, high + 1 + EXTENSION))
+            new.update(range(high + 1, high + 1 + extension))
         return new
 
 
@@ -110,26 +110,57 @@ def tune_grid(sweep: Sweep, make_runs: Runs, say: Callable[[str], None] = print)
     first = set(range(grid.options.points))
     labels = label_configs(configs)
     curves = [_Curve(config, label, first) for config, label in zip(configs, labels, strict=True)]
-    wanted = [set(first) for _ in curves]
     folder = configs[0].results_dir / "tuned"
-    for extensions in range(MAX_EXTENSIONS + 1):
-        _make(grid, curves, wanted, make_runs)
-        path = folder / f"{sweep.name}_grid.csv"
-        atomic_write(path, _table(grid, curves))
-        wanted = [grid.beyond(curve) for curve in curves]
-        if not any(wanted) or extensions == MAX_EXTENSIONS:
-            break
-        for curve, more in zip(curves, wanted, strict=True):
-            if more:
-                values = ", ".join(f"{grid.value(place):g}" for place in sorted(more))
-                say(f"{curve.label}: the best {grid.key} is at an edge; trying {values} too")
-            curve.places = curve.places | more
+    path = folder / f"{sweep.name}_grid.csv"
+    screened: list[_Curve] = []
+    if grid.options.screen:
+        short = {"epochs": grid.options.screen}
+        screened = [replace(each, config=each.config.model_copy(update=short), records={}) for each in curves]
+        _search(
+            grid, screened, make_runs, EXTENSION, say, lambda: atomic_write(path, _table(grid, screened, []))
+        )
+        for curve, seen in zip(curves, screened, strict=True):
+            best = _best(grid, seen)
+            curve.places = {best - 1, best, best + 1}
+    reach = 1 if screened else EXTENSION
+    wanted = _search(
+        grid, curves, make_runs, reach, say, lambda: atomic_write(path, _table(grid, screened, curves))
+    )
     results = []
     for curve, more in zip(curves, wanted, strict=True):
         results.append(_conclude(grid, curve, folder, at_edge=bool(more)))
         say(f"{curve.label}: {describe_tuned(results[-1])}")
     say(f"every trial: {path}")
     return results
+
+
+def _search(
+    grid: _Grid,
+    curves: Sequence[_Curve],
+    make_runs: Runs,
+    extension: int,
+    say: Callable[[str], None],
+    write: Callable[[], None],
+) -> list[set[int]]:
+    """Train at the places of all curves, and beyond an edge while the best is there.
+
+    Returns:
+        The places that each would still have wanted.
+    """
+    wanted = [curve.places for curve in curves]
+    for extensions in range(MAX_EXTENSIONS + 1):
+        _make(grid, curves, wanted, make_runs)
+        write()
+        wanted = [grid.beyond(curve, extension) for curve in curves]
+        if not any(wanted) or extensions == MAX_EXTENSIONS:
+            break
+        for curve, more in zip(curves, wanted, strict=True):
+            if more:
+                values = ", ".join(f"{grid.value(place):g}" for place in sorted(more))
+                epochs = f" with {curve.config.epochs} epochs" if grid.options.screen else ""
+                say(f"{curve.label}: the best {grid.key}{epochs} is at an edge; trying {values} too")
+            curve.places = curve.places | more
+    return wanted
 
 
 def _read_grid(sweep: Sweep) -> _Grid:
@@ -154,6 +185,10 @@ def _check(sweep: Sweep, grid: _Grid, configs: Sequence[Config]) -> None:
             "expected others, or the reported runs are those that were chosen for being good"
         )
     for config in configs:
+        if (grid.options.screen or 0) >= config.epochs:
+            raise ConfigError(
+                f"tune.screen: got {grid.options.screen}, expected fewer than epochs: {config.epochs}"
+            )
         if getattr(config.dataset, "validation_fraction", None) == 0:
             raise ConfigError(
                 "dataset.validation_fraction: got 0, expected above 0: tuning chooses on validation images"
@@ -179,16 +214,24 @@ def _make(grid: _Grid, curves: Sequence[_Curve], wanted: Sequence[set[int]], mak
         curve.records |= {(place, seed): run for (own, place, seed), run in read.items() if own == id(curve)}
 
 
-def _conclude(grid: _Grid, curve: _Curve, folder: Path, *, at_edge: bool) -> Tuned:
+def _best(grid: _Grid, curve: _Curve) -> int:
+    """Raises: ConfigError: the curve diverged everywhere."""
     best = grid.best(curve, grid.seeds)
     if best is None:
         raise ConfigError(
             f"{curve.label}: diverged at every {grid.key} from {grid.value(min(curve.places)):g} to "
             f"{grid.value(max(curve.places)):g}; lower the range, or look into RESULTS/{TRIALS}"
         )
+    return best
+
+
+def _conclude(grid: _Grid, curve: _Curve, folder: Path, *, at_edge: bool) -> Tuned:
+    best = _best(grid, curve)
     seeds = ", ".join(map(str, grid.seeds))
     metric, epochs = grid.options.metric, curve.config.epochs
     origin = f"{metric} after {epochs} epochs, grid of {len(curve.places)}, seeds {seeds}"
+    if grid.options.screen:
+        origin += f"; values by a first look of {grid.options.screen} epochs at {grid.options.points}"
     values = {grid.key: grid.value(best)}
     path = write_tuned(curve.config, curve.label, values, origin, folder)
     diverged = sum(run.state == "diverged" for run in curve.records.values())
@@ -207,17 +250,17 @@ def _noise(grid: _Grid, curve: _Curve) -> float:
     return max(reached) - min(reached) if all(map(math.isfinite, reached)) else math.nan
 
 
-def _table(grid: _Grid, curves: Sequence[_Curve]) -> str:
-    """The whole curve of every configuration as CSV: a row for every trial."""
+def _table(grid: _Grid, screened: Sequence[_Curve], curves: Sequence[_Curve]) -> str:
+    """The whole curve of every configuration as CSV: a row for every trial, those of a first look before."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "task", "trainer", "key", "value", "seed", "state", "epochs", "chosen", *CURVE])
-    for curve in curves:
-        best = grid.best(curve, grid.seeds)
+    for curve in [*screened, *curves]:
+        best = grid.best(curve, grid.seeds) if curve in curves else None
         task = f"{curve.config.model.name} on {curve.config.dataset.name}"
         for (place, seed), run in sorted(curve.records.items(), key=lambda each: each[0]):
             cells = (read(run, column) for column in CURVE)
             fixed = [curve.label, task, curve.config.trainer.name, grid.key, grid.value(place)]
             shown = ["" if math.isnan(cell) else repr(cell) for cell in cells]
-            writer.writerow(list(chain(fixed, [seed, run.state, run.last_epoch, place == best], shown)))
+            writer.writerow(list(chain(fixed, [seed, run.state, curve.config.epochs, place == best], shown)))
     return text.getvalue()
