@@ -193,8 +193,9 @@ def trainers_table(folder: Path, grid: Path | None = None) -> str:
 
 
 def short_label(series: Series) -> str:
-    """A series by its trainer and what sets it apart, as ``name, option: value``."""
-    return series.label.replace("=", ": ")
+    """A series by its trainer and what sets it apart but its rate, as ``name, option: value``."""
+    words = [word for word in series.label.split(", ") if not word.startswith("lr=")]
+    return ", ".join(words).replace("=", ": ")
 
 
 def number(series: Series, of: Callable[[RunRecord], float], form: str) -> str:

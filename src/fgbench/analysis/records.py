@@ -85,7 +85,9 @@ class RunRecord:
         content = {key: value for key, value in self.config.items() if key not in IDENTITY}
         if content.get("device") == "auto" and "device" in self.env:
             content["device"] = str(self.env["device"]).partition(":")[0]
-        return dict(flatten(content))
+        found = dict(flatten(content))
+        found.pop("dataset.verify_content", None)  # says what is refused, not what is trained on
+        return found
 
     @property
     def num_classes(self) -> int | None:
