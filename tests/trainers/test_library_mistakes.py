@@ -215,7 +215,10 @@ class Unfinished(Trainer):
 
 @pytest.mark.parametrize(
     ("own", "words"),
-    [(NotATrainer, r"is not a subclass of fgbench\.Trainer"), (Unfinished, "has no method compute_gradients")],
+    [
+        (NotATrainer, r"is not a subclass of fgbench\.Trainer"),
+        (Unfinished, "has no method compute_gradients"),
+    ],
 )
 def test_a_config_that_names_no_trainer_ends_before_its_run_begins(tmp_path, monkeypatch, own, words):
     (tmp_path / "own_trainers.py").write_text("")
