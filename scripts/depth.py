@@ -52,7 +52,7 @@ def make_step(
     """A step of plain SGD as the training loop takes it, and the optimizer whose memory counts."""
     optimizer = build_optimizer(OptimizerOptions(name="sgd", lr=LR), model)
     loss_fn, generator = nn.CrossEntropyLoss(reduction="none"), torch.Generator().manual_seed(0)
-    if hasattr(trainer, "sgd_step"):
+    if trainer.has_sgd_step:
         return lambda: trainer.sgd_step(model, loss_fn, inputs, labels, generator, LR), optimizer
 
     def step() -> None:

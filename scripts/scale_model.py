@@ -109,7 +109,7 @@ def measure_costs(name: str, batch: int, repeats: int) -> Costs:
     model = build_model(options_model("model", name)(name=name), (1, 28, 28), 10, 0, device)
     optimizer = build_optimizer(OptimizerOptions(name="sgd", lr=LR), model)
     backprop, full, rank_one = Backprop(), ForwardGradient(**FULL), ForwardGradient(**RANK_ONE)
-    tangents = rank_one.tangents_for(model, inputs)
+    tangents = rank_one.tangents_for(model)
 
     def backprop_step() -> None:
         backprop.compute_gradients(model, loss_fn, inputs, labels, generator)
