@@ -2,7 +2,7 @@
 
     python scripts/make_docs.py [--check]
 
-``docs/cli.md`` is written whole; in the other pages and the README, what stands between two comments
+``docs/cli.md`` is written whole; in the other pages, what stands between two comments
 ``<!-- generated: NAME -->`` and ``<!-- end -->``. With ``--check`` nothing is written, and the exit code is 1
 where a page is not what the code says.
 """
@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,16 @@ import typer
 from fgbench.cli.app import COMMANDS, HELP, app
 from fgbench.config.describe import describe_component
 from fgbench.registry import TRAINERS
-from results_tables import RESULTS, summary_table, trainers_table
+from results_tables import HEAD, RESULTS, trainers_rows
 
 DATA = "Show which datasets are found where."
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> int:
     """Write or check; returns the exit code."""
     pages = {DOCS / "cli.md": command_line()}
-    for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]:
+    for path in sorted(DOCS.glob("*.md")):
         text = pages.get(path, path.read_text())
         pages[path] = re.sub(
             r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end -->)",
@@ -128,23 +127,18 @@ def _default(param: Any) -> str:
     return ", ".join(f"`{getattr(value, 'value', value)}`" for value in values)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     cells = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in cells)
 
 
-def _tuned(folder: str, grid: str | None = None) -> Callable[[], str]:
-    return lambda: trainers_table(RESULTS / folder, RESULTS / grid if grid else None) + "\n"
+def cnn_trainers() -> str:
+    """Every trainer of results/cnn_trainers."""
+    folder = RESULTS / "cnn_trainers"
+    return _table(HEAD, trainers_rows(folder, folder / "tuned" / "cnn_trainers_grid.csv"))
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "trainer_table": trainer_table,
-    "trainer_options": trainer_options,
-    "summary": lambda: summary_table() + "\n",
-    "trainers": _tuned("trainers", "trainers/tuned/trainers_grid.csv"),
-    "mlp": _tuned("mlp"),
-    "cnn_trainers": _tuned("cnn_trainers", "cnn_trainers/tuned/cnn_trainers_grid.csv"),
-}
+BLOCKS = {"trainer_table": trainer_table, "trainer_options": trainer_options, "cnn_trainers": cnn_trainers}
 """What stands between the comments of its name."""
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.series import label_configs
+from fgbench.analysis.tuning import tuning_noise
 from fgbench.config.config import Config
 from fgbench.config.sweep import Sweep, TuneOptions
 from fgbench.errors import ConfigError
@@ -62,24 +65,24 @@ class _Grid:
     def value(self, place: int) -> float:
         return float(f"{self.low * self.factor**place:.4g}")
 
-    def score(self, record: RunRecord, column: str | None = None) -> float:
+    def score(self, record: RunRecord) -> float:
         """The run's final value; NaN if it diverged."""
-        return read(record, column or self.options.metric) if record.state == "finished" else math.nan
+        return read(record, self.options.metric) if record.state == "finished" else math.nan
 
-    def mean(self, curve: _Curve, place: int, seeds: Sequence[int], column: str | None = None) -> float:
+    def mean(self, curve: _Curve, place: int) -> float:
         """The mean over seeds; NaN if one of them diverged."""
-        return fmean(self.score(curve.records[place, seed], column) for seed in seeds)
+        return fmean(self.score(curve.records[place, seed]) for seed in self.seeds)
 
-    def best(self, curve: _Curve, seeds: Sequence[int]) -> int | None:
+    def best(self, curve: _Curve) -> int | None:
         """The place with the best mean, the smaller value if equal; None if every one diverged."""
         sign = 1 if self.options.metric == "val_accuracy" else -1
-        means = {place: sign * self.mean(curve, place, seeds) for place in sorted(curve.places)}
+        means = {place: sign * self.mean(curve, place) for place in sorted(curve.places)}
         finite = {place: mean for place, mean in means.items() if math.isfinite(mean)}
         return max(finite, key=finite.__getitem__, default=None)
 
     def beyond(self, curve: _Curve, extension: int) -> set[int]:
         """The places to add: beyond the edge where the best is, or below all if every one diverged."""
-        low, high, best = min(curve.places), max(curve.places), self.best(curve, self.seeds)
+        low, high, best = min(curve.places), max(curve.places), self.best(curve)
         new: set[int] = set()
         if best is None or best == low:
             new.update(range(low - extension, low))
@@ -126,9 +129,10 @@ def tune_grid(sweep: Sweep, make_runs: Runs, say: Callable[[str], None] = print)
     wanted = _search(
         grid, curves, make_runs, reach, say, lambda: atomic_write(path, _table(grid, screened, curves))
     )
-    results = []
+    results, table = [], pd.read_csv(path)
     for curve, more in zip(curves, wanted, strict=True):
-        results.append(_conclude(grid, curve, folder, at_edge=bool(more)))
+        noise = tuning_noise(table[table["run"] == curve.label], grid.options.metric)
+        results.append(_conclude(grid, curve, folder, noise, at_edge=bool(more)))
         say(f"{curve.label}: {describe_tuned(results[-1])}")
     say(f"every trial: {path}")
     return results
@@ -216,7 +220,7 @@ def _make(grid: _Grid, curves: Sequence[_Curve], wanted: Sequence[set[int]], mak
 
 def _best(grid: _Grid, curve: _Curve) -> int:
     """Raises: ConfigError: the curve diverged everywhere."""
-    best = grid.best(curve, grid.seeds)
+    best = grid.best(curve)
     if best is None:
         raise ConfigError(
             f"{curve.label}: diverged at every {grid.key} from {grid.value(min(curve.places)):g} to "
@@ -225,7 +229,7 @@ def _best(grid: _Grid, curve: _Curve) -> int:
     return best
 
 
-def _conclude(grid: _Grid, curve: _Curve, folder: Path, *, at_edge: bool) -> Tuned:
+def _conclude(grid: _Grid, curve: _Curve, folder: Path, noise: float, *, at_edge: bool) -> Tuned:
     best = _best(grid, curve)
     seeds = ", ".join(map(str, grid.seeds))
     metric, epochs = grid.options.metric, curve.config.epochs
@@ -235,19 +239,8 @@ def _conclude(grid: _Grid, curve: _Curve, folder: Path, *, at_edge: bool) -> Tun
     values = {grid.key: grid.value(best)}
     path = write_tuned(curve.config, curve.label, values, origin, folder)
     diverged = sum(run.state == "diverged" for run in curve.records.values())
-    score, trials = grid.mean(curve, best, grid.seeds), len(curve.records)
-    noise = _noise(grid, curve)
+    score, trials = grid.mean(curve, best), len(curve.records)
     return Tuned(curve.label, path, trials, diverged, values, score, noise=noise, at_edge=at_edge)
-
-
-def _noise(grid: _Grid, curve: _Curve) -> float:
-    """The spread of the accuracy at the values that each seed alone would choose."""
-    runs = curve.records.values()
-    tested = all(math.isfinite(read(run, "test_accuracy")) for run in runs if run.state == "finished")
-    column = "test_accuracy" if tested else "val_accuracy"
-    choices = [place for seed in grid.seeds if (place := grid.best(curve, [seed])) is not None]
-    reached = [grid.mean(curve, place, grid.seeds, column) for place in choices]
-    return max(reached) - min(reached) if all(map(math.isfinite, reached)) else math.nan
 
 
 def _table(grid: _Grid, screened: Sequence[_Curve], curves: Sequence[_Curve]) -> str:
@@ -256,7 +249,7 @@ def _table(grid: _Grid, screened: Sequence[_Curve], curves: Sequence[_Curve]) ->
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "task", "trainer", "key", "value", "seed", "state", "epochs", "chosen", *CURVE])
     for curve in [*screened, *curves]:
-        best = grid.best(curve, grid.seeds) if curve in curves else None
+        best = grid.best(curve) if curve in curves else None
         task = f"{curve.config.model.name} on {curve.config.dataset.name}"
         for (place, seed), run in sorted(curve.records.items(), key=lambda each: each[0]):
             cells = (read(run, column) for column in CURVE)
