@@ -46,15 +46,17 @@ sweep() { # sweep NAME [ARGUMENT...]: into RESULTS/NAME
 
 train() { # train FROM TO EPOCHS SEEDS NAMES [OVERRIDE...]: with the rates that tuning found on FROM, into RESULTS/TO
     local name file=$out/$2/reported.yaml
+    set -f # a name may be a pattern
     echo "== train $2"
     mkdir -p "$out/$2"
     {
         echo "base:"
         for name in $5; do
-            echo "  - ../$1/tuned/*_${name/all/*}.yaml"
+            echo "  - ../$1/tuned/*_$name.yaml"
         done
         echo "seeds: $4"
     } >"$file"
+    set +f
     fgbench sweep "$file" --results "$out/$2" --jobs "$jobs" "${data[@]}" -o epochs="$3" "${@:6}" "${small[@]}"
 }
 
@@ -85,10 +87,10 @@ tune=(fgbench tune --jobs "$jobs" "${data[@]}")
 "${tune[@]}" configs/sweeps/cnn_trainers.yaml --results "$out/cnn_trainers" -o dataset.limit=6000 \
     -o dataset.test_limit=1000 -o epochs=2 "${small[@]}" "${one[@]}"
 telling=${quick:+feedback-forward-gradient}
-train trainers trainers 20 "[0, 1, 2, 3, 4]" "${telling:-all}"
+train trainers trainers 20 "[0, 1, 2, 3, 4]" "${telling:-*}"
 train trainers mlp 10 "[0, 1, 2]" "${telling:-backprop frozen feedback-forward-gradient feedback-alignment_feedback_sign local-loss}" \
     -o model.hidden=512 -o model.layers=3
-train cnn_trainers cnn_trainers 5 "[0, 1, 2]" "${telling:-all}" -o dataset.limit=12500 -o dataset.test_limit=null
+train cnn_trainers cnn_trainers 5 "[0, 1, 2]" "${telling:-*}" -o dataset.limit=12500 -o dataset.test_limit=null
 best="backprop frozen feedback-forward-gradient"
 train cnn_trainers cnn_best 5 "[0, 1, 2]" "${telling:-$best}" -o dataset.limit=null -o dataset.test_limit=null
 train cnn_trainers cnn_best_cifar10 3 "[0, 1, 2]" "${telling:-$best}" -o dataset=cifar10

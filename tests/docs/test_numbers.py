@@ -99,6 +99,29 @@ def test_the_table_of_tuned_trainers_is_that_of_the_runs():
     assert "\n".join(line for _, line in sorted(lines, reverse=True)) in PAGE
 
 
+def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say():
+    folder = RESULTS / "cnn_trainers"
+    reached = {
+        path.name.removeprefix("cnn_fashion-mnist_"): accuracy(load_results(path)).split()[0]
+        for path in folder.iterdir()
+        if path.is_dir() and path.name != "tuned"
+    }
+    text = plain(PAGE)
+    assert f"a trained output layer reach {reached['frozen']}" in text
+    assert float(reached["feedback-forward-gradient"]) < float(reached["frozen"])
+    assert (
+        f"enough for {reached['feedback-alignment_feedback_sign']} of backprop's {reached['backprop']}"
+        in text
+    )
+    trials = pd.read_csv(folder / "tuned" / "cnn_trainers_grid.csv").set_index("trainer")
+    control = trials[trials["run"].str.endswith(", frozen")]
+    rate = trials.loc["backprop"].query("chosen")["value"].iloc[0]
+    at_backprops, own = (
+        rows["val_accuracy"].mean() for rows in (control[control["value"] == rate], control.query("chosen"))
+    )
+    assert f"it had {at_backprops:.4f} there, at its own {own:.4f}" in text
+
+
 DEEP = {
     "backprop": {"trainer.name": "backprop", "trainer.recompute": False},
     "backprop, `recompute: true`": {"trainer.recompute": True},
