@@ -4,8 +4,8 @@
 #
 #   scripts/reproduce.sh [--quick] [--data-dir FOLDER] [RESULTS]
 #
-# RESULTS: where to put it (default: reproduced). --quick: a small part of each, in under ten minutes, on the images
-# that are shipped. --data-dir: where MNIST and CIFAR-10 are; without it they are looked for where `fgbench data` says,
+# RESULTS: where to put it (default: reproduced). --quick: a small part of each with one seed, in under ten minutes, on
+# the images that are shipped. --data-dir: where MNIST and CIFAR-10 are; without it they are looked for where `fgbench data` says,
 # and downloaded. About a day on two CPU cores without --quick; timings want a machine that does nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,7 +41,7 @@ step() { # step FILE COMMAND...: run a command unless it has already made FILE
 
 sweep() { # sweep NAME [ARGUMENT...]: into RESULTS/NAME
     echo "== sweep $1"
-    fgbench sweep "configs/sweeps/$1.yaml" --results "$out" "${data[@]}" "${small[@]}" "${@:2}"
+    fgbench sweep "configs/sweeps/$1.yaml" --results "$out" "${data[@]}" "${small[@]}" ${quick:+--seeds 0} "${@:2}"
 }
 
 train() { # train FROM TO EPOCHS SEEDS NAMES [OVERRIDE...]: with the rates that tuning found on FROM, into RESULTS/TO
@@ -57,7 +57,8 @@ train() { # train FROM TO EPOCHS SEEDS NAMES [OVERRIDE...]: with the rates that 
         echo "seeds: $4"
     } >"$file"
     set +f
-    fgbench sweep "$file" --results "$out/$2" --jobs "$jobs" "${data[@]}" -o epochs="$3" "${@:6}" "${small[@]}"
+    fgbench sweep "$file" --results "$out/$2" --jobs "$jobs" "${data[@]}" -o epochs="$3" "${@:6}" "${small[@]}" \
+        ${quick:+--seeds 0}
 }
 
 small=()

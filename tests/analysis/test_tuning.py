@@ -24,7 +24,7 @@ WHOLE = [
 def test_each_seed_chooses_a_value_and_the_mean_accuracies_there_are_compared():
     assert tuning_noise(trials(WHOLE)) == pytest.approx(0.71 - 0.63)
     assert tuning_noise(trials(WHOLE), "val_loss") == pytest.approx(0.71 - 0.63)
-    alike = [row[:4] + (0.9 if row[0] == 0.1 else 0.1,) + row[5:] for row in WHOLE]
+    alike = [(*row[:4], 0.9 if row[0] == 0.1 else 0.1, *row[5:]) for row in WHOLE]
     assert tuning_noise(trials(alike)) == 0
 
 
