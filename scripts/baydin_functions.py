@@ -3,8 +3,8 @@
     python scripts/baydin_functions.py
 
 Both take the same number of steps of the same learning rate from the same point, forward gradients with five
-seeds. Writes functions.csv (values along the way), functions.png and functions.svg to results/baydin/. The
-starting points and learning rates are this script's own.
+seeds (``--seeds 1``: with one). Writes functions.csv (values along the way), functions.png and functions.svg to
+results/baydin/. The starting points and learning rates are this script's own.
 
 Source: the test functions of Baydin et al. (2022), arXiv 2202.08587.
 """
@@ -29,7 +29,6 @@ from fgbench.trainers.base import Trainer
 from fgbench.trainers.forward_gradient import ForwardGradient
 
 RESULTS = Path(__file__).parents[1] / "results" / "baydin"
-SEEDS = range(5)
 POINTS = 200
 """Rows of the CSV per run."""
 
@@ -129,10 +128,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
     arguments = parser.parse_args()
     rows = []
     for name, problem in PROBLEMS.items():
-        for seed in SEEDS:
+        for seed in range(arguments.seeds):
             rows += [
                 {"function": name, "lr": problem.lr, "trainer": trainer.options.name, "seed": seed, **row}
                 for trainer in ([Backprop(), ForwardGradient()] if seed == 0 else [ForwardGradient()])

@@ -62,11 +62,14 @@ train() { # train FROM TO EPOCHS SEEDS NAMES [OVERRIDE...]: with the rates that 
 }
 
 small=()
+tiny=() # of deep networks
 one=()
 if [ -n "$quick" ]; then
     small=(-o epochs=1 -o dataset=fashion-mnist-mini -o dataset.limit=320 -o dataset.test_limit=200)
-    step "$out/bench/bench.csv" fgbench bench --quick --out "$out/bench"
+    step "$out/bench/bench.csv" fgbench bench fc --quick --out "$out/bench"
     step "$out/baydin/depth.csv" python scripts/depth.py --threads 2 --repeats 3 --depths 1 10 --out "$out/baydin"
+    step "$out/baydin/functions.csv" python scripts/baydin_functions.py --seeds 1 --out "$out/baydin"
+    tiny=(-o dataset.limit=80 -o dataset.test_limit=64)
     one=(-o trainer=feedback-forward-gradient)
 else
     step "$out/bench/bench.csv" fgbench bench fc cnn --out "$out/bench"
@@ -75,11 +78,14 @@ else
     done
     step "$out/bench/epoch.csv" python scripts/dataloader_baseline.py --epochs 9 --out "$out/bench/epoch.csv"
     step "$out/baydin/depth.csv" python scripts/depth.py --threads 2 --repeats 3 --out "$out/baydin"
+    step "$out/baydin/functions.csv" python scripts/baydin_functions.py --out "$out/baydin"
 fi
-step "$out/baydin/functions.csv" python scripts/baydin_functions.py --out "$out/baydin"
 sweep timing
-for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 deep deep_group local_mixer; do
+for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 local_mixer; do
     sweep "$name" --jobs "$jobs"
+done
+for name in deep deep_group; do
+    sweep "$name" --jobs "$jobs" "${tiny[@]}"
 done
 
 tune=(fgbench tune --jobs "$jobs" "${data[@]}")
