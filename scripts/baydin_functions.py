@@ -3,8 +3,8 @@
     python scripts/baydin_functions.py
 
 Both take the same number of steps of the same learning rate from the same point, forward gradients with five
-seeds (``--seeds 1``: with one). Writes functions.csv (values along the way), functions.png and functions.svg to
-results/baydin/. The starting points and learning rates are this script's own.
+seeds (``--seeds 1``: with one). Writes functions.csv (values along the way), functions.png and functions.svg
+to results/baydin/. The starting points and learning rates are this script's own.
 
 Source: the test functions of Baydin et al. (2022), arXiv 2202.08587.
 """

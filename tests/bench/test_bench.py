@@ -139,6 +139,15 @@ def test_what_the_training_loop_adds_is_measured_against_the_bare_step(tmp_path,
         assert "peak_memory_mib" not in row.columns()
 
 
+def test_the_textbook_loop_takes_a_step_with_attention():
+    torch.manual_seed(0)
+    model = build_model(options_model("model", "vit")(name="vit", depth=1), (1, 28, 28), 10, 0, "cpu")
+    case = cases.textbook_case(model, torch.rand(2, 1, 28, 28), torch.tensor([0, 1]))
+    before = [param.detach().clone() for param in case.model.parameters()]
+    case.step()
+    assert any(not torch.equal(*both) for both in zip(before, case.model.parameters(), strict=True))
+
+
 def test_trainers_that_refuse_a_model_are_listed_with_the_reason():
     row = BenchRow("vgg16", 64, "activity-forward-gradient", note="needs model.normalization: group")
     assert row.columns()["note"] == "needs model.normalization: group"
