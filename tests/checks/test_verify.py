@@ -1,5 +1,7 @@
 """One step compared with its formula: what is found, and that nothing is disturbed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -288,6 +290,50 @@ def test_bfloat16_is_allowed_its_rounding():
         assert found.tolerance == 5e-2
         assert verify(fgbench.ZerothOrder(), model).verdict == "verified"
     assert verify(fgbench.ForwardGradient(), model).tolerance == 1e-2
+
+
+class Shaky(nn.Module):
+    """Sums of steps so fine that a rounding of the inputs moves every derivative by a few percent."""
+
+    def __init__(self, fineness):
+        super().__init__()
+        self.linear, self.fineness = nn.Linear(64, 3), fineness
+
+    def forward(self, inputs):
+        outputs = self.linear(inputs.flatten(1))
+        return outputs + outputs * (self.fineness * outputs.detach()).sin() / 10
+
+
+def derivatives_times(factor):
+    class Off(fgbench.ForwardGradient):
+        def compute_gradients(self, *args):
+            stats = super().compute_gradients(*args)
+            return replace(stats, directional_derivatives=factor * stats.directional_derivatives)
+
+    return Off()
+
+
+@pytest.mark.parametrize(
+    ("fineness", "factor", "passes"), [(3e6, 1.02, True), (1.0, 1.02, False), (3e6, 1.1, False)]
+)
+def test_an_error_passes_as_rounding_only_where_rounding_makes_as_much_and_never_if_large(
+    fineness, factor, passes
+):
+    torch.manual_seed(0)
+    model, images, labels = Shaky(fineness), torch.randn(8, 1, 8, 8), torch.arange(8) % 3
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+
+    def verified(trainer, tolerance=None):
+        return fgbench.verify(trainer, model, loss_fn, images, labels, tolerance=tolerance)
+
+    assert verified(fgbench.ForwardGradient()).tolerance == 1e-2
+    if passes:
+        assert 1e-2 < verified(derivatives_times(factor)).tolerance <= 5e-2
+    else:
+        with pytest.raises(FgbenchError, match="is rounding"):
+            verified(derivatives_times(factor))
+    with pytest.raises(FgbenchError, match="is rounding"):  # a tolerance that is given is kept
+        verified(derivatives_times(factor), 1e-2)
 
 
 def test_a_loss_that_is_not_finite_is_left_to_the_run():

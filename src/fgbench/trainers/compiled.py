@@ -22,6 +22,7 @@ from fgbench.trainers.forward_mode import Factors, ForwardPass
 from fgbench.trainers.forward_mode.shifted import shifted_parameters
 from fgbench.trainers.passes import differentiate, sample_losses
 from fgbench.trainers.replay import OnePass, restoring_state
+from fgbench.trainers.rounding import Trial, allowance, moved_by_rounding
 
 AGREEMENT = 1e-2
 """How far a compiled derivative may be from the eager one, as a share of its root mean square: a mistake is
@@ -107,7 +108,7 @@ class CompiledPass:
             ConfigError: the eager pass refuses the model.
         """
 
-        def eager(tangents: Tangents, half: bool = half) -> Result:
+        def eager(inputs: Tensor, tangents: Tangents, half: bool = half) -> Result:
             with ForwardPass(model, tangents, count, half=half) as forward:
                 outputs = model(inputs)
                 loss = sample_losses(loss_fn, outputs, labels).mean()
@@ -132,7 +133,7 @@ class CompiledPass:
             shifts: by parameter, in its shape, or as the factors of one tangent.
         """
 
-        def eager(shifts: Tangents) -> Result:
+        def eager(inputs: Tensor, shifts: Tangents) -> Result:
             with shifted_parameters(model, list(shifts), shifts.__getitem__, 1.0):
                 outputs = model(inputs)
                 loss = sample_losses(loss_fn, outputs, labels).double().mean()
@@ -153,7 +154,7 @@ class CompiledPass:
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Mean loss (), outputs (B, classes) and the gradient of every parameter, by reverse mode."""
 
-        def eager(params: Mapping[Tensor, Any]) -> Result:
+        def eager(inputs: Tensor, params: Mapping[Tensor, Any]) -> Result:
             with torch.enable_grad():
                 outputs = model(inputs)
                 loss = sample_losses(loss_fn, outputs, labels).mean()
@@ -170,76 +171,82 @@ class CompiledPass:
         labels: Tensor,
         params: Mapping[Tensor, Any],
         count: int,
-        eager: Callable[[Any], Result],
+        eager: Callable[[Tensor, Any], Result],
         tests: Iterator[Mapping[Tensor, Any]],
         *,
         half: bool = False,
         shifted: bool = False,
-        truth: Callable[[Any], Result] | None = None,
+        truth: Callable[[Tensor, Any], Result] | None = None,
     ) -> Any:
         """The compiled pass, or the eager one if it cannot be compiled or does not agree with the truth."""
         if self.reason:
-            return eager(params)
+            return eager(inputs, params)
         key = id(model), id(loss_fn), count, half, shifted
         if key not in self._captures:
             self._captures[key] = Capture(model, loss_fn, count, half=half, shifted=shifted)
         capture = self._captures[key]
 
-        def compiled(params: Mapping[Tensor, Any]) -> Result:
+        def compiled(inputs: Tensor, params: Mapping[Tensor, Any]) -> Result:
             return capture(inputs, labels, params)
 
         try:
-            return compiled(params)
+            return compiled(inputs, params)
         except NewCaptureError:  # raised before it has run
             with restoring_state(model):
-                self.reason = self._try(capture, compiled, truth or eager, list(tests))
+                self.reason = self._try(capture, inputs, compiled, truth or eager, list(tests))
         except FgbenchError:
             raise
         except Exception as error:  # whatever Dynamo cannot capture
             if capture.running:  # too late for another pass: this one may have moved buffers
                 raise
             self.reason = _first_line(error)
-        return eager(params) if self.reason else compiled(params)
+        return (eager if self.reason else compiled)(inputs, params)
 
     def _try(
         self,
         capture: "Capture",
-        compiled: Callable[[Any], Result],
-        eager: Callable[[Any], Result],
+        inputs: Tensor,
+        compiled: Callable[[Tensor, Any], Result],
+        eager: Callable[[Tensor, Any], Result],
         tests: list[Mapping[Tensor, Any]],
     ) -> str:
         """Why a new capture is not to be used; empty if it agrees with the eager pass."""
-        one_pass = OnePass(capture.model, 2 * len(tests) + 1)
-        results: list[tuple[Tensor, list[Tensor]]] = []
+        one_pass = OnePass(capture.model, 3 * len(tests) + 1)
+
+        def trial(function: Callable[[Tensor, Any], Result], inputs: Tensor) -> Trial:
+            results, states = [], []
+            for test in tests:
+                with one_pass:
+                    loss, outputs, result = function(inputs, test)
+                    results.append(
+                        [_copy(part) for part in ([result] if isinstance(result, Tensor) else result)]
+                    )
+                    states.append([_copy(part) for part in (*capture.model.buffers(), loss, outputs)])
+            # of all directions together: by itself a derivative may be small
+            parts = [torch.stack(part) for part in zip(*results, strict=True)]
+            if capture.shifted:  # what counts is the difference of the losses on both sides
+                parts = [part[0::2] - part[1::2] for part in parts]
+            return Trial(parts, [part for state in states for part in state])
+
         with one_pass:
-            eager(tests[0])  # may refuse the model, in words of its own
+            eager(inputs, tests[0])  # may refuse the model, in words of its own
         try:
             with capture.on_trial():
-                for test in tests:
-                    for function in (eager, compiled):
-                        with one_pass:
-                            loss, outputs, result = function(test)
-                            state = [*capture.model.buffers(), loss, outputs]
-                            results.append((_flat(result), [_flat(each) for each in state]))
+                true, found = trial(eager, inputs), trial(compiled, inputs)
         except FgbenchError:
             raise
         except Exception as error:  # whatever inductor cannot compile
             return _first_line(error)
-        half = capture.half or torch.is_autocast_enabled(results[0][0].device.type)
+        half = capture.half or torch.is_autocast_enabled(inputs.device.type)
         tolerance = AGREEMENT_BF16 if half else AGREEMENT
-        true, found = (torch.cat([result for result, _ in results[side::2]]) for side in range(2))
-        if capture.shifted:  # what counts is the difference of the losses on both sides
-            true, found = (each[0::2] - each[1::2] for each in (true, found))
-        pairs = [(true, found)]  # of all directions together: by itself a derivative may be small
-        for (_, state), (_, other) in zip(results[::2], results[1::2], strict=True):
-            pairs += zip(state, other, strict=True)
-        for true, found in pairs:
-            if not true.numel():
-                continue
-            off = float((found - true).abs().max() / true.square().mean().sqrt().clamp(min=1e-30))
-            if not off <= tolerance:
-                return f"it is off by {off:.2g} from the eager pass"
-        return ""
+        off = true.distance(found)
+        if not off <= tolerance and inputs.is_floating_point():
+            tolerance = allowance(tolerance, true.distance(trial(eager, moved_by_rounding(inputs))))
+        return "" if off <= tolerance else f"it is off by {off:.2g} from the eager pass"
+
+
+def _copy(part: Tensor) -> Tensor:
+    return part.detach().to(torch.float64, copy=True)
 
 
 def _turned(tangents: Tangents, index: int) -> dict[Tensor, Tensor | Factors]:
@@ -255,12 +262,6 @@ def _times(tangents: Tangents, numbers: Sequence[float]) -> dict[Tensor, Tensor 
         param: tangent.times_number(number) if isinstance(tangent, Factors) else tangent * number
         for (param, tangent), number in zip(tangents.items(), numbers, strict=True)
     }
-
-
-def _flat(parts: Any) -> Tensor:
-    """All numbers of some tensors in a row, float64; a copy."""
-    parts = [parts] if isinstance(parts, Tensor) else list(parts)
-    return torch.cat([part.detach().flatten().double() for part in parts])
 
 
 def _first_line(error: Exception) -> str:

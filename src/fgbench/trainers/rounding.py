@@ -1,0 +1,49 @@
+"""How far rounding alone moves a derivative, where two ways of computing it are compared in one precision.
+
+On a deep network that is more than one expects: a rounding switches a ReLU or the maximum of a pool, and the
+derivative jumps. Comparisons measure it by moving every input to a neighbouring number.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROUNDINGS, AT_MOST = 4.0, 5.0
+"""A difference passes as rounding within so many times what one rounding of the inputs makes, and within so
+many times the usual tolerance; conventions of this project."""
+
+
+def moved_by_rounding(inputs: Tensor) -> Tensor:
+    """Every input moved to the next larger or smaller number, either as often, drawn once and for all."""
+    signs = torch.randint(0, 2, inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs.device)
+    return torch.nextafter(inputs, torch.where(signs == 0, torch.inf, -torch.inf).to(inputs.dtype))
+
+
+def allowance(tolerance: float, rounding: float) -> float:
+    """The tolerance where moving the inputs made a difference of ``rounding``; never below ``tolerance``."""
+    return max(tolerance, min(ROUNDINGS * rounding, AT_MOST * tolerance))
+
+
+class Trial(NamedTuple):
+    """What a pass gave, in float64: its result, tensor by tensor, and its losses, outputs and buffers."""
+
+    result: list[Tensor]
+    state: list[Tensor]
+
+    def distance(self, other: "Trial") -> float:
+        """The largest difference of a tensor, as a share of its size, by root mean square.
+
+        A tensor of the result counts as no smaller than the whole result: a part may be all but zero, such as
+        the gradient of a bias before normalisation.
+        """
+        whole = _size(torch.cat([part.flatten() for part in self.result]))
+        scales = [max(_size(part), whole, 1e-30) for part in self.result]
+        scales += [max(_size(part), 1e-30) for part in self.state]
+        pairs = zip([*self.result, *self.state], [*other.result, *other.state], scales, strict=True)
+        offs = [_size(mine - its) / scale for mine, its, scale in pairs]
+        return max(offs, key=lambda off: (off != off, off))
+
+
+def _size(part: Tensor) -> float:
+    return float(part.square().mean().sqrt()) if part.numel() else 0.0
