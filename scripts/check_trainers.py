@@ -28,6 +28,11 @@ RANK_ONE = {"name": "forward-gradient", "structure": "rank1", "guess": "rademach
 BLOCKS = [({"name": name}, name) for name in TRAINERS] + [
     (RANK_ONE, "forward-gradient, rank-one"),
     (RANK_ONE | {"name": "zeroth-order"}, "zeroth-order, rank-one"),
+    (
+        {"name": "activity-forward-gradient", "guess": "next-weights"},
+        "activity-forward-gradient, next weights",
+    ),
+    ({"name": "feedback-forward-gradient", "grid": 7}, "feedback-forward-gradient, grid of 7"),
 ]
 COMMIT = subprocess.run(
     ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
