@@ -32,7 +32,6 @@ BLOCKS = [({"name": name}, name) for name in TRAINERS] + [
         {"name": "activity-forward-gradient", "guess": "next-weights"},
         "activity-forward-gradient, next weights",
     ),
-    ({"name": "feedback-forward-gradient", "grid": 7}, "feedback-forward-gradient, grid of 7"),
 ]
 COMMIT = subprocess.run(
     ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
