@@ -10,7 +10,7 @@ from torch import nn
 import fgbench
 from fgbench.errors import ConfigError
 from fgbench.trainers.compiled import compile_steps, require_compiler
-from fgbench.trainers.forward_mode import compiled_rules
+from fgbench.trainers.forward_mode.rules.compiled import COMPILED_RULES
 
 RANK_ONE = {"guess": "rademacher", "structure": "rank1"}
 LOSS = nn.CrossEntropyLoss(reduction="none")
@@ -111,7 +111,7 @@ def test_a_wrong_compiled_rule_is_found_before_it_is_used(monkeypatch):
         return y
 
     relu = torch.ops.aten.relu.default
-    monkeypatch.setitem(compiled_rules.RULES, relu, wrong)
+    monkeypatch.setitem(COMPILED_RULES, relu, wrong)
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 5), nn.ReLU(), nn.Linear(5, 3)).double()
     trainer = compile_steps(fgbench.ForwardGradient(**RANK_ONE))
     assert_equal(trainer, model)

@@ -70,7 +70,7 @@ def perturbed_pass(
     watched = PerturbedLayers(layers, perturb_rows)
     params = dict(model.named_parameters())
     given: dict[Tensor, Tensor] = {params[name]: tangent[None] for name, tangent in tangents.items()}
-    with torch.no_grad(), ForwardPass(model, given) as forward, watched.watching(forward.shadows):
+    with torch.no_grad(), ForwardPass(model, given) as forward, watched.watching(forward.mode):
         outputs = model(inputs)
         losses = sample_losses(loss_fn, outputs, labels)
         derivatives, output_tangents = (forward.tangent_of(each)[0] for each in (losses, outputs))

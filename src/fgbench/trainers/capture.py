@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from fgbench.trainers.base import LossFunction
 from fgbench.trainers.forward_mode import Factors
-from fgbench.trainers.forward_mode.compiled_rules import RULES
 from fgbench.trainers.forward_mode.refusals import constant_parameters
+from fgbench.trainers.forward_mode.rules.compiled import COMPILED_RULES
 from fgbench.trainers.forward_mode.shadows import Shadows
 from fgbench.trainers.forward_mode.shifted import ShiftedParameters
+from fgbench.trainers.forward_mode.tangent_mode import TangentMode
 from fgbench.trainers.passes import sample_losses
 from fgbench.trainers.replay import RandomStates
 
@@ -150,10 +151,10 @@ class Program:
 
     def _along(self, values: list[Any], chosen: list[int], given: list[Any]) -> tuple[Any, int, Any]:
         """The graph and the tangents of its loss, by the rules of the eager pass."""
-        shadows = Shadows(self.capture.count, RULES, half=self.capture.half)
+        shadows = Shadows(self.capture.count, half=self.capture.half)
         for index, tangent in zip(chosen, given, strict=True):
             shadows.give_leaf(values[index], Factors(*tangent) if isinstance(tangent, tuple) else tangent)
-        with torch.enable_grad(), shadows:
+        with torch.enable_grad(), TangentMode(shadows, COMPILED_RULES):
             outs = self.graph(*values)
         where = _find_loss(outs)
         tangent = shadows.get(outs[where])

@@ -19,7 +19,8 @@ from fgbench.trainers.forward_mode.refusals import (
     run_eagerly,
 )
 from fgbench.trainers.forward_mode.rules import RULES
-from fgbench.trainers.forward_mode.shadows import Observer, RefusedError, Shadows
+from fgbench.trainers.forward_mode.shadows import RefusedError, Shadows
+from fgbench.trainers.forward_mode.tangent_mode import Observer, TangentMode
 
 REMEDY = "train this model with backprop or zeroth-order, or write this part in operations that have one"
 
@@ -64,7 +65,8 @@ class ForwardPass:
         half: bool = False,
     ) -> None:
         self.model = model
-        self.shadows = Shadows(count, RULES, half=half)
+        self.shadows = Shadows(count, half=half)
+        self.mode = TangentMode(self.shadows, RULES)
         self._tangents = tangents
         self._observers = observers
         self._stack = ExitStack()
@@ -78,14 +80,14 @@ class ForwardPass:
                 for value, tangent in self._tangents.items():
                     self.shadows.give(value, tangent)
             self._tangents = {}
-            self.shadows.observers += self._observers
+            self.mode.observers += self._observers
             self._stack.enter_context(run_eagerly())
-            self._stack.enter_context(backprop_semantics(self.shadows))
+            self._stack.enter_context(backprop_semantics(self.mode))
             self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             self._stack.enter_context(torch.enable_grad())
             if not self._observers:  # which may keep what they see
-                self._stack.enter_context(handing_over_to(self._owning))
-            self._stack.enter_context(self.shadows)
+                self._stack.enter_context(handing_over_to(self._disposable))
+            self._stack.enter_context(self.mode)
             self._stack = self._stack.pop_all()
         return self
 
@@ -94,11 +96,12 @@ class ForwardPass:
     ) -> None:
         self._stack.close()
         self.shadows.clear()
+        self.mode.observers.clear()
         if isinstance(error, RefusedError):
             raise ConfigError(refusal(error, self.model)) from error
 
-    def _owning(self, value: Tensor) -> AbstractContextManager[None]:
-        return self.shadows.owning(None if self.shadows.observers else value)
+    def _disposable(self, value: Tensor) -> AbstractContextManager[None]:
+        return self.shadows.disposable(None if self.mode.observers else value)
 
     def tangent_of(self, value: Tensor) -> Tensor:
         """The K directional derivatives of something computed within, shape (K, ...); a copy."""

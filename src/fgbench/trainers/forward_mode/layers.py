@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fgbench.errors import ConfigError
-from fgbench.trainers.forward_mode.shadows import RefusedError, Shadows, signature, tensors
+from fgbench.trainers.forward_mode.operations import signature, tensors
+from fgbench.trainers.forward_mode.shadows import RefusedError
+from fgbench.trainers.forward_mode.tangent_mode import TangentMode
 
 aten = torch.ops.aten
 LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
@@ -87,7 +89,7 @@ class PerturbedLayers(TorchFunctionMode):
         >>> layer = torch.nn.Linear(3, 2)
         >>> ones = PerturbedLayers({layer.weight: "weight"}, lambda call, y: torch.ones_like(y))
         >>> from fgbench.trainers.forward_mode import ForwardPass
-        >>> with ForwardPass(layer, {}) as forward, ones.watching(forward.shadows):
+        >>> with ForwardPass(layer, {}) as forward, ones.watching(forward.mode):
         ...     outputs = layer(torch.ones(4, 3)).relu()
         ...     change = forward.tangent_of(outputs)
         >>> bool((change[0] == ones.calls[0].mask).all())
@@ -103,10 +105,10 @@ class PerturbedLayers(TorchFunctionMode):
         self._inside = False
         self._outputs: dict[int, Watched] = {}
 
-    def watching(self, shadows: Shadows) -> "PerturbedLayers":
+    def watching(self, mode: TangentMode) -> "PerturbedLayers":
         """The context, for a pass that has begun."""
-        self._shadows = shadows
-        shadows.observers.append(self._observe)
+        self._shadows = mode.shadows
+        mode.observers.append(self._observe)
         return self
 
     def __torch_function__(
@@ -131,7 +133,7 @@ class PerturbedLayers(TorchFunctionMode):
         self._watch(call, output)
         with torch.no_grad():  # what is computed here has no tangent
             call.perturbation = self.perturb(call, output)
-            self._shadows.blank(output).add_(call.perturbation)
+            self._shadows.get_or_allocate(output).add_(call.perturbation)
         return output
 
     def _watch(self, call: LayerCall, output: Tensor) -> None:
@@ -156,7 +158,7 @@ class PerturbedLayers(TorchFunctionMode):
                 self._follow(watched, func, value, in_place=bool(written))
 
     def _leaves_gradient(self, value: Tensor) -> bool:
-        return torch.is_grad_enabled() and not self._shadows.is_stopped(value)
+        return torch.is_grad_enabled() and not self._shadows.is_detached(value)
 
     def _follow(self, watched: "Watched", func: Any, value: Tensor, *, in_place: bool) -> None:
         call = watched.call

@@ -12,7 +12,9 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils.checkpoint import CheckpointFunction
 
 from fgbench.errors import ConfigError
-from fgbench.trainers.forward_mode.shadows import RefusedError, Shadows
+from fgbench.trainers.forward_mode.shadows import RefusedError
+from fgbench.trainers.forward_mode.tangent_mode import TangentMode
+from fgbench.trainers.forward_mode.torch_formula import apply_torch_formula
 
 _HOOK = "which runs in no forward trainer: remove it, or train with backprop"
 
@@ -100,13 +102,14 @@ def constant_parameters(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def backprop_semantics(shadows: Shadows) -> Iterator[None]:
+def backprop_semantics(mode: TangentMode) -> Iterator[None]:
     """Let a model see what it sees under backprop, and catch what would go past the pass.
 
     ``tensor.requires_grad`` says whether there is a tangent, so that code which asks takes the way it takes
     in training. Hooks on tensors are refused, as are functions with a backward pass of their own, unless they
     have a forward-mode derivative too. Checkpointed parts run as they are.
     """
+    shadows = mode.shadows
     apply, register = Function.__dict__["apply"], Tensor.register_hook
     fast = torch.backends.mha.get_fastpath_enabled()
     plain: Any = torch._C.TensorBase.__dict__["requires_grad"]
@@ -115,7 +118,7 @@ def backprop_semantics(shadows: Shadows) -> Iterator[None]:
         asked_by = sys._getframe(1).f_globals.get("__name__", "")
         with torch._C.DisableTorchFunction():  # a function mode would come back here, asking for itself
             real = bool(plain.__get__(value))
-        if real or shadows.handling or asked_by.startswith("torch."):
+        if real or mode.handling or asked_by.startswith("torch."):
             return real  # torch's own code would look for a graph
         return torch.is_grad_enabled() and shadows.has(value)
 
@@ -132,7 +135,7 @@ def backprop_semantics(shadows: Shadows) -> Iterator[None]:
         if cls.jvp is Function.jvp:
             raise RefusedError(f"{cls.__name__} has a backward pass of its own, and no jvp")
         with torch.utils._python_dispatch._disable_current_modes():
-            return shadows.otherwise(original, [], args, kwargs)
+            return apply_torch_formula(shadows, original, [], args, kwargs)
 
     Function.apply = classmethod(apply_forward)
     Tensor.register_hook = refuse_hook  # type: ignore[method-assign]

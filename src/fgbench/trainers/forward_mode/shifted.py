@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_map_only
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.forward_mode.factors import Factors, is_whole
+from fgbench.trainers.forward_mode.operations import signature, tensors
 from fgbench.trainers.forward_mode.refusals import refuse_hidden, run_eagerly
-from fgbench.trainers.forward_mode.shadows import signature, tensors
 
 aten = torch.ops.aten
 

@@ -1,9 +1,36 @@
 """Batch normalisation along tangents, in chunks that stay in the cache."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fgbench.trainers.forward_mode.rules.table import rule
+from fgbench.trainers.forward_mode.shadows import Shadows
+
+aten = torch.ops.aten
 CHUNK_ENTRIES = 2**18  # 1 MiB
+
+
+@rule(aten.native_batch_norm.default, aten.cudnn_batch_norm.default)
+def batch_norm(
+    m: Shadows, func: Any, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor | None,
+    variance: Tensor | None, training: bool, momentum: float, eps: float,
+) -> Any:  # fmt: skip
+    """With statistics of the batch; torch's formula moves the running ones with every tangent."""
+    if not training:
+        return NotImplemented
+    mu, var = torch.batch_norm_update_stats(x, mean, variance, momentum)
+    if m.take_memory(x):
+        y = x.view_as(x)
+        t = c = m.get_or_allocate(x)
+    else:
+        y = torch.empty_like(x)
+        c, given = m.get_or_allocate(y, zeros=False), m.get(x)
+        t = x.new_zeros(()).expand(m.count, *x.shape) if given is None else given
+    normalize(x, t, y, c, mu, var + eps, w, b, m.get(w), m.get(b))
+    rest = (mu, (var + eps).rsqrt())
+    return (y, *rest) if func is aten.native_batch_norm.default else (y, *rest, x.new_empty(0))
 
 
 def normalize(

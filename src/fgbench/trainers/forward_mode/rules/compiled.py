@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgbench.trainers.forward_mode import rules
+from fgbench.trainers.forward_mode.rules import RULES, lookups
 from fgbench.trainers.forward_mode.shadows import Shadows
 
 aten = torch.ops.aten
@@ -25,7 +25,7 @@ def max_pool2d(
     even = x.dim() == 4 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
     plain = padding in (0, [0, 0]) and dilation in (1, [1, 1])
     if not (even and plain and list(size) == [2, 2] and list(stride) in ([], [2, 2])):
-        return rules.max_pool2d(m, func, x, size, stride, padding, dilation, *rest)
+        return lookups.max_pool2d(m, func, x, size, stride, padding, dilation, *rest)
     t = m.get(x)
     assert t is not None
     parts = [(x[:, :, i::2, j::2], t[:, :, :, i::2, j::2]) for i in (0, 1) for j in (0, 1)]
@@ -75,7 +75,7 @@ def batch_norm(
     return (y, *rest) if func is aten.native_batch_norm.default else (y, *rest, x.new_empty(0))
 
 
-RULES = rules.RULES | {
+COMPILED_RULES = RULES | {
     aten.max_pool2d_with_indices.default: max_pool2d,
     aten.native_batch_norm.default: batch_norm,
     aten.cudnn_batch_norm.default: batch_norm,
