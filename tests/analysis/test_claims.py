@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fgbench.analysis.bench_steps import Step, load_steps
 from fgbench.analysis.claims.claims import audit, claims_report, load_claims
-from fgbench.analysis.claims.judging import kind_of
+from fgbench.analysis.claims.evidence import stance_of_interval
 from fgbench.analysis.claims.rules import RULES
 from fgbench.analysis.claims.verdicts import Outcome, Stance, conclude
 from fgbench.analysis.records import Results
@@ -376,22 +376,22 @@ def test_the_studys_claims_are_tested_only_on_its_own_setting():
     assert verdict("study-higher-test-accuracy", variant) == "not enough data"
 
 
-def outcomes(*kinds):
-    return [Outcome(kind, "") for kind in kinds]
+def outcomes(*stances):
+    return [Outcome(stance, "") for stance in stances]
 
 
 @pytest.mark.parametrize(
-    ("kinds", "some", "expected"),
+    ("stances", "some", "expected"),
     [
         ([], False, "not enough data"),
-        ([Stance.too_few, Stance.aside], False, "not enough data"),
-        ([Stance.unclear, Stance.too_few], False, "not enough data"),
-        ([Stance.for_, Stance.too_few], False, "supported"),
+        ([Stance.no_evidence, Stance.note], False, "not enough data"),
+        ([Stance.unclear, Stance.no_evidence], False, "not enough data"),
+        ([Stance.for_, Stance.no_evidence], False, "supported"),
         ([Stance.against, Stance.unclear], False, "mixed"),
-        ([Stance.against, Stance.too_few], False, "refuted"),
-        ([Stance.same, Stance.same], False, "no difference"),
-        ([Stance.against, Stance.same], False, "refuted"),
-        ([Stance.for_, Stance.same], False, "mixed"),
+        ([Stance.against, Stance.no_evidence], False, "refuted"),
+        ([Stance.equal, Stance.equal], False, "no difference"),
+        ([Stance.against, Stance.equal], False, "refuted"),
+        ([Stance.for_, Stance.equal], False, "mixed"),
         ([Stance.for_, Stance.unclear], False, "mixed"),
         ([Stance.for_, Stance.against], False, "mixed"),
         ([Stance.both], False, "mixed"),
@@ -401,8 +401,8 @@ def outcomes(*kinds):
         ([Stance.against, Stance.both], True, "not enough data"),
     ],
 )
-def test_verdicts_of_several_cases(kinds, some, expected):
-    assert conclude(outcomes(*kinds), some).verdict == expected
+def test_verdicts_of_several_cases(stances, some, expected):
+    assert conclude(outcomes(*stances), some).verdict == expected
 
 
 def test_every_claim_has_a_rule_that_takes_its_options_and_tells_how_it_decides():
@@ -559,15 +559,15 @@ def test_the_command_writes_every_claim_as_a_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "kind"),
+    ("low", "high", "stance"),
     [
-        (0.001, 0.002, Stance.same),  # there, but as good as nothing
-        (-0.002, 0.001, Stance.same),
+        (0.001, 0.002, Stance.equal),  # there, but as good as nothing
+        (-0.002, 0.001, Stance.equal),
         (0.001, 0.03, Stance.for_),
         (0.03, 0.04, Stance.for_),
         (-0.01, 0.03, Stance.unclear),
         (-0.04, -0.03, Stance.against),
     ],
 )
-def test_a_difference_that_is_as_good_as_none_is_none(low, high, kind):
-    assert kind_of(low, high, 0.02) is kind
+def test_a_difference_that_is_as_good_as_none_is_none(low, high, stance):
+    assert stance_of_interval(low, high, 0.02) is stance

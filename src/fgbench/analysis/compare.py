@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fgbench.analysis.pairing import TUNABLE, Pair, Task, make_tasks, nearest, plainest
+from fgbench.analysis.pairing import TUNABLE, Pair, Task, closest_to_defaults, make_tasks, nearest
 from fgbench.analysis.readings import (
     MEASURES,
     Column,
@@ -193,7 +193,9 @@ def pair_all(tasks: Sequence[Task], baseline: str = "backprop") -> list[list[Pai
     paired = []
     for task in tasks:
         candidates = [each for each in task.series if each.label == baseline]
-        candidates = candidates or plainest(each for each in task.series if each.trainer == baseline)
+        candidates = candidates or closest_to_defaults(
+            each for each in task.series if each.trainer == baseline
+        )
         others = [each for each in task.series if each not in candidates]
         paired.append(
             [Pair(task.title, each, found) for each in others if (found := nearest(each, candidates))]
@@ -218,10 +220,10 @@ def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comp
     limit, epochs = epoch, tuple((int(epoch), int(epoch)) for _ in pair.runs)
     obstacle = "" if pair.runs else "no seed in common"
     if budget == "time" and pair.runs:
-        limit = _within_all(pair, lambda run: float(training_time(run)[-1]))
+        limit = _shared_end(pair, lambda run: float(training_time(run)[-1]))
         epochs = tuple((epochs_within(run, limit), epochs_within(other, limit)) for run, other in pair.runs)
     if budget == "passes" and pair.runs:
-        limit = _within_all(pair, lambda run: passes_over_data(run, run.last_epoch))
+        limit = _shared_end(pair, lambda run: passes_over_data(run, run.last_epoch))
         if any(math.isnan(run.forward_passes_per_step) for run in _all_runs(pair)):
             obstacle = "forward passes not counted"
         else:
@@ -265,15 +267,16 @@ def common_epoch(pair: Pair) -> int:
     One that diverged or stopped early has no more to come and does not count; where all did, it is the last
     epoch of any that stopped early, or else the first at which one had diverged.
     """
-    return int(_within_all(pair, lambda run: float(run.last_epoch)))
+    return int(_shared_end(pair, lambda run: float(run.last_epoch)))
 
 
-def _within_all(pair: Pair, end: Callable[[RunRecord], float]) -> float:
+def _shared_end(pair: Pair, end: Callable[[RunRecord], float]) -> float:
     """The smallest end among the paired runs that would have more; see :func:`common_epoch`."""
-    lasting = [run for run in _lasting(pair) if not run.stopped_early]
-    if lasting or not _lasting(pair):
-        return min(map(end, lasting or _all_runs(pair)), default=0.0)
-    return max(map(end, _lasting(pair)))
+    sound = [run for run in _all_runs(pair) if run.state != "diverged"]
+    complete = [run for run in sound if not run.stopped_early]
+    if complete or not sound:
+        return min(map(end, complete or _all_runs(pair)), default=0.0)
+    return max(map(end, sound))
 
 
 def find_caution(pair: Pair, measure: Column, budget: Budget = "epochs") -> str:
@@ -322,7 +325,3 @@ def peak_memory(series: Series) -> float:
 
 def _all_runs(pair: Pair) -> list[RunRecord]:
     return [run for both in pair.runs for run in both]
-
-
-def _lasting(pair: Pair) -> list[RunRecord]:
-    return [run for run in _all_runs(pair) if run.state != "diverged"]

@@ -4,19 +4,28 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
-from fgbench.analysis.compare import Comparison, common_epoch, compare, compare_pair, p_value
+from fgbench.analysis.compare import Comparison, common_epoch, compare, p_value
+from fgbench.analysis.compare_cells import (
+    budget_text,
+    cost_ratio_text,
+    difference_text,
+    effect_size_text,
+    mean_texts,
+    p_text,
+    step_cost_text,
+    time_to_text,
+)
 from fgbench.analysis.control import ABSENT, CONTROL, AgainstControl, controls_of
 from fgbench.analysis.formats import Format
 from fgbench.analysis.pairing import Pair
-from fgbench.analysis.readings import MEASURES, Column, disturbed_epochs
+from fgbench.analysis.readings import MEASURES, disturbed_epochs
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.rendering import Table, render
 from fgbench.analysis.statistics import BOOTSTRAP_FROM
-from fgbench.analysis.time_to import TimeTo, geometric_mean, time_to_accuracy, time_to_same_loss
-from fgbench.formatting import format_number
+from fgbench.analysis.time_to import time_to_accuracy, time_to_same_loss
 
 ONE_SEED = (
     "One seed says nothing about the next. At 80 % power a paired t-test finds a difference of 3.3 standard "
@@ -66,19 +75,19 @@ def compare_report(
     controls = controls_of(records)
     if Format(form).is_data:
         return render([Table("", FLAT_HEAD, [_flat_row(each, controls) for each in comparisons])], form)
-    tables, lacking = [], []
+    tables, missing = [], []
     for _, same_task in groupby(comparisons, key=lambda each: each.pair.task):
         group = list(same_task)
         for measure, same_measure in groupby(group, key=lambda each: each.measure):
-            columns_of = list(same_measure)
-            tables.append(measure_table([each for each in columns_of if each.budget == "epochs"]))
+            same_columns = list(same_measure)
+            tables.append(measure_table([each for each in same_columns if each.budget == "epochs"]))
             if measure.learns:
-                tables.append(budget_table(columns_of))
+                tables.append(budget_table(same_columns))
         pairs = list(dict.fromkeys(each.pair for each in group))
         tables += control_tables(pairs, controls)
-        lacking += control_notes(pairs, controls)
+        missing += control_notes(pairs, controls)
         tables.append(cost_table(pairs, accuracy))
-    lines = [*summary_lines(comparisons), *lacking, *notes]
+    lines = [*summary_lines(comparisons), *missing, *notes]
     if Format(form) is Format.latex:
         lines = [f"% {line}" for line in lines]
     between = "\n\n" if Format(form) in (Format.markdown, Format.md) else "\n"
@@ -102,8 +111,13 @@ def measure_table(comparisons: Sequence[Comparison]) -> Table:
     rows = [
         [
             *(each.pair.series.label, each.pair.series.uses_backwards, each.conclusion),
-            *(difference_text(each), *_means(each)),
-            *(str(len(each.values)), f"{each.wins[0]}/{len(each.values)}", _effect_text(each), _p_text(each)),
+            *(difference_text(each), *mean_texts(each)),
+            *(
+                str(len(each.values)),
+                f"{each.wins[0]}/{len(each.values)}",
+                effect_size_text(each),
+                p_text(each),
+            ),
         ]
         for each in comparisons
     ]
@@ -114,7 +128,7 @@ def measure_table(comparisons: Sequence[Comparison]) -> Table:
 def budget_table(comparisons: Sequence[Comparison]) -> Table:
     """One measure of one task at equal epochs, training time, memory and forward passes, side by side."""
     rows = [
-        [pair.series.label, pair.series.uses_backwards, *map(_budget_text, budgets)]
+        [pair.series.label, pair.series.uses_backwards, *map(budget_text, budgets)]
         for pair, budgets in groupby(comparisons, key=lambda each: each.pair)
     ]
     first = comparisons[0]
@@ -126,8 +140,8 @@ def budget_table(comparisons: Sequence[Comparison]) -> Table:
 
 def control_tables(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl]) -> list[Table]:
     """Whether each series of one task beats the frozen control; none where there is no control at all."""
-    asked = _asked(pairs, controls)
-    if all(each.comparison is None for each in asked):
+    compared = _with_control(pairs, controls)
+    if all(each.comparison is None for each in compared):
         return []
     title = f"{pairs[0].task}: does it beat {CONTROL} ({MEASURES['test_accuracy'].title}, at equal epochs)"
     head = [
@@ -141,9 +155,9 @@ def control_tables(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl
         "seeds",
     ]
     rows = []
-    for each in asked:
+    for each in compared:
         found = each.comparison
-        numbers = [difference_text(found), *_means(found)] if found else ["-"] * 3
+        numbers = [difference_text(found), *mean_texts(found)] if found else ["-"] * 3
         seeds = str(len(found.values)) if found else "-"
         row = [each.series.label, each.series.uses_backwards, each.verdict, *numbers, each.rates, seeds]
         rows.append(row)
@@ -156,15 +170,16 @@ def control_tables(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl
 
 def control_notes(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl]) -> list[str]:
     """A line where series of one task have no control; none where all have."""
-    lacking = [each.series.label for each in _asked(pairs, controls) if each.comparison is None]
-    if not lacking:
+    compared = _with_control(pairs, controls)
+    without = [each.series.label for each in compared if each.comparison is None]
+    if not without:
         return []
-    of = "" if len(lacking) == len(_asked(pairs, controls)) else f" for {'; '.join(lacking)}"
+    of = "" if len(without) == len(compared) else f" for {'; '.join(without)}"
     made = f"`fgbench run CONFIG -o trainer={CONTROL}` makes one"
     return [f"{pairs[0].task}: {ABSENT}{of}, so whether the body has learnt anything is open; {made}."]
 
 
-def _asked(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl]) -> list[AgainstControl]:
+def _with_control(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl]) -> list[AgainstControl]:
     return [controls[path] for pair in pairs if (path := pair.series.runs[0].path) in controls]
 
 
@@ -184,12 +199,12 @@ def cost_table(pairs: Sequence[Pair], accuracy: float | None = None) -> Table:
         [
             pair.series.label,
             pair.series.uses_backwards,
-            _ratio_text(pair, MEASURES["epoch_time_s"]),
-            _ratio_text(pair, MEASURES["peak_memory_mib"]),
-            _step_text(pair, "forward_passes_per_step", ".3g"),
-            _step_text(pair, "drawing_ms_per_step", ".2f"),
-            _time_to_text(time_to_same_loss(pair)),
-            _time_to_text(reached := time_to_accuracy(pair, accuracy))
+            cost_ratio_text(pair, MEASURES["epoch_time_s"]),
+            cost_ratio_text(pair, MEASURES["peak_memory_mib"]),
+            step_cost_text(pair, "forward_passes_per_step", ".3g"),
+            step_cost_text(pair, "drawing_ms_per_step", ".2f"),
+            time_to_text(time_to_same_loss(pair)),
+            time_to_text(reached := time_to_accuracy(pair, accuracy))
             + (f" to {reached.targets[0]:.2f}" if reached and not reached.in_first_epoch else ""),
         ]
         for pair in pairs
@@ -227,49 +242,6 @@ def summary_lines(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def difference_text(comparison: Comparison) -> str:
-    """The mean difference and its interval; why there is none, if there is none."""
-    paired, form = comparison.paired, f"+{comparison.measure.form}"
-    if paired is None:
-        return "-"
-    interval = ", ".join(format_number(end, form) for end in paired.interval or ())
-    return format_number(paired.mean, form) + (f" [{interval}]" if interval else "")
-
-
-def _means(comparison: Comparison) -> list[str]:
-    """The mean of each side over the paired seeds; none of those that survived alone."""
-    if not comparison.values:
-        return ["-", "-"]
-    means = [fmean(side) for side in zip(*comparison.values, strict=True)]
-    return ["-" if math.isnan(mean) else format_number(mean, comparison.measure.form) for mean in means]
-
-
-def _effect_text(comparison: Comparison) -> str:
-    effect = comparison.paired.effect_size if comparison.paired else None
-    return "-" if effect is None or math.isinf(effect) else format_number(effect, "+.1f")
-
-
-def _p_text(comparison: Comparison) -> str:
-    p = comparison.p_adjusted
-    return "-" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
-
-
-def _budget_text(comparison: Comparison) -> str:
-    limit = f"{comparison.limit:.4g}"
-    unit = {
-        "epochs": f"epoch {limit}",
-        "time": f"{limit} s",
-        "memory": f"{format_number(comparison.limit, '.1f')} MiB",
-        "passes": f"{limit} passes",
-    }
-    paired, form = comparison.paired, comparison.measure.form
-    if paired is None:
-        return comparison.conclusion
-    spread = "" if paired.interval is None else f" ± {format_number(paired.interval[1] - paired.mean, form)}"
-    mean = format_number(paired.mean, f"+{form}")
-    return f"{mean}{spread} {comparison.conclusion} ({unit[comparison.budget]})"
-
-
 def conditions(pair: Pair) -> str:
     """What a series was compared with, and what else differed."""
     planned = max((run.config.get("epochs", 0) for both in pair.runs for run in both), default=0)
@@ -286,34 +258,6 @@ def conditions(pair: Pair) -> str:
     if disturbed := sum(disturbed_epochs(run, epoch) for both in pair.runs for run in both):
         notes.append(f"{disturbed} epochs timed while other work kept the machine busy")
     return "; ".join(notes)
-
-
-def _step_text(pair: Pair, attribute: str, form: str) -> str:
-    """What a step costs, and in brackets what one of the baseline's does; the median over runs."""
-    both = []
-    for series in (pair.series, pair.baseline):
-        known = [value for run in series.averaged if not math.isnan(value := getattr(run, attribute))]
-        both.append(f"{median(known):{form}}" if known else "-")
-    return both[0] if both == ["-", "-"] else f"{both[0]} ({both[1]})"
-
-
-def _ratio_text(pair: Pair, measure: Column) -> str:
-    values = compare_pair(pair, measure).values
-    ratio = geometric_mean([mine / other if other else math.nan for mine, other in values])
-    return "-" if math.isnan(ratio) else f"{format_number(ratio, '.2f')}×"
-
-
-def _time_to_text(reached: TimeTo | None) -> str:
-    if reached is None:
-        return "-"
-    if reached.in_first_epoch:
-        return "both within an epoch"
-    arrived = [sum(map(math.isfinite, side)) for side in zip(*reached.seconds, strict=True)]
-    n = len(reached.seconds)
-    if arrived != [n, n]:
-        return f"reached by {arrived[0]} of {n}; baseline {arrived[1]} of {n}"
-    mine, other = (fmean(side) for side in zip(*reached.seconds, strict=True))
-    return f"{format_number(reached.ratio, '.2f')}× ({mine:.3g} s / {other:.3g} s)"
 
 
 def _flat_row(comparison: Comparison, controls: Mapping[Path, AgainstControl]) -> list[Any]:

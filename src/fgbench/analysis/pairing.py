@@ -153,7 +153,7 @@ def trainer_options(series: Series) -> dict[str, Any]:
     }
 
 
-def plainest(candidates: Iterable[Series]) -> list[Series]:
+def closest_to_defaults(candidates: Iterable[Series]) -> list[Series]:
     """Of series of one trainer, those whose trainer's options are nearest their defaults."""
     all_ = list(candidates)
     fewest = min(map(_deviations, all_), default=0)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fgbench.analysis.control import UNCOMPARED, controls_of
-from fgbench.analysis.pairing import mean_validation_accuracy, plainest
+from fgbench.analysis.pairing import closest_to_defaults, mean_validation_accuracy
 from fgbench.analysis.readings import passes_over_data
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
@@ -61,7 +61,7 @@ def _draw(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     for trainer in UNCOMPARED:
-        own = plainest(each for each in series if each.trainer == trainer)
+        own = closest_to_defaults(each for each in series if each.trainer == trainer)
         best = max(own, key=mean_validation_accuracy, default=None)
         accuracy = fmean(map(final_accuracy, best.averaged)) if best else float("nan")
         if best and isfinite(accuracy):

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from fgbench.analysis.claims.judging import MIN_SEEDS
+from fgbench.analysis.claims.evidence import MIN_SEEDS
 from fgbench.analysis.compare import Comparison
-from fgbench.analysis.pairing import Pair, plainest
+from fgbench.analysis.pairing import Pair, closest_to_defaults
 from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.time_to import geometric_mean
 from fgbench.formatting import format_number
@@ -94,7 +94,7 @@ def find_answers(comparisons: Iterable[Comparison]) -> dict[str, list[Answer]]:
 
 
 def _chosen(pairs: list[Pair]) -> list[Pair]:
-    plain = plainest(pair.series for pair in pairs)
+    plain = closest_to_defaults(pair.series for pair in pairs)
     best_of_plain = max((pair for pair in pairs if pair.series in plain), key=_merit)
     return list(dict.fromkeys([max(pairs, key=_merit), best_of_plain]))
 

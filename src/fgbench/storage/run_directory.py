@@ -17,10 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.storage.files import append_line, atomic_write, refuse
+from fgbench.storage.liveness import is_alive, read_holder, seconds_since
 from fgbench.storage.metrics import METRICS, Cell
 from fgbench.storage.rows import csv_line, from_text, intact_rows, row_line, to_text
 
@@ -133,7 +134,7 @@ class RunDirectory:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise FgbenchError(
-                    f"{self.path} is in use by {_read_holder(file)}; this run was left alone"
+                    f"{self.path} is in use by {read_holder(file)}; this run was left alone"
                 ) from None
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -195,7 +196,7 @@ class RunDirectory:
         if status["state"] != "running":
             return status
         reason = ""
-        if _seconds_since(status.get("heartbeat")) > STALE_AFTER_S:
+        if seconds_since(status.get("heartbeat")) > STALE_AFTER_S:
             reason = f"no sign of life since {status.get('heartbeat')}"
         elif status.get("host") == self.host and not is_alive(status.get("pid")):
             reason = f"process {status.get('pid')} on {self.host} was killed"
@@ -311,30 +312,3 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """What ``write_summary`` wrote; empty if there is no file."""
         return self._read_json("summary.json")
-
-
-def _read_holder(file: TextIO) -> str:
-    for _ in range(50):  # the process that has just taken the lock is about to write its name
-        file.seek(0)
-        if name := file.read().strip():
-            return name
-        time.sleep(0.02)
-    return "another process"
-
-
-def _seconds_since(timestamp: Any) -> float:
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
-    except (TypeError, ValueError):
-        return float("inf")
-
-
-def is_alive(pid: Any) -> bool:
-    """Whether a process with this id runs on this machine."""
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (TypeError, ValueError, OverflowError, ProcessLookupError):
-        return False
-    return True

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from fgbench.errors import FgbenchError
 from fgbench.storage.files import atomic_write
-from fgbench.storage.run_directory import RunDirectory, is_alive
+from fgbench.storage.liveness import is_alive
+from fgbench.storage.run_directory import RunDirectory
 from fgbench.sweep.executor import Job
 from fgbench.sweep.local import LocalPool
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fgbench.analysis.bench_steps import Step
-from fgbench.analysis.claims.judging import MIN_SEEDS
+from fgbench.analysis.claims.evidence import MIN_SEEDS
 from fgbench.analysis.claims.rules import RULES, WITH_STEPS
-from fgbench.analysis.claims.verdicts import SILENT, Finding, Verdict
+from fgbench.analysis.claims.verdicts import NOT_COUNTED, Finding, Verdict
 from fgbench.analysis.control import CONTROL, find_control
 from fgbench.analysis.formats import Format
 from fgbench.analysis.pairing import (
@@ -81,7 +81,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditedClaim:
     """A claim and what the runs say about it.
 
     Attributes:
@@ -120,30 +120,30 @@ def load_claims() -> tuple[Claim, ...]:
 
 def audit(
     records: Iterable[RunRecord], steps: Iterable[Step] = (), claims: Sequence[Claim] | None = None
-) -> list[Audited]:
+) -> list[AuditedClaim]:
     """Every claim, compared with the runs and the benchmarked steps."""
     tasks, all_steps = make_tasks(records), list(steps)
     return [_audit_one(tasks, all_steps, claim) for claim in (load_claims() if claims is None else claims)]
 
 
-def _audit_one(tasks: Sequence[Task], steps: Sequence[Step], claim: Claim) -> Audited:
+def _audit_one(tasks: Sequence[Task], steps: Sequence[Step], claim: Claim) -> AuditedClaim:
     """What was measured on the claim's own kind of device decides, where it can."""
     pairs = find_pairs(tasks, claim)
     timed = find_steps(steps, claim)
     if not claim.device:
-        return Audited(claim, _decide(claim, pairs, timed))
+        return AuditedClaim(claim, _decide(claim, pairs, timed))
     own = {"gpu": "cuda"}[claim.device]
     there = _decide(
         claim, [each for each in pairs if _device(each) == own], [s for s in timed if s[0].device == own]
     )
     if there.verdict is not Verdict.not_enough_data:
-        return Audited(claim, there)
+        return AuditedClaim(claim, there)
     here = _decide(
         claim, [each for each in pairs if _device(each) != own], [s for s in timed if s[0].device != own]
     )
     finding = Finding(here.verdict, [*there.outcomes, *here.outcomes])
-    silent = all(outcome.kind in SILENT for outcome in here.outcomes)
-    return Audited(claim, finding, "" if silent else "cpu")
+    silent = all(outcome.stance in NOT_COUNTED for outcome in here.outcomes)
+    return AuditedClaim(claim, finding, "" if silent else "cpu")
 
 
 def _decide(claim: Claim, pairs: Sequence[Pair], steps: Sequence[tuple[Step, Step]]) -> Finding:
@@ -210,25 +210,27 @@ def claims_report(results: Results, form: Format | str = Format.text) -> str:
         head = ["claim", "verdict", "statement", "source", "cases", "numbers", "rule"]
         return render([Table("", head, [_row(each) for each in audited], results.notes)], form)
     counts = Counter(each.finding.verdict for each in audited)
-    counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
     notes = [
-        f"{len(audited)} claims: {counted}. Fewer than {MIN_SEEDS} seeds decide nothing; "
+        f"{len(audited)} claims: {summary}. Fewer than {MIN_SEEDS} seeds decide nothing; "
         "intervals are not adjusted for the number of claims.",
         *results.notes,
     ]
     return "\n\n".join([*map(_block, audited), "\n".join(notes)])
 
 
-def _row(audited: Audited) -> list[str]:
+def _row(audited: AuditedClaim) -> list[str]:
     claim, finding = audited.claim, audited.finding
-    numbers = "; ".join(f"{outcome.text} ({outcome.kind})" for outcome in finding.outcomes) or "no such runs"
+    numbers = (
+        "; ".join(f"{outcome.text} ({outcome.stance})" for outcome in finding.outcomes) or "no such runs"
+    )
     counts = finding.counts or "none"
     return [claim.id, audited.answer, claim.statement, claim.source, counts, numbers, claim.rule_text]
 
 
-def _block(audited: Audited) -> str:
+def _block(audited: AuditedClaim) -> str:
     claim, finding = audited.claim, audited.finding
-    numbers = [f"  {outcome.kind}: {outcome.text}" for outcome in finding.outcomes] or ["  no such runs"]
+    numbers = [f"  {outcome.stance}: {outcome.text}" for outcome in finding.outcomes] or ["  no such runs"]
     verdict, _, device = audited.answer.partition(" on a ")
     where = f" on a {device}" if device else ""
     counts = f"  ({finding.counts})" if finding.counts else ""

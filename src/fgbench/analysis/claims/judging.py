@@ -1,20 +1,42 @@
-"""What one pair of series says about a claim."""
+"""What one pair of series, or one benchmarked step, says about a claim."""
 
 import math
 from typing import Literal
 
+import numpy as np
+
+from fgbench.analysis.bench_steps import Step
+from fgbench.analysis.claims.evidence import (
+    MIN_SEEDS,
+    diverged_text,
+    effect_text,
+    gain_interval,
+    insufficient_evidence,
+    interval_text,
+    pair_outcome,
+    paired_effect,
+    ratio_text,
+    stance_of_interval,
+    stance_of_similarity,
+    stance_of_wins,
+    stance_within_margin,
+)
 from fgbench.analysis.claims.verdicts import Outcome, Stance
-from fgbench.analysis.compare import Budget, below_tuning_noise, common_epoch, compare_pair, find_caution
-from fgbench.analysis.pairing import TUNABLE, Pair
-from fgbench.analysis.readings import Column, negligible
-from fgbench.analysis.statistics import Paired, log_ratios
+from fgbench.analysis.compare import below_tuning_noise, common_epoch, find_measure, peak_memory
+from fgbench.analysis.pairing import Pair
+from fgbench.analysis.readings import Column, at_chance, has_diverged, negligible, read
+from fgbench.analysis.records import RunRecord
+from fgbench.analysis.statistics import Paired, log_ratios, summarise_differences
+from fgbench.analysis.time_to import time_to_same_loss
 from fgbench.formatting import format_number
 
-MIN_SEEDS = 3
-"""Seeds below which nothing is decided; a convention of this project: two leave the interval one degree of
-freedom, so it is 12.7 standard errors wide on either side, against 4.3 with three."""
-
 Side = Literal["better", "worse"]
+
+COMPARABLE_MEMORY = 1.1
+"""Memories within this factor of each other count as comparable; a convention of this project."""
+
+FEWEST_EPOCHS = 20
+"""Fewest epochs from which the shape of a curve is read; a convention of this project."""
 
 
 def judge(pair: Pair, measure: Column, side: Side, at_most: float | None = None) -> Outcome:
@@ -26,25 +48,27 @@ def judge(pair: Pair, measure: Column, side: Side, at_most: float | None = None)
         side: which is claimed.
         at_most: the largest mean difference the claim allows; beyond, it holds and does not hold.
     """
-    result = compared(pair, measure)
+    result = paired_effect(pair, measure)
     if isinstance(result, Outcome):
         return result
     if isinstance(result, tuple):
         won = result if side == "better" else result[::-1]
-        return outcome_of(kind_of_wins(won, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}")
-    low, high = gains(result, measure)
+        return pair_outcome(
+            stance_of_wins(won, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}"
+        )
+    low, high = gain_interval(result, measure)
     if side == "worse":
         low, high = -high, -low
-    kind = kind_of(low, high, negligible(measure))
-    text = number_text(measure, result)
+    stance = stance_of_interval(low, high, negligible(measure))
+    text = effect_text(measure, result)
     noise = below_tuning_noise(pair, measure, result.mean)
-    if noise and kind in (Stance.for_, Stance.against):
-        return outcome_of(Stance.unclear, pair, f"{text}, {noise}")
-    if kind is Stance.for_ and at_most is not None and abs(result.mean) > at_most:
-        return outcome_of(Stance.both, pair, f"{text}, more than {at_most:g}")
-    if kind is Stance.unclear and result.seeds_needed:
+    if noise and stance in (Stance.for_, Stance.against):
+        return pair_outcome(Stance.unclear, pair, f"{text}, {noise}")
+    if stance is Stance.for_ and at_most is not None and abs(result.mean) > at_most:
+        return pair_outcome(Stance.both, pair, f"{text}, more than {at_most:g}")
+    if stance is Stance.unclear and result.seeds_needed:
         text += f", {max(result.seeds_needed, result.n + 1)} seeds needed"
-    return outcome_of(kind, pair, text)
+    return pair_outcome(stance, pair, text)
 
 
 def judge_no_worse(pair: Pair, measure: Column, within: float) -> Outcome:
@@ -55,104 +79,181 @@ def judge_no_worse(pair: Pair, measure: Column, within: float) -> Outcome:
         measure: of what.
         within: the margin: of what was learnt a difference, of a cost a share.
     """
-    result = compared(pair, measure)
+    result = paired_effect(pair, measure)
     if isinstance(result, Outcome):
         return result
     if isinstance(result, tuple):
-        return outcome_of(
-            kind_of_wins(result, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}"
+        return pair_outcome(
+            stance_of_wins(result, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}"
         )
-    low, high = gains(result, measure)
+    low, high = gain_interval(result, measure)
     margin = within if measure.learns else math.log1p(within)
-    text = f"{number_text(measure, result)}, margin {within:g}"
-    return outcome_of(kind_within(low, high, margin), pair, text)
+    text = f"{effect_text(measure, result)}, margin {within:g}"
+    return pair_outcome(stance_within_margin(low, high, margin), pair, text)
 
 
-def compared(pair: Pair, measure: Column) -> Paired | tuple[int, int] | Outcome:
-    """The paired differences of what was learnt, or logarithms of ratios of a cost, at equal epochs.
-
-    Returns:
-        An outcome where nothing can be said; won and lost seeds where runs diverged: then there is no mean,
-        but losing every seed is an answer.
-    """
-    if lacking := insufficient_evidence(pair, measure):
-        return lacking
-    comparison = compare_pair(pair, measure)
-    if comparison.obstacle.startswith("diverged"):
-        return comparison.wins
-    if comparison.paired is None:
-        return outcome_of(Stance.too_few, pair, f"{measure.title} {comparison.obstacle}")
-    paired = comparison.paired if measure.learns else log_ratios(comparison.values)
-    return paired or outcome_of(Stance.too_few, pair, f"{measure.title} is 0")
+def step_outcome(stance: Stance, step: Step, backprop: Step) -> Outcome:
+    """What a benchmarked step says, with its time as a multiple of backprop's."""
+    where = f"{step.model}, batch {step.batch_size}, {step.case} / {backprop.case}"
+    if step.noise:
+        return Outcome(Stance.no_evidence, f"{where}: benchmarked while {step.noise}")
+    low, high = (math.exp(bound) for bound in step.interval(backprop))
+    text = f"time of a step {step.time_to_backprop:.3f}× [{low:.3f}, {high:.3f}]"
+    return Outcome(stance, f"{where}: {text}; benchmark, {step.rounds} rounds in one process")
 
 
-def gains(paired: Paired, measure: Column) -> tuple[float, float]:
-    """The interval of the effect, positive where the series is the better one."""
-    low, high = sorted(measure.gain(bound) for bound in paired.interval or (math.nan, math.nan))
-    return low, high
+def judge_throughout(pair: Pair, measure: Column, side: Side, share: float) -> Outcome:
+    """As ``judge``; and whether it is so in a share of all epochs and seeds."""
+    final = judge(pair, measure, side)
+    if final.stance is not Stance.for_:
+        return final
+    sign = 1 if side == "better" else -1
+    points = [
+        sign * measure.gain(read(run, measure, epoch) - read(other, measure, epoch)) > 0
+        for run, other in pair.runs
+        for epoch in range(1, common_epoch(pair) + 1)
+        if not (has_diverged(run, epoch) or has_diverged(other, epoch))
+    ]
+    held = sum(points) / len(points) if points else 0.0
+    return Outcome(Stance.for_ if held >= share else Stance.both, f"{final.text}; so in {held:.0%} of epochs")
 
 
-def diverged_text(pair: Pair) -> str:
-    """How many runs diverged on each side: ``diverged: 1 of 3; baseline 0``."""
-    mine, other = (sum(both[side].state == "diverged" for both in pair.runs) for side in (0, 1))
-    return f"diverged: {mine} of {len(pair.runs)}; baseline {other}"
+def judge_similar(pair: Pair, measure: Column, margin: float) -> Outcome:
+    """Whether a cost is the baseline's within a margin, of the logarithm of their ratio."""
+    result = paired_effect(pair, measure)
+    if isinstance(result, Outcome):
+        return result
+    assert isinstance(result, Paired), "a cost has no divergence"
+    stance = stance_of_similarity(result.interval or (math.nan, math.nan), margin)
+    return pair_outcome(stance, pair, f"{effect_text(measure, result)}, margin {math.expm1(margin):.0%}")
 
 
-def kind_of_wins(won: tuple[int, int], n: int) -> Stance:
-    """From the seeds won and lost of ``n``; one that diverged on both sides is neither."""
-    wins, losses = won
-    if wins == n:
-        return Stance.for_
-    if losses == n:
-        return Stance.against
-    return Stance.both if wins and losses else Stance.unclear
-
-
-def kind_of(low: float, high: float, negligible: float) -> Stance:
-    """From the interval of the claimed effect, positive as claimed."""
-    if -negligible <= low and high <= negligible:
-        return Stance.same
-    return Stance.for_ if low > 0 else Stance.against if high < 0 else Stance.unclear
-
-
-def kind_within(low: float, high: float, margin: float = math.inf) -> Stance:
-    """From the interval of a gain, whether it is no loss beyond the margin."""
-    return Stance.for_ if low >= -margin else Stance.against if high < -margin else Stance.unclear
-
-
-def insufficient_evidence(pair: Pair, measure: Column, budget: Budget = "epochs") -> Outcome | None:
-    """Why a pair cannot say anything, whatever its numbers."""
-    if len(pair.runs) < MIN_SEEDS:
-        seeds = f"{len(pair.runs)} seed{'s' * (len(pair.runs) != 1)} in common, {MIN_SEEDS} needed"
-        return outcome_of(Stance.too_few, pair, seeds)
-    if caution := find_caution(pair, measure, budget):
-        return outcome_of(Stance.too_few, pair, caution)
-    return None
-
-
-def outcome_of(kind: Stance, pair: Pair, text: str) -> Outcome:
-    """An outcome whose text also says for which series, epoch and seeds."""
-    seeds = f"; epoch {common_epoch(pair)}, seeds {', '.join(map(str, pair.seeds))}" if pair.runs else ""
-    different = [each for each in pair.other_settings if each.startswith(TUNABLE)]
-    other = f"; also different: {', '.join(different)}" if different else ""
-    return Outcome(kind, f"{pair.task}, {pair.series.label} / {pair.baseline.label}: {text}{seeds}{other}")
-
-
-def number_text(measure: Column, paired: Paired) -> str:
-    """The mean difference of what was learnt, the mean ratio of a cost, with its interval."""
-    text = interval_text(paired, measure.form) if measure.learns else ratio_text(paired)
-    return f"{measure.title} {text}"
-
-
-def interval_text(paired: Paired, form: str) -> str:
-    """Such as ``-0.2000 [-0.2248, -0.1752]``."""
+def judge_sooner(pair: Pair) -> Outcome:
+    """Whether the series takes less time to the validation loss that both reach."""
+    if missing := insufficient_evidence(pair, find_measure("val_loss"), "time"):
+        return missing
+    reached = time_to_same_loss(pair)
+    if reached and reached.in_first_epoch:
+        return pair_outcome(
+            Stance.no_evidence, pair, "no more than one epoch to the validation loss that both reach"
+        )
+    paired = log_ratios(reached.seconds) if reached else None
+    if paired is None:
+        return pair_outcome(Stance.no_evidence, pair, "no validation loss that both reach")
     low, high = paired.interval or (math.nan, math.nan)
-    mean, left, right = (format_number(value, f"+{form}") for value in (paired.mean, low, high))
-    return f"{mean} [{left}, {right}]"
+    stance = stance_of_interval(-high, -low, negligible(find_measure("epoch_time_s")))
+    return pair_outcome(stance, pair, f"time to the same validation loss {ratio_text(paired)}")
 
 
-def ratio_text(logs: Paired) -> str:
-    """Such as ``1.500× [1.400, 1.600]``, from paired logarithms."""
-    low, high = logs.interval or (math.nan, math.nan)
-    mean, left, right = (format_number(math.exp(value), ".3f") for value in (logs.mean, low, high))
-    return f"{mean}× [{left}, {right}]"
+def judge_larger_gap(pair: Pair, other: Pair, measure: Column) -> Outcome:
+    """Whether the baseline leads by more in one pair than in another, which was run elsewhere."""
+    epoch = min(common_epoch(pair), common_epoch(other))
+    leads, references = _leads(pair, measure, epoch), _leads(other, measure, epoch)
+    seeds = sorted(leads.keys() & references.keys())
+    where = f"{pair.task} - {other.task} ({pair.series.label})"
+    if len(seeds) < MIN_SEEDS:
+        return Outcome(Stance.no_evidence, f"{where}: {len(seeds)} seeds in common, {MIN_SEEDS} needed")
+    if all(at_chance(run, epoch) for each in (pair, other) for run, _ in each.runs):
+        return Outcome(
+            Stance.no_evidence,
+            f"{where}: at chance on both, so the leads say something of the baseline alone",
+        )
+    differences = [leads[seed] - references[seed] for seed in seeds]
+    if not all(map(math.isfinite, differences)):
+        return Outcome(Stance.unclear, f"{where}: runs diverged or were not measured")
+    paired = summarise_differences(differences)
+    low, high = paired.interval or (math.nan, math.nan)
+    stance = stance_of_interval(low, high, negligible(measure))
+    text = f"lead in {measure.title} {interval_text(paired, measure.form)}; epoch {epoch}"
+    return Outcome(stance, f"{where}: {text}; seeds {', '.join(map(str, seeds))}")
+
+
+def _leads(pair: Pair, measure: Column, epoch: int) -> dict[int, float]:
+    """How far the baseline is ahead, by seed; NaN where a run diverged."""
+    return {
+        run.seed: measure.gain(read(other, measure, epoch) - read(run, measure, epoch))
+        for run, other in pair.runs
+    }
+
+
+def judge_equal_memory(pair: Pair, measure: Column) -> Outcome:
+    """Whether the series is worse than a baseline that needs no more memory."""
+    if missing := insufficient_evidence(pair, find_measure("peak_memory_mib")):
+        return missing
+    outcome = judge(pair, measure, "worse")
+    if outcome.stance is Stance.no_evidence:
+        return outcome
+    budget, needed = peak_memory(pair.series), peak_memory(pair.baseline)
+    if math.isnan(budget) or math.isnan(needed):
+        return pair_outcome(Stance.no_evidence, pair, "memory not measured")
+    memory = f"{format_number(needed, '.1f')} MiB for {format_number(budget, '.1f')}"
+    if needed > budget * COMPARABLE_MEMORY:
+        return pair_outcome(Stance.no_evidence, pair, f"{pair.baseline.label} does not fit: {memory}")
+    return Outcome(outcome.stance, f"{outcome.text}; {memory}")
+
+
+def judge_generalisation(pair: Pair) -> Outcome:
+    """Whether training minus test accuracy is smaller, and not because less was learnt."""
+    train, test = find_measure("train_accuracy"), find_measure("test_accuracy")
+    fitted = paired_effect(pair, train)
+    if isinstance(fitted, Outcome):
+        return fitted
+    epoch = common_epoch(pair)
+    gaps = [tuple(read(run, train, epoch) - read(run, test, epoch) for run in both) for both in pair.runs]
+    if isinstance(fitted, tuple) or not all(math.isfinite(gap) for both in gaps for gap in both):
+        return pair_outcome(Stance.no_evidence, pair, "runs diverged or were not measured")
+    paired = summarise_differences([mine - other for mine, other in gaps])
+    low, high = paired.interval or (math.nan, math.nan)
+    stance = stance_of_interval(-high, -low, negligible(test))
+    text = f"training minus test accuracy {interval_text(paired, test.form)}"
+    if (
+        stance is Stance.for_
+        and stance_within_margin(*gain_interval(fitted, train), negligible(train)) is not Stance.for_
+    ):
+        return pair_outcome(Stance.no_evidence, pair, f"{text}, at a lower {effect_text(train, fitted)}")
+    return pair_outcome(stance, pair, text)
+
+
+def judge_levelling_off(pair: Pair, measure: Column) -> Outcome:
+    """Whether the series' own curve has become flat by its last epochs."""
+    if missing := _too_few_epochs(pair):
+        return missing
+    changes = []
+    for run, _ in pair.runs:
+        values = run.metrics[measure.name].to_numpy(float)
+        tenth = max(1, len(values) // 10)
+        changes.append(float(values[-tenth:].mean() - values[-2 * tenth : -tenth].mean()))
+    if any(run.state == "diverged" for run, _ in pair.runs):
+        return pair_outcome(Stance.against, pair, f"{measure.title} {diverged_text(pair)}")
+    if not all(map(math.isfinite, changes)):
+        return pair_outcome(Stance.no_evidence, pair, f"{measure.title} not measured")
+    paired, margin = summarise_differences(changes), negligible(measure)
+    stance = stance_of_similarity(paired.interval or (math.nan, math.nan), margin)
+    text = f"{measure.title} changes by {interval_text(paired, measure.form)} over the last tenth of epochs"
+    return pair_outcome(stance, pair, text)
+
+
+def judge_steadiness(pair: Pair, measure: Column) -> Outcome:
+    """Whether the curve fluctuates less from epoch to epoch than the baseline's."""
+    if missing := _too_few_epochs(pair):
+        return missing
+    epoch = common_epoch(pair)
+
+    def fluctuation(run: RunRecord) -> float:
+        bends = np.diff(run.metrics[measure.name].to_numpy(float)[:epoch], n=2)
+        return float(np.sqrt(np.mean(bends**2)))
+
+    paired = log_ratios([(fluctuation(run), fluctuation(other)) for run, other in pair.runs])
+    if paired is None:
+        return pair_outcome(Stance.no_evidence, pair, f"{measure.title} diverged or not measured")
+    low, high = paired.interval or (math.nan, math.nan)
+    stance = stance_of_interval(-high, -low, negligible(find_measure("epoch_time_s")))
+    return pair_outcome(stance, pair, f"fluctuation of {measure.title} {ratio_text(paired)}")
+
+
+def _too_few_epochs(pair: Pair) -> Outcome | None:
+    if missing := insufficient_evidence(pair, find_measure("train_loss")):
+        return missing
+    if common_epoch(pair) < FEWEST_EPOCHS:
+        return pair_outcome(Stance.no_evidence, pair, f"{common_epoch(pair)} epochs, {FEWEST_EPOCHS} needed")
+    return None

@@ -22,22 +22,22 @@ class Stance(StrEnum):
 
     for_ = "for"
     against = "against"
-    same = "as good as equal"
+    equal = "as good as equal"
     both = "both for and against"
     unclear = "unclear"
-    too_few = "says nothing"
-    aside = "note"
+    no_evidence = "says nothing"
+    note = "note"
 
 
-SILENT = (Stance.too_few, Stance.aside)
-"""Kinds that do not count towards a verdict."""
+NOT_COUNTED = (Stance.no_evidence, Stance.note)
+"""Stances that do not count towards a verdict."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one case says, with its numbers."""
 
-    kind: Stance
+    stance: Stance
     text: str
 
 
@@ -50,12 +50,12 @@ class Finding:
 
     @property
     def counts(self) -> str:
-        """How many outcomes there are of each kind, such as ``2 for, 1 unclear``."""
+        """How many outcomes there are of each stance, such as ``2 for, 1 unclear``."""
         counts: Counter[Stance] = Counter(
-            outcome.kind for outcome in self.outcomes if outcome.kind is not Stance.aside
+            outcome.stance for outcome in self.outcomes if outcome.stance is not Stance.note
         )
-        text = ", ".join(f"{counts[kind]} {kind}" for kind in Stance if counts[kind])
-        return text if counts[Stance.too_few] == 1 else text.replace("says nothing", "say nothing")
+        text = ", ".join(f"{counts[stance]} {stance}" for stance in Stance if counts[stance])
+        return text if counts[Stance.no_evidence] == 1 else text.replace("says nothing", "say nothing")
 
 
 def conclude(outcomes: Iterable[Outcome], some: bool = False) -> Finding:
@@ -66,16 +66,16 @@ def conclude(outcomes: Iterable[Outcome], some: bool = False) -> Finding:
     and without one there is not enough data: no number of cases shows that there is none.
     """
     cases = tuple(outcomes)
-    kinds = {outcome.kind for outcome in cases} - set(SILENT)
+    stances = {outcome.stance for outcome in cases} - set(NOT_COUNTED)
     if some:
-        verdict = Verdict.supported if Stance.for_ in kinds else Verdict.not_enough_data
-    elif kinds <= {Stance.unclear}:
+        verdict = Verdict.supported if Stance.for_ in stances else Verdict.not_enough_data
+    elif stances <= {Stance.unclear}:
         verdict = Verdict.not_enough_data
-    elif kinds == {Stance.for_}:
+    elif stances == {Stance.for_}:
         verdict = Verdict.supported
-    elif kinds == {Stance.same}:
+    elif stances == {Stance.equal}:
         verdict = Verdict.no_difference
-    elif kinds <= {Stance.against, Stance.same}:
+    elif stances <= {Stance.against, Stance.equal}:
         verdict = Verdict.refuted
     else:
         verdict = Verdict.mixed
