@@ -51,7 +51,7 @@ def check_mean(trainer: Trainer, device: torch.device) -> Part:
             return Part(
                 "mean", [TITLE, "  nothing to average: another generator gives the same gradient"], True
             )
-        return Part.not_checked("mean", TITLE, "its chance does not come from fgbench.trainers.sampling")
+        return Part.not_checked("mean", TITLE, "its randomness does not come from fgbench.trainers.sampling")
     if declared is None:
         return Part.not_checked("mean", TITLE, "this trainer declares none")
     at_zero = _gradient(probe, _OneEntry(None))

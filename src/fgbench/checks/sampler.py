@@ -130,13 +130,13 @@ def _without_draws(
     trainer: Trainer, model: nn.Module, loss_fn: LossFunction, batch: tuple[Tensor, Tensor], seed: int
 ) -> Part:
     found = []
-    for chance in range(2):
+    for stream in range(2):
         torch.manual_seed(seed)
-        generator = derive_generator(batch[0].device, seed, "check sampler", chance)
+        generator = derive_generator(batch[0].device, seed, "check sampler", stream)
         found.append(gradient_of(*copy.deepcopy((trainer, model)), loss_fn, *batch, generator))
     if torch.equal(*found):
         return Part("sampler", [TITLE, "  none: another generator gives the same gradient"], True)
-    return Part.not_checked("sampler", TITLE, "its chance does not come from fgbench.trainers.sampling")
+    return Part.not_checked("sampler", TITLE, "its randomness does not come from fgbench.trainers.sampling")
 
 
 def _judge(steps: list[Moments], *, depends_on_generator: bool) -> Part:

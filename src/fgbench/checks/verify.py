@@ -114,17 +114,17 @@ def compare_step(
         half = half or getattr(trainer.options, "tangent_precision", None) == "bf16"
         tolerance = TOLERANCE_BF16 if half else TOLERANCE
     with put_back(trainer, model, inputs.device, generator):
-        chance, start = RandomStates(), generator.get_state()
+        states, start = RandomStates(), generator.get_state()
 
-        def refer(inputs: Tensor) -> Reference | None:
+        def reference_at(inputs: Tensor) -> Reference | None:
             with put_back(trainer, model, inputs.device):
-                return _refer(trainer, model, loss_fn, inputs, labels, generator)
+                return _reference_of(trainer, model, loss_fn, inputs, labels, generator)
 
         def restart() -> None:
             generator.set_state(start)
-            chance.restore()
+            states.restore()
 
-        reference = refer(inputs.clone())
+        reference = reference_at(inputs.clone())
         if reference is None or not (exact or reference.derivatives.numel()):
             return Verification("nothing to verify")
         if not all(part.isfinite().all() for part in (reference.derivatives, *reference.gradient.values())):
@@ -135,14 +135,14 @@ def compare_step(
         found = _compare(trainer.options.name, *step, reference)
         if adaptive and inputs.is_floating_point() and not found.worst <= tolerance:
             restart()
-            moved = refer(moved_by_rounding(inputs))
+            moved = reference_at(moved_by_rounding(inputs))
             assert moved is not None
             rounding = _compare(trainer.options.name, moved.derivatives, moved.gradient, reference).worst
             tolerance = allowance(tolerance, rounding)
         return found.judge(trainer.options.name, tolerance)
 
 
-def _refer(
+def _reference_of(
     trainer: Trainer,
     model: nn.Module,
     loss_fn: LossFunction,
@@ -150,6 +150,7 @@ def _refer(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Reference | None:
+    """The trainer's reference; a model that cannot be differentiated for it is refused."""
     try:
         return trainer.reference(model, loss_fn, inputs, labels, generator)
     except RuntimeError as error:
@@ -267,7 +268,8 @@ def put_back(
         for module in model.modules()
         if not isinstance(module, torch.jit.ScriptModule)  # whose buffers cannot be replaced
     ]
-    state, chance = copy.deepcopy(trainer.state_dict()), generator.get_state() if generator else None
+    state = copy.deepcopy(trainer.state_dict())
+    generator_state = generator.get_state() if generator else None
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
@@ -282,8 +284,8 @@ def put_back(
         trainer.load_state_dict(state)
         for param, gradient in gradients:
             param.grad = gradient
-        if generator is not None and chance is not None:
-            generator.set_state(chance)
+        if generator is not None and generator_state is not None:
+            generator.set_state(generator_state)
 
 
 def _take_gradients(params: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor | None]]:

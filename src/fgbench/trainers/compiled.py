@@ -28,6 +28,7 @@ AGREEMENT = 1e-2
 """How far a compiled derivative may be from the eager one, as a share of its root mean square: a mistake is
 far beyond it, another order of summation far below."""
 AGREEMENT_BF16 = 5e-2
+"""The same where values or tangents are in bfloat16, whose own rounding is 0.4 %."""
 DIRECTIONS = 8
 """Along how many directions a capture is compared with the eager pass."""
 
@@ -114,10 +115,10 @@ class CompiledPass:
                 loss = sample_losses(loss_fn, outputs, labels).mean()
                 return loss, outputs, forward.tangent_of(loss)
 
-        directions = (_turned(tangents, index) for index in range(DIRECTIONS))
+        directions = (_with_random_signs(tangents, index) for index in range(DIRECTIONS))
         return self._run(
             model, loss_fn, inputs, labels, tangents, count, eager, directions, half=half,
-            truth=partial(eager, half=False),
+            reference=partial(eager, half=False),
         )  # fmt: skip
 
     def shifted_loss(
@@ -139,8 +140,8 @@ class CompiledPass:
                 loss = sample_losses(loss_fn, outputs, labels).double().mean()
             return loss, outputs, loss
 
-        turned = (_turned(shifts, index) for index in range(DIRECTIONS))
-        pairs = (each for one in turned for each in (one, _times(one, [-1.0] * len(one))))
+        signed = (_with_random_signs(shifts, index) for index in range(DIRECTIONS))
+        pairs = (each for one in signed for each in (one, _scaled(one, [-1.0] * len(one))))
         loss, outputs, _ = self._run(model, loss_fn, inputs, labels, shifts, 1, eager, pairs, shifted=True)
         return loss, outputs
 
@@ -172,13 +173,13 @@ class CompiledPass:
         params: Mapping[Tensor, Any],
         count: int,
         eager: Callable[[Tensor, Any], Result],
-        tests: Iterator[Mapping[Tensor, Any]],
+        directions: Iterator[Mapping[Tensor, Any]],
         *,
         half: bool = False,
         shifted: bool = False,
-        truth: Callable[[Tensor, Any], Result] | None = None,
+        reference: Callable[[Tensor, Any], Result] | None = None,
     ) -> Any:
-        """The compiled pass, or the eager one if it cannot be compiled or does not agree with the truth."""
+        """The compiled pass; the eager one if it cannot be compiled or does not agree with ``reference``."""
         if self.reason:
             return eager(inputs, params)
         key = id(model), id(loss_fn), count, half, shifted
@@ -193,7 +194,7 @@ class CompiledPass:
             return compiled(inputs, params)
         except NewCaptureError:  # raised before it has run
             with restoring_state(model):
-                self.reason = self._try(capture, inputs, compiled, truth or eager, list(tests))
+                self.reason = self._compare(capture, inputs, compiled, reference or eager, list(directions))
         except FgbenchError:
             raise
         except Exception as error:  # whatever Dynamo cannot capture
@@ -202,34 +203,34 @@ class CompiledPass:
             self.reason = _first_line(error)
         return (eager if self.reason else compiled)(inputs, params)
 
-    def _try(
+    def _compare(
         self,
         capture: "Capture",
         inputs: Tensor,
         compiled: Callable[[Tensor, Any], Result],
         eager: Callable[[Tensor, Any], Result],
-        tests: list[Mapping[Tensor, Any]],
+        directions: list[Mapping[Tensor, Any]],
     ) -> str:
         """Why a new capture is not to be used; empty if it agrees with the eager pass."""
-        one_pass = OnePass(capture.model, 3 * len(tests) + 1)
+        one_pass = OnePass(capture.model, 3 * len(directions) + 1)
 
         def trial(function: Callable[[Tensor, Any], Result], inputs: Tensor) -> Trial:
             results, states = [], []
-            for test in tests:
+            for direction in directions:
                 with one_pass:
-                    loss, outputs, result = function(inputs, test)
+                    loss, outputs, result = function(inputs, direction)
                     results.append(
                         [_copy(part) for part in ([result] if isinstance(result, Tensor) else result)]
                     )
                     states.append([_copy(part) for part in (*capture.model.buffers(), loss, outputs)])
-            # of all directions together: by itself a derivative may be small
+            # All directions are compared together: one derivative by itself may be small.
             parts = [torch.stack(part) for part in zip(*results, strict=True)]
             if capture.shifted:  # what counts is the difference of the losses on both sides
                 parts = [part[0::2] - part[1::2] for part in parts]
             return Trial(parts, [part for state in states for part in state])
 
         with one_pass:
-            eager(inputs, tests[0])  # may refuse the model, in words of its own
+            eager(inputs, directions[0])  # may refuse the model, in words of its own
         try:
             with capture.on_trial():
                 true, found = trial(eager, inputs), trial(compiled, inputs)
@@ -239,24 +240,24 @@ class CompiledPass:
             return _first_line(error)
         half = capture.half or torch.is_autocast_enabled(inputs.device.type)
         tolerance = AGREEMENT_BF16 if half else AGREEMENT
-        off = true.distance(found)
-        if not off <= tolerance and inputs.is_floating_point():
+        difference = true.distance(found)
+        if not difference <= tolerance and inputs.is_floating_point():
             tolerance = allowance(tolerance, true.distance(trial(eager, moved_by_rounding(inputs))))
-        return "" if off <= tolerance else f"it is off by {off:.2g} from the eager pass"
+        return "" if difference <= tolerance else f"it is off by {difference:.2g} from the eager pass"
 
 
 def _copy(part: Tensor) -> Tensor:
     return part.detach().to(torch.float64, copy=True)
 
 
-def _turned(tangents: Tangents, index: int) -> dict[Tensor, Tensor | Factors]:
-    """Other tangents made of the given ones: a sign for every parameter."""
+def _with_random_signs(tangents: Tangents, index: int) -> dict[Tensor, Tensor | Factors]:
+    """Other tangents made of the given ones: each parameter's times 1 or -1."""
     generator = torch.Generator().manual_seed(index)
     signs = torch.randint(0, 2, (len(tangents),), generator=generator).mul(2).sub(1).tolist()
-    return _times(tangents, signs)
+    return _scaled(tangents, signs)
 
 
-def _times(tangents: Tangents, numbers: Sequence[float]) -> dict[Tensor, Tensor | Factors]:
+def _scaled(tangents: Tangents, numbers: Sequence[float]) -> dict[Tensor, Tensor | Factors]:
     """Each multiplied by a number of its own."""
     return {
         param: tangent.times_number(number) if isinstance(tangent, Factors) else tangent * number

@@ -9,20 +9,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROUNDINGS, AT_MOST = 4.0, 5.0
-"""A difference passes as rounding within so many times what one rounding of the inputs makes, and within so
-many times the usual tolerance; conventions of this project."""
+ROUNDING_FACTOR = 4.0
+"""A difference passes as rounding up to this many times what moving every input by one rounding makes; a
+convention of this project."""
+
+MAX_TOLERANCE_FACTOR = 5.0
+"""However much rounding makes, no more than this many times the usual tolerance passes; a convention too."""
 
 
 def moved_by_rounding(inputs: Tensor) -> Tensor:
-    """Every input moved to the next larger or smaller number, either as often, drawn once and for all."""
+    """Every input moved to the next larger or the next smaller number, the same ones every time."""
     signs = torch.randint(0, 2, inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs.device)
     return torch.nextafter(inputs, torch.where(signs == 0, torch.inf, -torch.inf).to(inputs.dtype))
 
 
 def allowance(tolerance: float, rounding: float) -> float:
     """The tolerance where moving the inputs made a difference of ``rounding``; never below ``tolerance``."""
-    return max(tolerance, min(ROUNDINGS * rounding, AT_MOST * tolerance))
+    return max(tolerance, min(ROUNDING_FACTOR * rounding, MAX_TOLERANCE_FACTOR * tolerance))
 
 
 class Trial(NamedTuple):
@@ -41,8 +44,8 @@ class Trial(NamedTuple):
         scales = [max(_size(part), whole, 1e-30) for part in self.result]
         scales += [max(_size(part), 1e-30) for part in self.state]
         pairs = zip([*self.result, *self.state], [*other.result, *other.state], scales, strict=True)
-        offs = [_size(mine - its) / scale for mine, its, scale in pairs]
-        return max(offs, key=lambda off: (off != off, off))
+        errors = [_size(first - second) / scale for first, second, scale in pairs]
+        return max(errors, key=lambda error: (error != error, error))  # NaN is the largest
 
 
 def _size(part: Tensor) -> float:

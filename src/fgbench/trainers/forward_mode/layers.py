@@ -29,20 +29,21 @@ class LayerCall:
         shape: of its output.
         perturbation: what was added to the tangent of its output, shape of the output.
         mask: where the ReLU that takes the output lets a change through, shape of the output; None where no
-            ReLU does, or the output goes elsewhere too. Final once the pass is over.
+            ReLU does, or something else uses the output too. Final once the pass is over.
+        used_elsewhere: whether anything but one ReLU uses the output.
     """
 
     arguments: dict[str, Any]
     shape: torch.Size
     perturbation: Tensor = field(init=False, repr=False)
-    elsewhere: bool = False
+    used_elsewhere: bool = False
     _relu: Tensor | None = field(default=None, repr=False)
     _version: int = 0
 
     @property
     def mask(self) -> Tensor | None:
         """See above."""
-        return None if self.elsewhere else self._relu
+        return None if self.used_elsewhere else self._relu
 
     def reached(self, change: Tensor) -> Tensor:
         """``change`` of the output where the ReLU that follows lets it through."""
@@ -167,7 +168,7 @@ class PerturbedLayers(TorchFunctionMode):
             return  # a look that leaves no gradient
         whole = watched.dense and value.numel() == call.shape.numel() and _dense(value)
         if not (differentiable and whole and func in (aten.relu.default, aten.relu_.default)):
-            call.elsewhere = True
+            call.used_elsewhere = True
             return
         if call._relu is None:
             call._relu = value.as_strided(call.shape, watched.stride, watched.offset) > 0
