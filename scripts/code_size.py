@@ -1,4 +1,4 @@
-"""What the layout of the code comes to: a row of the table in docs/architecture.md.
+"""Measure the layout of the code: the numbers of the table in docs/architecture.md.
 
     python scripts/code_size.py [FOLDER]
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def measure(root: Path = ROOT) -> dict[str, int]:
-    """The numbers, by what they count."""
+    """Modules, rooms, floors, circles and lines, by what the table calls them."""
     source = root / "src" / "fgbench"
     files = sorted(source.rglob("*.py"))
     lengths = {path: len(path.read_text().splitlines()) for path in files}

@@ -1,6 +1,6 @@
-"""Epoch time of the training loop against that of the usual one, around the same fully connected model.
+"""Compare the epoch time of fgbench with that of an ordinary training loop, on one fully connected model.
 
-The loop most code has: a torchvision dataset that decodes, converts and normalises one image at a time, a
+The ordinary loop: a torchvision dataset that decodes, converts and normalises one image at a time, a
 ``DataLoader``, ``loss.backward()`` and ``loss.item()`` at every step; after each epoch the test set in
 the same way. Same images, model, batch size and optimizer (SGD, then Adam) on both sides; epochs of the two
 take turns in one process.
