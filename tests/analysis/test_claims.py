@@ -131,7 +131,7 @@ def test_a_lower_loss_at_the_end_alone_is_not_consistently_lower():
 @pytest.mark.parametrize(
     ("ratio", "expected"), [(1.0, "supported"), (1.08, "supported"), (1.3, "refuted"), (0.7, "refuted")]
 )
-def test_similar_means_within_ten_percent(ratio, expected):
+def test_similar_times_are_those_within_ten_percent(ratio, expected):
     records = both({"epoch_time_s": 2.0 * ratio}, {"epoch_time_s": 2.0})
     assert verdict("study-similar-time", records) == expected
 
@@ -401,7 +401,7 @@ def outcomes(*stances):
         ([Stance.against, Stance.both], True, "not enough data"),
     ],
 )
-def test_verdicts_of_several_cases(stances, some, expected):
+def test_several_cases_make_one_verdict(stances, some, expected):
     assert conclude(outcomes(*stances), some).verdict == expected
 
 

@@ -60,7 +60,7 @@ def test_the_control_is_taken_at_its_own_best_rate_not_at_the_trainers():
     ],
     ids=str,
 )
-def test_a_control_run_otherwise_is_none(other):
+def test_a_control_run_in_another_setting_is_not_taken_for_one(other):
     epochs = other.get("epochs", 3)
     frozen = [
         make_record("frozen", s, **{"epochs": 3, **other, "test_accuracy": [0.1] * (epochs - 1) + [a]})

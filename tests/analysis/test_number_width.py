@@ -42,7 +42,7 @@ def long_numbers(text):
     return re.findall(r"\d[\d.,]{10,}", text)
 
 
-def test_what_is_called_long_is_found():
+def test_numbers_that_are_too_long_are_found():
     assert long_numbers("loss 3600000000000000000000000000000.0000 and 1,234,567,890") == [
         "3600000000000000000000000000000.0000",
         "1,234,567,890",

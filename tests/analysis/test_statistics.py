@@ -9,7 +9,7 @@ from scipy import stats
 from fgbench.analysis.statistics import adjust_holm, power, seeds_needed, summarise_differences
 
 
-def test_numbers_computed_by_hand():
+def test_paired_statistics_are_those_computed_by_hand():
     paired = summarise_differences([1.0, 2.0, 3.0])
     half = 4.302652729911275 / math.sqrt(3)  # t of 2 degrees of freedom at 0.975, standard deviation 1
     assert paired.mean == 2.0

@@ -28,7 +28,7 @@ def test_each_seed_chooses_a_value_and_the_mean_accuracies_there_are_compared():
     assert tuning_noise(trials(alike)) == 0
 
 
-def test_a_first_look_does_not_count():
+def test_short_trials_do_not_count_towards_the_noise_of_tuning():
     look = [(0.3, seed, 1, "finished", 0.99, 0.1, 0.99) for seed in (100, 101)]
     assert tuning_noise(trials([*look, *WHOLE])) == tuning_noise(trials(WHOLE))
 

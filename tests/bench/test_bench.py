@@ -102,7 +102,7 @@ def test_without_a_compiler_the_compiled_case_says_so_in_one_line(tmp_path, monk
 
 
 @pytest.mark.nightly
-def test_the_compiled_case_runs(monkeypatch):
+def test_the_compiled_case_is_timed(monkeypatch):
     monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
     monkeypatch.setattr(bench, "VARIANTS", {bench.BACKPROP: bench.VARIANTS[bench.BACKPROP]})
     monkeypatch.setattr(bench, "IN_LOOP", ())

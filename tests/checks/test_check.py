@@ -55,7 +55,7 @@ def test_every_trainer_passes_its_check(tmp_path, name):
 @pytest.mark.parametrize(
     "model", ["vgg16, width: 2", "resnet18, width: 2", "vit, width: 8, depth: 1, heads: 2"]
 )
-def test_the_check_takes_every_model(tmp_path, model):
+def test_fgbench_check_finds_every_model_consistent(tmp_path, model):
     config = config_of(tmp_path, f"model: {{name: {model}}}\ntrainer: {{name: forward-gradient}}")
     report, ok = check(config, DataSearch(download=False), draws=4)
     assert ok, report

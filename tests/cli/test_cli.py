@@ -157,7 +157,7 @@ def test_seeds_are_ranges_and_lists():
     assert parse_seeds("3") == [3]
     assert parse_seeds("0-2, 2,7") == [0, 1, 2, 7]
     for text in ("", "-1", "1-", "1.5", "٣-", "1--2"):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match="--seeds"):
             parse_seeds(text)
 
 

@@ -227,7 +227,7 @@ def official(tmp_path, monkeypatch):
     standard_sets._read.cache_clear()
 
 
-def test_the_official_set_needs_no_word(official):
+def test_the_official_set_loads_without_a_note(official):
     assert load_data("mnist", official).note == ""
 
 
@@ -241,7 +241,7 @@ def test_official_counts_with_other_content_are_damage_unless_they_are_meant(off
     assert data.note == "not the official content in train and test"
 
 
-def test_other_counts_load_and_say_so(official):
+def test_a_set_with_other_counts_loads_and_says_so(official):
     write_idx_files(official, num_train=50)
     assert load_data("mnist", official).note == "not the official set, which has 40 + 20"
 

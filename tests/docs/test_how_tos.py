@@ -112,16 +112,19 @@ def test_a_metric_column_is_a_row_and_a_line(copy, printed):
     assert "norm of the weights" in printed["compare results --metric weight_norm --metric test_accuracy"]
     [first, *_] = sorted((copy / "results").glob("textbook/*/metrics.csv"))
     head, *rows = [line.split(",") for line in first.read_text().splitlines()]
+    assert rows
     assert all(float(row[head.index("weight_norm")]) > 0 for row in rows)
 
 
 def test_a_figure_is_a_function_and_a_row(copy, printed):
-    for line in printed["plot results --kind throughput"].splitlines():
+    paths = printed["plot results --kind throughput"].splitlines()
+    assert paths
+    for line in paths:
         assert (copy / line).stat().st_size > 5_000
         assert "throughput" in line
 
 
-def test_a_claim_is_a_row(printed):
+def test_a_claim_is_a_row_of_claims_yaml(printed):
     assert "Any forward gradient is less accurate than backprop." in printed["claims results"]
 
 
@@ -136,7 +139,7 @@ def test_imports_still_only_go_down(copy):
     assert made.returncode == 0, made.stdout
 
 
-def test_what_is_added_is_well_formed(copy):
+def test_the_files_that_the_how_tos_add_pass_ruff(copy):
     pytest.importorskip("ruff", reason="pip install 'fgbench[dev]'")
     shutil.copy(ROOT / "pyproject.toml", copy)
     files = {path for path, _, _ in STEPS if path.endswith(".py")}

@@ -120,7 +120,7 @@ def test_a_diverged_run_does_not_spoil_the_scale_for_the_others(tmp_path):
     assert draw(tmp_path).axes[2].get_ylim()[1] < 10
 
 
-def test_panels_have_units(tmp_path):
+def test_axes_say_their_units(tmp_path):
     make_run(tmp_path)
     accuracy, memory, loss, time = draw(tmp_path).axes
     assert (accuracy.get_xlabel(), loss.get_xlabel()) == ("epoch", "epoch")

@@ -261,7 +261,7 @@ def test_every_claim_is_audited_with_verdict_and_rule(no_figures):
         assert " ".join(claim.rule_text.split()) in text
 
 
-def test_it_tells_how_to_regenerate_it(tmp_path, no_figures):
+def test_the_page_says_how_to_regenerate_it(tmp_path, no_figures):
     for seed in range(2):
         make_run(tmp_path, seed=seed)
     text = Page(build_report(tmp_path, tmp_path / "a page.html").read_text()).text
@@ -269,7 +269,7 @@ def test_it_tells_how_to_regenerate_it(tmp_path, no_figures):
     assert re.search(r"fgbench run \S+/config\.yaml --seeds 0,1 --results again", text)
 
 
-def test_everything_shown_is_inert(tmp_path):
+def test_hostile_text_in_results_runs_no_code_on_the_page(tmp_path):
     hostile = f"{EVIL}\" onload='alert(2)' x=\""
     make_run(tmp_path, f"lab.rules:{EVIL}", model=hostile, dataset=hostile, name="run")
     make_run(

@@ -47,7 +47,7 @@ def test_more_images_than_a_batch_are_all_counted():
     assert counts.tolist() == [[0, 0], [0, many]]
 
 
-def test_what_is_kept_reads_back(tmp_path):
+def test_a_confusion_matrix_reads_back_as_it_was_written(tmp_path):
     run = RunDirectory(tmp_path)
     assert run.read_confusions() == ([], [])
     run.write_confusions(["T-shirt, top", "é"], [[3, 1, 0], [0, 4, 2]])

@@ -133,7 +133,7 @@ def own_tangents() -> dict:
     return {name: (alone[name], [each[name] for each in together]) for name in cases}
 
 
-def test_gradients_stay_at_home() -> None:
+def test_forward_trainers_send_no_gradients_to_other_workers() -> None:
     cnn = {"name": "cnn"}
     images = IMAGES | {"shape": [1, 28, 28], "classes": 10, "train": 10}
     cases = {

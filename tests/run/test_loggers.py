@@ -1,12 +1,11 @@
 """Loggers: what they are told, that a run does not feel them, and TensorBoard by its own reader."""
 
-import os
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interrupts import interrupt_at
 from typer.testing import CliRunner
 
 import fgbench
@@ -40,17 +39,6 @@ def run(results: Path, *log: str, **changes) -> RunDirectory:
     code, [path] = run_configs([make(results, *log, **changes)])
     assert code == 0
     return RunDirectory(path)
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = EpochProgress.update
-
-    def update_and_kill(self: EpochProgress) -> None:
-        update(self)
-        if self.training.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(EpochProgress, "update", update_and_kill)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupts import interrupt_at
 from run_directories import only_run
 from small_models import model_for
 
@@ -67,18 +68,6 @@ def reproducible_rows(results: Path) -> list[dict]:
         {key: value for key, value in row.items() if key not in MEASURED}
         for row in only_run(results).read_metrics()
     ]
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
-    """Send this process a signal after so many steps of the run."""
-    update = EpochProgress.update
-
-    def update_and_kill(self: EpochProgress) -> None:
-        update(self)
-        if self.training.step == step:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(EpochProgress, "update", update_and_kill)
 
 
 def test_a_run_directory_tells_everything(tmp_path: Path) -> None:
@@ -398,9 +387,9 @@ def test_a_signal_in_a_runs_last_moment_stops_the_runs_after_it(
 def test_without_a_validation_part_its_columns_are_empty(tmp_path: Path) -> None:
     dataset = {**make_config(tmp_path).dataset.model_dump(mode="json"), "validation_fraction": 0}
     assert run_configs([make_config(tmp_path, dataset=dataset)]).code == 0
-    assert all(
-        row["val_loss"] is None and row["val_accuracy"] is None for row in only_run(tmp_path).read_metrics()
-    )
+    rows = only_run(tmp_path).read_metrics()
+    assert rows
+    assert all(row["val_loss"] is None and row["val_accuracy"] is None for row in rows)
     assert only_run(tmp_path).read_summary()["best_validation"] is None
 
 

@@ -1,11 +1,10 @@
 """What the validation images decide: when a run stops early, and which weights are kept."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
+from interrupts import interrupt_at
 from typer.testing import CliRunner
 
 import fgbench
@@ -16,7 +15,6 @@ from fgbench.config.config import Config
 from fgbench.config.epochs import EarlyStoppingOptions
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.run.epochs import EpochLoop
-from fgbench.run.progress import EpochProgress
 from fgbench.run.runner import run_configs
 from fgbench.run.signals import Interrupted
 from fgbench.run.validation import reason_to_stop
@@ -43,17 +41,6 @@ def run(results: Path, **changes) -> RunDirectory:
     code, [path] = run_configs([config])
     assert code == 0
     return RunDirectory(path)
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = EpochProgress.update
-
-    def update_and_kill(self: EpochProgress) -> None:
-        update(self)
-        if self.training.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(EpochProgress, "update", update_and_kill)
 
 
 def rows_of(metric: str, *values: float | None) -> list[dict]:

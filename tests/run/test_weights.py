@@ -79,8 +79,9 @@ def test_an_absurd_training_loss_counts_as_diverged_and_is_written_short(tmp_pat
     assert code == 4
     assert directory.status()["state"] == "diverged"
     assert not rows[-1]["train_loss"] <= 1e6
-    words = capsys.readouterr().out.split()
-    assert all(len(word) <= 10 for word in words if word.replace(".", "").isdigit())
+    numbers = [word for word in capsys.readouterr().out.split() if word.replace(".", "").isdigit()]
+    assert numbers
+    assert all(len(number) <= 10 for number in numbers)
 
 
 def test_one_value_per_channel_under_batch_normalisation_is_refused_before_anything_is_written(tmp_path):

@@ -34,7 +34,7 @@ def test_files_of_the_users_own_are_no_states(tmp_path: Path) -> None:
     assert (tmp_path / "state-best.pt").exists()
 
 
-def test_nothing_saved_is_no_state(tmp_path: Path) -> None:
+def test_a_folder_without_saved_states_has_none(tmp_path: Path) -> None:
     assert load_state(tmp_path, RUN) == (None, [])
 
 

@@ -115,7 +115,7 @@ def test_every_mistake_is_told_at_once_with_its_line(tmp_path):
         (f"axes: {{seed: {[*range(400)]}, epochs: {[*range(1, 400)]}}}\n", "more than 100,000 combinations"),
     ],
 )
-def test_mistakes_of_the_file_itself(tmp_path, text, message):
+def test_mistakes_of_a_sweep_file_are_named(tmp_path, text, message):
     assert any(message in line for line in mistakes(tmp_path, BASE + text))
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from flat_gradients import LOSS, flat_gradient
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,7 +20,6 @@ from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.next_weights import find_next_layers
 
-LOSS = nn.CrossEntropyLoss(reduction="none")
 SHAPE, CLASSES, SAMPLES = (1, 8, 8), 3, 3
 SHIPPED = {"fc": {"hidden": 8, "layers": 2}, "cnn": {"width": 2, "hidden": 8}}
 
@@ -30,11 +30,6 @@ def shipped(name):
     model = build_model(options, SHAPE, CLASSES, 0, "cpu").double()
     inputs = torch.randn(SAMPLES, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return model, inputs, torch.arange(SAMPLES) % CLASSES
-
-
-def flat_gradient(trainer, model, inputs, labels, generator=None):
-    trainer.compute_gradients(model, LOSS, inputs, labels, generator)
-    return torch.cat([param.grad.flatten() for param in model.parameters()])
 
 
 def variance_in_theory(model, inputs, labels):

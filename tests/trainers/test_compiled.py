@@ -139,8 +139,8 @@ def test_a_compiled_difference_that_is_5_percent_off_is_found_before_it_is_used(
 def uncompiled(monkeypatch):
     """Captures that run as they are: what is tested is what becomes of them, not inductor."""
 
-    def as_it_is(self, values, chosen, given):
-        return lambda values, given: self._along(values, chosen, given)
+    def as_it_is(self, values, positions, given):
+        return lambda values, given: self._with_tangents(values, positions, given)
 
     monkeypatch.setattr("fgbench.trainers.capture.Program._compile", as_it_is)
 
@@ -177,7 +177,7 @@ def test_a_compiled_step_that_fails_under_way_is_not_taken_twice(uncompiled, mon
     def fail(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("fgbench.trainers.capture.Program._along", fail)
+    monkeypatch.setattr("fgbench.trainers.capture.Program._with_tangents", fail)
     with pytest.raises(MemoryError, match="no room"):
         trainer.compute_gradients(model, LOSS, *BATCH, torch.Generator())
 

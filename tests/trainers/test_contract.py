@@ -359,7 +359,7 @@ def test_exact_output_is_the_true_gradient_of_the_output_layer(name, model):
 def test_exact_output_needs_a_linear_output_layer(name):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES), nn.Tanh())
     trainer = load("trainer", name)(exact_output=True)
-    with pytest.raises(ConfigError):  # noqa: PT012
+    with pytest.raises(ConfigError, match=r"output layer|last layer|last nn\.Linear"):  # noqa: PT012
         trainer.set_up(model, batch()[0], CLASSES, torch.Generator().manual_seed(1))
         step(trainer, model)
 
@@ -420,6 +420,7 @@ def test_all_of_a_step_is_on_the_device_of_the_model(name, options, monkeypatch)
             with SameDevice():
                 stats = trainer.compute_gradients(model, LOSS, inputs, labels, FakeCudaGenerator("cuda"))
             graded = [param for param in model.parameters() if param.grad is not None]
+            assert graded
             assert all(param.grad.device == param.device for param in graded)
             assert {stats.loss.device.type, stats.outputs.device.type, stats.grad_norm.device.type} == {
                 "cuda"

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from flat_gradients import LOSS, flat_gradient
 from torch import nn
 
 from fgbench.errors import ConfigError
@@ -15,7 +16,6 @@ from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
 from fgbench.trainers.forward_gradient import ForwardGradient
 from fgbench.trainers.zeroth_order import ZerothOrder
 
-LOSS = nn.CrossEntropyLoss(reduction="none")
 RUNS = 100
 
 
@@ -45,18 +45,13 @@ def batch(size=4):
     return inputs, torch.arange(size) % 3
 
 
-def gradient(trainer, model, inputs, labels, generator):
-    trainer.compute_gradients(model, LOSS, inputs, labels, generator)
-    return torch.cat([param.grad.flatten() for param in model.parameters()])
-
-
 def true_gradient(model, inputs, labels):
-    return gradient(Backprop(), model, inputs, labels, None)
+    return flat_gradient(Backprop(), model, inputs, labels, None)
 
 
 def estimates(trainer, model, inputs, labels, runs=RUNS):
     generator = torch.Generator().manual_seed(5)
-    return torch.stack([gradient(trainer, model, inputs, labels, generator) for _ in range(runs)])
+    return torch.stack([flat_gradient(trainer, model, inputs, labels, generator) for _ in range(runs)])
 
 
 def check_mean(sample, truth):
@@ -121,7 +116,7 @@ def test_projection_on_as_many_tangents_as_parameters_is_the_true_gradient():
     )
     truth = true_gradient(model, inputs, labels)
     trainer = ForwardGradient(combine="projection", tangents=len(truth), chunk=20)
-    estimate = gradient(trainer, model, inputs, labels, torch.Generator().manual_seed(2))
+    estimate = flat_gradient(trainer, model, inputs, labels, torch.Generator().manual_seed(2))
     assert torch.allclose(estimate, truth, atol=1e-8)
 
 
@@ -202,9 +197,9 @@ def test_activity_variance_is_that_of_theory(options, tangents):
 def test_activity_refuses_samples_that_interact():
     model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3)).double()
     with pytest.raises(ConfigError, match=r"model\.normalization: group"):
-        gradient(ActivityForwardGradient(), model, *batch(), torch.Generator())
+        flat_gradient(ActivityForwardGradient(), model, *batch(), torch.Generator())
     model[1].eval()
-    assert gradient(ActivityForwardGradient(), model, *batch(), torch.Generator()).isfinite().all()
+    assert flat_gradient(ActivityForwardGradient(), model, *batch(), torch.Generator()).isfinite().all()
 
 
 def test_activity_refuses_a_weight_it_would_not_see():
@@ -214,7 +209,7 @@ def test_activity_refuses_a_weight_it_would_not_see():
 
     model = nn.Sequential(nn.Flatten(), Tied(18, 3), nn.Linear(18, 3)).double()
     with pytest.raises(ConfigError, match="weight"):
-        gradient(ActivityForwardGradient(), model, *batch(), torch.Generator())
+        flat_gradient(ActivityForwardGradient(), model, *batch(), torch.Generator())
 
 
 @pytest.mark.parametrize("guess", ["normal", "rademacher", "sphere"])
@@ -258,7 +253,7 @@ def test_zeroth_order_leaves_no_rounding_in_the_parameters():
     model, (inputs, labels) = linear_model().float(), batch()
     before = [param.clone() for param in model.parameters()]
     for seed in range(3):
-        gradient(ZerothOrder(), model, inputs.float(), labels, torch.Generator().manual_seed(seed))
+        flat_gradient(ZerothOrder(), model, inputs.float(), labels, torch.Generator().manual_seed(seed))
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
@@ -269,7 +264,7 @@ def test_feedback_learns_to_point_along_the_gradient(combine):
     trainer = FeedbackForwardGradient(learning="average", combine=combine, feedback_momentum=0.9)
     generator = torch.Generator().manual_seed(4)
     for _ in range(150):
-        estimate = gradient(trainer, model, inputs, labels, generator)
+        estimate = flat_gradient(trainer, model, inputs, labels, generator)
     hidden = sum(param.numel() for param in model[1].parameters())
     assert torch.allclose(estimate[hidden:], truth[hidden:])
     assert torch.cosine_similarity(estimate[:hidden], truth[:hidden], dim=0) > 0.95
@@ -280,7 +275,7 @@ def test_feedback_matrices_become_the_jacobian_of_the_outputs():
     trainer = FeedbackForwardGradient(learning="average", feedback_momentum=0.9)
     generator = torch.Generator().manual_seed(4)
     for _ in range(200):
-        gradient(trainer, model, inputs, labels, generator)
+        flat_gradient(trainer, model, inputs, labels, generator)
     assert torch.allclose(trainer.feedback[0], model[3].weight, atol=0.05)
 
 
@@ -289,9 +284,9 @@ def test_the_projected_feedback_gradient_is_a_descent_direction_whatever_the_mat
     model[2] = nn.Tanh()
     truth = true_gradient(model, inputs, labels)
     trainer = FeedbackForwardGradient(combine="projection")
-    gradient(trainer, model, inputs, labels, torch.Generator())
+    flat_gradient(trainer, model, inputs, labels, torch.Generator())
     trainer.load_state_dict({"feedback": [-10 * model[3].weight.detach().clone()]})
-    estimate = gradient(trainer, model, inputs, labels, torch.Generator())
+    estimate = flat_gradient(trainer, model, inputs, labels, torch.Generator())
     hidden = sum(param.numel() for param in model[1].parameters())
     assert estimate[:hidden] @ truth[:hidden] > 0
 

@@ -62,7 +62,7 @@ def test_a_head_that_is_not_a_linear_layer_is_refused(name):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_gradient_is_exact(bias):
+def test_the_output_layers_gradient_is_that_of_backprop(bias):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=bias)).double()
     inputs, labels = torch.randn(5, 4).double(), torch.tensor([0, 1, 2, 1, 0])

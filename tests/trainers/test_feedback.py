@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from flat_gradients import LOSS, flat_gradient
 from torch import nn
 
 from fgbench.checks.quality import gradient_quality
@@ -17,7 +18,6 @@ from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
 from fgbench.trainers.feedback_matrices import corrected
 from fgbench.trainers.sampling import sample_tangents
 
-LOSS = nn.CrossEntropyLoss(reduction="none")
 SHAPE, CLASSES = (1, 8, 8), 3
 SHIPPED = {"fc": {"hidden": 8, "layers": 2}, "cnn": {"width": 2, "hidden": 8}}
 
@@ -28,11 +28,6 @@ def shipped(name, samples=6, **changes):
     model = build_model(options, SHAPE, CLASSES, 0, "cpu").double()
     inputs = torch.randn(samples, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return model, inputs, torch.arange(samples) % CLASSES
-
-
-def flat_gradient(trainer, model, inputs, labels, generator=None):
-    trainer.compute_gradients(model, LOSS, inputs, labels, generator)
-    return torch.cat([param.grad.flatten() for param in model.parameters()])
 
 
 def rows(values):
@@ -147,7 +142,7 @@ class Unmasked(FeedbackForwardGradient):
 
 
 @pytest.mark.parametrize("wrong", [Backwards, Unmasked])
-def test_a_wrong_step_is_seen(wrong):
+def test_the_comparison_of_feedback_steps_finds_a_wrong_one(wrong):
     with pytest.raises(AssertionError):
         check_second_step(wrong(rate=0.5, grid=None), "fc")
 

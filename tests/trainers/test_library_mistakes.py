@@ -138,7 +138,7 @@ def test_a_head_under_weight_norm_is_right_or_refused(name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), ALL)
-def test_a_lazy_model_is_one_line(name, options):
+def test_a_lazy_model_is_refused_in_one_line(name, options):
     what = "local-mixer" if name == "local-forward-gradient" else "lazy"
     model = nn.Sequential(
         nn.Flatten(), nn.Sequential(nn.LazyLinear(4), nn.ReLU()), nn.Sequential(nn.Linear(4, 3))
@@ -152,7 +152,7 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "options"), ALL)
-def test_a_model_that_returns_a_tuple_is_one_line(name, options):
+def test_a_model_that_returns_a_tuple_is_refused_in_one_line(name, options):
     model = nn.Sequential(*model_for(name), Twice())
     refused(name, options, model, images(), "one tensor|one row per sample|local-mixer")
 
@@ -203,7 +203,7 @@ def test_an_own_trainer_that_returns_something_else_is_one_line(trainer, line):
     assert str(told.value) == line
 
 
-def test_so_is_a_step_of_its_own():
+def test_an_sgd_step_that_returns_no_stats_is_named():
     with pytest.raises(ConfigError, match=r"StepsOnItsOwn\.sgd_step returned a float, expected StepStats"):
         StepsOnItsOwn().sgd_step(small_model())
 

@@ -116,8 +116,8 @@ def test_a_run_may_be_off_by_what_bfloat16_loses_and_not_by_more():
 
 
 def test_compiled_it_is_compared_with_the_eager_pass_in_full_precision(monkeypatch):
-    def as_it_is(self, values, chosen, given):
-        return lambda values, given: self._along(values, chosen, given)
+    def as_it_is(self, values, positions, given):
+        return lambda values, given: self._with_tangents(values, positions, given)
 
     monkeypatch.setattr("fgbench.trainers.capture.Program._compile", as_it_is)
     torch._dynamo.reset()

@@ -239,5 +239,5 @@ def doubles():
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("row", ZOO, ids=lambda row: row.name)
-def test_right_or_refused(row, case):
+def test_every_trainer_is_right_on_a_model_or_refuses_it_in_one_line(row, case):
     assert len(verdict(case, row).splitlines()) == 1
