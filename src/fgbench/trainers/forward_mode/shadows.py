@@ -179,7 +179,7 @@ class Shadows:
             and (self.count == 1 or distance >= length)
             and memory >= start + length + (self.count - 1) * distance
         ):
-            self._bind(storage, tangent, start, distance)
+            self._attach(storage, tangent, start, distance)
             return
         self.get_or_allocate(value, zeros=False).copy_(tangent)
 
@@ -196,7 +196,7 @@ class Shadows:
             if storage._cdata in self._factors:
                 self._make_dense(storage._cdata)
             else:
-                self._new(value, zeros=zeros)
+                self._allocate(value, zeros=zeros)
         tangent = self.get(value)
         assert tangent is not None
         return tangent
@@ -240,20 +240,20 @@ class Shadows:
         for each in (self._shadows, self._factors, self._parameters, self._storage_of, self._detached):
             each.clear()
 
-    def _bind(self, storage: Any, rows: Tensor, start: int, distance: int) -> None:
+    def _attach(self, storage: Any, rows: Tensor, start: int, distance: int) -> None:
         key, shadows = storage._cdata, self._shadows
         shadows[key] = Shadow(weakref.ref(storage, partial(_drop, shadows, key)), rows, start, distance)
 
-    def _new(self, value: Tensor, *, zeros: bool) -> None:
+    def _allocate(self, value: Tensor, *, zeros: bool) -> None:
         storage = value.untyped_storage()
         entries = -(-storage.nbytes() // value.element_size())
         make = torch.zeros if zeros or entries > value.numel() else torch.empty
         rows = make(self.count, entries, dtype=self.dtype(value), device=value.device)
-        self._bind(storage, rows, 0, entries * rows.element_size())
+        self._attach(storage, rows, 0, entries * rows.element_size())
 
     def _make_dense(self, key: int) -> None:
         weight, factors = self._factors[key]
-        self._new(weight, zeros=True)
+        self._allocate(weight, zeros=True)
         tangent = self.get(weight)
         assert tangent is not None
         tangent.copy_(factors.dense())

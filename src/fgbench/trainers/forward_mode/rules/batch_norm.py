@@ -37,7 +37,7 @@ def normalize(
     value: Tensor,
     tangent: Tensor,
     output: Tensor,
-    carried: Tensor,
+    output_tangent: Tensor,
     mean: Tensor,
     variance: Tensor,
     weight: Tensor | None,
@@ -45,7 +45,7 @@ def normalize(
     weight_tangent: Tensor | None,
     bias_tangent: Tensor | None,
 ) -> None:
-    """Batch normalisation and its K tangents, into ``output`` and ``carried``, which may be the inputs.
+    """Normalise, with K tangents, into ``output`` and ``output_tangent``, which may be the inputs.
 
     y = w z + b with z = (x - mean) / std, and y' = w (t - <t> - z <z t>) / std + w' z + b', where <> are
     means over the batch. Everything is centred before it is multiplied, since <x t> - <x><t> would cancel.
@@ -54,7 +54,7 @@ def normalize(
         value: shape (B, C, ...); fastest with channels last in memory.
         tangent: shape (K, B, C, ...), likewise.
         output: like ``value``.
-        carried: like ``tangent``.
+        output_tangent: like ``tangent``.
         mean: of each channel, shape (C,).
         variance: of each channel, epsilon added, shape (C,).
         weight: shape (C,).
@@ -63,12 +63,14 @@ def normalize(
         bias_tangent: shape (K, C).
     """
     std = variance.sqrt()
-    last = value.stride(1) == 1 and tangent.stride(2) == 1
-    if not last:  # channels are not innermost in memory: in one piece
-        _normalize(*(value, tangent, output, carried), mean, std, weight, bias, weight_tangent, bias_tangent)
+    channels_last = value.stride(1) == 1 and tangent.stride(2) == 1
+    if not channels_last:  # in one piece
+        _normalize(
+            *(value, tangent, output, output_tangent), mean, std, weight, bias, weight_tangent, bias_tangent
+        )
         return
     x, y = (each.movedim(1, -1).flatten(0, -2) for each in (value, output))
-    ts, cs = (each.movedim(2, -1).flatten(1, -2) for each in (tangent, carried))
+    ts, cs = (each.movedim(2, -1).flatten(1, -2) for each in (tangent, output_tangent))
     size = max(1, CHUNK_ENTRIES // value.size(1))
     spans = [slice(start, start + size) for start in range(0, len(x), size)]
     scale = 1 / std if weight is None else weight / std
@@ -101,7 +103,7 @@ def _normalize(
     value: Tensor,
     tangent: Tensor,
     output: Tensor,
-    carried: Tensor,
+    output_tangent: Tensor,
     mean: Tensor,
     std: Tensor,
     weight: Tensor | None,
@@ -126,7 +128,7 @@ def _normalize(
             change.addcmul_(z, wide(weight_tangent[k]))
         if bias_tangent is not None:
             change.add_(wide(bias_tangent[k]))
-        carried[k].copy_(change)
+        output_tangent[k].copy_(change)
     if weight is not None:
         z.mul_(wide(weight))
     output.copy_(z if bias is None else z.add_(wide(bias)))

@@ -100,14 +100,14 @@ def convolution(
         t = parts[0][None] if len(parts) == 1 else torch.stack(parts) if parts else None
         m.release(x)
         if tx is not None:
-            carried = _carry(func, tx, w, geometry, groups)
-            t = carried if t is None else t.add_(carried)
+            part = _convolve_tangents(func, tx, w, geometry, groups)
+            t = part if t is None else t.add_(part)
     else:
         scale, rows = (each.to(dtype) for each in factors.convolved(x, func, *geometry))
         m.release(x)
-        t = None if tx is None else _carry(func, tx, w, geometry, 1)
-        last = y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
-        if last:  # or the product is made in another order of memory
+        t = None if tx is None else _convolve_tangents(func, tx, w, geometry, 1)
+        channels_last = y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
+        if channels_last:  # or the product is made in another order of memory
             scale, rows = scale.movedim(2, -1), rows.movedim(2, -1)
             shift = None if shift is None else shift.movedim(2, -1)
             t = None if t is None else t.movedim(2, -1)
@@ -116,7 +116,7 @@ def convolution(
         else:
             t = scale * rows if shift is None else torch.addcmul(shift, scale, rows)
             shift = None
-        if last:
+        if channels_last:
             t, shift = t.movedim(-1, 2), None if shift is None else shift.movedim(-1, 2)
     if shift is not None:
         t = shift.expand(m.count, *y.shape).clone() if t is None else t.add_(shift)
@@ -125,6 +125,6 @@ def convolution(
     return y
 
 
-def _carry(func: Any, tx: Tensor, w: Tensor, geometry: Any, groups: int) -> Tensor:
+def _convolve_tangents(func: Any, tx: Tensor, w: Tensor, geometry: Any, groups: int) -> Tensor:
     """All tangents of the input through the layer, as one larger batch."""
     return func(tx.flatten(0, 1), w, None, *geometry, groups).unflatten(0, tx.shape[:2])
