@@ -150,7 +150,12 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [name for name, text in PAGES.items() if "--ray" in " ".join(commands(text))]
+    "page",
+    [
+        pytest.param(name, marks=[] if name == "docs/ray.md" else pytest.mark.nightly)
+        for name, text in PAGES.items()
+        if "--ray" in " ".join(commands(text))
+    ],
 )
 def test_every_command_that_uses_ray_works_on_a_cluster(here, cluster, page) -> None:
     for index, line in enumerate(line for line in commands(PAGES[page]) if "--ray" in line):

@@ -311,6 +311,7 @@ def test_a_run_that_cannot_be_read_is_named_on_the_page(tmp_path, no_figures):
     assert f"Left out: {lost}: has no config.yaml" in page.text
 
 
+@pytest.mark.nightly
 def test_500_runs_fit_in_a_few_megabytes():
     html = page_of(many_records(), "")
     assert len(html) < 6e6

@@ -34,7 +34,12 @@ def test_every_shipped_config_loads(path: Path) -> None:
         load_config(path)
 
 
-@pytest.mark.parametrize("name", GRID)
+DEEP = [name for name in GRID if name.startswith(("vgg16", "resnet18")) and "_fmnist_" not in name]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in DEEP else name for name in GRID]
+)
 def test_every_config_of_the_grid_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_all(tmp_path / "data")
     hide_installed_data(monkeypatch, tmp_path)

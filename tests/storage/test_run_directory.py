@@ -268,7 +268,7 @@ def test_a_read_only_folder_is_one_clear_line(tmp_path):
 
 def test_processes_that_make_one_new_folder_together_do_not_take_it_for_a_file(tmp_path):
     """A folder made by another process between two looks at the place is no file in the way."""
-    for race in range(100):
+    for race in range(40):
         place = RunDirectory(tmp_path / str(race) / "name" / "s0-00000000")
         go_read, go_write = os.pipe()
         children = []

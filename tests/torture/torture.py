@@ -45,14 +45,14 @@ FULL = {
     "command races": 30,
 }
 QUICK = {
-    "kills": 3,
-    "configs": 40,
+    "kills": 2,
+    "configs": 20,
     "overrides": 10,
-    "damages": 3,
+    "damages": 2,
     "data": 6,
     "changes": 2,
-    "full disks": 3,
-    "races": 3,
+    "full disks": 2,
+    "races": 2,
     "command races": 0,
 }
 
