@@ -74,7 +74,7 @@ if [ -n "$quick" ]; then
 else
     step "$out/bench/bench.csv" fgbench bench fc cnn --out "$out/bench"
     for model in vgg16 resnet18 vit; do
-        step "$out/bench/$model/bench.csv" fgbench bench $model --rounds 7 --out "$out/bench/$model"
+        step "$out/bench/$model/bench.csv" fgbench bench $model --rounds 5 --out "$out/bench/$model"
     done
     step "$out/bench/epoch.csv" python scripts/dataloader_baseline.py --epochs 9 --out "$out/bench/epoch.csv"
     step "$out/baydin/depth.csv" python scripts/depth.py --threads 2 --repeats 3 --out "$out/baydin"
