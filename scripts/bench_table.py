@@ -5,6 +5,7 @@
 By default of all bench.csv in results/bench and the folders in it.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +81,10 @@ def make_table(paths: Sequence[Path]) -> str:
 
 
 def _cell(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.2f}".replace("nan", "")
+    """A word as it is, a number with two digits, nothing where nothing was measured."""
+    if isinstance(value, str):
+        return value
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 if __name__ == "__main__":

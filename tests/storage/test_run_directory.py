@@ -266,9 +266,10 @@ def test_a_read_only_folder_is_one_clear_line(tmp_path):
         RunDirectory(tmp_path / "name").create()
 
 
-def test_processes_that_make_one_new_folder_together_do_not_take_it_for_a_file(tmp_path):
+@pytest.mark.parametrize("races", [40, pytest.param(400, marks=pytest.mark.nightly)])
+def test_processes_that_make_one_new_folder_together_do_not_take_it_for_a_file(tmp_path, races):
     """A folder made by another process between two looks at the place is no file in the way."""
-    for race in range(40):
+    for race in range(races):
         place = RunDirectory(tmp_path / str(race) / "name" / "s0-00000000")
         go_read, go_write = os.pipe()
         children = []

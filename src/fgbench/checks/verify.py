@@ -14,7 +14,7 @@ from fgbench.trainers.base import LossFunction, Reference, Trainer
 from fgbench.trainers.passes import require_trainable
 from fgbench.trainers.reference import gradient_length
 from fgbench.trainers.replay import RandomStates
-from fgbench.trainers.rounding import allowance, moved_by_rounding
+from fgbench.trainers.rounding import allowance, largest, moved_by_rounding
 
 TOLERANCE = 1e-2
 """Largest error of a derivative in float32, as a share of its root mean square."""
@@ -117,8 +117,8 @@ def compare_step(
         states, start = RandomStates(), generator.get_state()
 
         def reference_at(inputs: Tensor) -> Reference | None:
-            with put_back(trainer, model, inputs.device):
-                return _reference_of(trainer, model, loss_fn, inputs, labels, generator)
+            with put_back(trainer, model, inputs.device), _refusing_reentrant_checkpoints():
+                return trainer.reference(model, loss_fn, inputs, labels, generator)
 
         def restart() -> None:
             generator.set_state(start)
@@ -142,17 +142,10 @@ def compare_step(
         return found.judge(trainer.options.name, tolerance)
 
 
-def _reference_of(
-    trainer: Trainer,
-    model: nn.Module,
-    loss_fn: LossFunction,
-    inputs: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
-) -> Reference | None:
-    """The trainer's reference; a model that cannot be differentiated for it is refused."""
+@contextlib.contextmanager
+def _refusing_reentrant_checkpoints() -> Iterator[None]:
     try:
-        return trainer.reference(model, loss_fn, inputs, labels, generator)
+        yield
     except RuntimeError as error:
         if "use_reentrant=True" not in str(error):
             raise
@@ -199,7 +192,7 @@ class _Errors:
     @property
     def worst(self) -> float:
         """The largest error; NaN where one is."""
-        return max(self._derivative_error, self.gradient_error, key=lambda error: (error != error, error))
+        return largest((self._derivative_error, self.gradient_error))
 
     @property
     def _derivative_error(self) -> float:

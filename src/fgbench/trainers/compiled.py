@@ -215,19 +215,22 @@ class CompiledPass:
         one_pass = OnePass(capture.model, 3 * len(directions) + 1)
 
         def trial(function: Callable[[Tensor, Any], Result], inputs: Tensor) -> Trial:
-            results, states = [], []
+            derivatives: list[Tensor] = []
+            gradient: list[Tensor] = []
+            state: list[Tensor] = []
             for direction in directions:
                 with one_pass:
                     loss, outputs, result = function(inputs, direction)
-                    results.append(
-                        [_copy(part) for part in ([result] if isinstance(result, Tensor) else result)]
-                    )
-                    states.append([_copy(part) for part in (*capture.model.buffers(), loss, outputs)])
-            # All directions are compared together: one derivative by itself may be small.
-            parts = [torch.stack(part) for part in zip(*results, strict=True)]
+                    if isinstance(result, Tensor):
+                        derivatives.append(_copy(result))
+                    else:
+                        gradient += map(_copy, result)
+                    state += map(_copy, (*capture.model.buffers(), loss, outputs))
             if capture.shifted:  # what counts is the difference of the losses on both sides
-                parts = [part[0::2] - part[1::2] for part in parts]
-            return Trial(parts, [part for state in states for part in state])
+                pairs = zip(derivatives[0::2], derivatives[1::2], strict=True)
+                derivatives = [first - second for first, second in pairs]
+            # All directions are compared together: one derivative by itself may be small.
+            return Trial([torch.stack(derivatives)] if derivatives else [], gradient, state)
 
         with one_pass:
             eager(inputs, directions[0])  # may refuse the model, in words of its own
