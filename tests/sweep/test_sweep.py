@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, write
+from sweep_runs import BASE, TWELVE, call, finish, reproducible, start, wait_for, write
 
 from fgbench.analysis.series import label_configs
 from fgbench.config.config import config_hash
@@ -28,7 +28,7 @@ def twelve(tmp_path_factory) -> tuple[Path, str]:
     """Twelve runs made two by two without an interruption, and what the command said."""
     folder = tmp_path_factory.mktemp("twelve")
     write(folder, TWELVE)
-    code, out, err = finish(start(folder, "--jobs", "2"))
+    code, out, err = call(folder, "--jobs", "2")
     assert (code, err) == (0, "")
     return folder, out
 
@@ -142,7 +142,7 @@ def test_shipped_sweeps_are_valid():
 
 def test_a_dry_run_lists_and_estimates_and_writes_nothing(tmp_path):
     write(tmp_path, TWELVE)
-    code, out, _ = finish(start(tmp_path, "--dry-run", "--jobs", "2"))
+    code, out, _ = call(tmp_path, "--dry-run", "--jobs", "2")
     assert code == 0
     assert out.count("forward-gradient, lr=") == 6
     assert "12 runs, 0 finished; about" in out
@@ -156,7 +156,7 @@ def test_finished_runs_are_skipped_and_others_added(twelve):
     assert "12 runs: 12 finished" in out
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("metrics.csv")}
     assert len(before) == 12
-    code, out, _ = finish(start(folder, "--seeds", "0-2", "-o", "optimizer.lr=0.01"))
+    code, out, _ = call(folder, "--seeds", "0-2", "-o", "optimizer.lr=0.01")
     assert code == 0
     assert "4 of 6 runs have ended already, skipped" in out
     assert out.count(": finished\n") == 2
@@ -194,13 +194,13 @@ def test_a_killed_driver_leaves_nothing_behind_and_its_repetition_makes_no_run_t
 
 def test_failed_runs_are_told_with_their_logs_and_the_others_go_on(tmp_path):
     write(tmp_path, BASE + "axes:\n  epochs: [1, 2, 3]\n")
-    code, _, _ = finish(start(tmp_path, "-o", "epochs=2"))
+    code, _, _ = call(tmp_path, "-o", "epochs=2")
     assert code == 0
     (run,) = (tmp_path / "results" / "s").iterdir()
     (run / "status.json").write_text('{"state": "failed"}')
     for state in run.glob("*.pt"):
         state.write_bytes(b"damaged")
-    code, out, err = finish(start(tmp_path))
+    code, out, err = call(tmp_path)
     assert code == 3
     assert out.count(": finished\n") == 2
     assert "no usable state is left" in err
@@ -224,6 +224,6 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(tmp_path):
 
 def test_exclusive_runs_are_made_one_at_a_time(tmp_path):
     write(tmp_path, BASE + "exclusive: true\n")
-    code, _, err = finish(start(tmp_path, "--jobs", "2"))
+    code, _, err = call(tmp_path, "--jobs", "2")
     assert code == 2
     assert "exclusive: true runs one at a time" in err
