@@ -4,9 +4,9 @@
 #
 #   scripts/reproduce.sh [--quick] [--data-dir FOLDER] [RESULTS]
 #
-# RESULTS: where to put it (default: reproduced). --quick: a small part of each with one seed, in under ten minutes, on
-# the images that are shipped. --data-dir: where MNIST and CIFAR-10 are; without it they are looked for where `fgbench data` says,
-# and downloaded. About a day on two CPU cores without --quick; timings want a machine that does nothing else.
+# RESULTS: where to put it (default: reproduced). --quick: a small part of each with one seed, in under ten minutes,
+# on the images that are shipped. --data-dir: where MNIST and CIFAR-10 are; without it they are looked for where
+# `fgbench data` says, and downloaded. About a day on two CPU cores without --quick; timings want a machine that does nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 quick=
@@ -72,7 +72,7 @@ if [ -n "$quick" ]; then
     tiny=(-o dataset.limit=80 -o dataset.test_limit=64)
     one=(-o trainer=feedback-forward-gradient)
 else
-    step "$out/bench/bench.csv" fgbench bench fc cnn --out "$out/bench"
+    step "$out/bench/bench.csv" fgbench bench fc cnn --rounds 15 --out "$out/bench"
     for model in vgg16 resnet18 vit; do
         step "$out/bench/$model/bench.csv" fgbench bench $model --rounds 5 --out "$out/bench/$model"
     done

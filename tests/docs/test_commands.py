@@ -121,7 +121,7 @@ def test_every_command_works_in_the_order_given(here, smaller_bench, capsys, pag
         [figure] = Path("demo").glob("fc_fashion-mnist-mini-limit-200-test_limit-50.png")
         assert figure.stat().st_size > 10_000
     if page == "docs/costs.md":
-        assert len(list(here.glob("results/bench/*/bench.csv"))) == 2
+        assert len(list(here.glob("results/bench/*/bench.csv"))) == 3
 
 
 @pytest.fixture(scope="module")
