@@ -1,8 +1,8 @@
 """How far rounding alone moves a derivative, where two ways of computing it are compared in one precision.
 
 On a deep network that is more than one expects: PyTorch's batch statistics on a CPU are right to five digits,
-a rounding switches a ReLU or the maximum of a pool, and layer by layer the derivative drifts by a percent or two.
-Comparisons measure it by moving every input to a neighbouring number.
+a rounding switches a ReLU or the maximum of a pool, and layer by layer the derivative drifts, by a percent or
+two in the end. Comparisons measure it by moving every input to a neighbouring number.
 """
 
 import math
