@@ -2,7 +2,7 @@
 
     python scripts/make_docs.py [--check]
 
-``docs/cli.md`` is written whole; in the other pages, what stands between two comments
+``docs/cli.md`` is written whole; in README and the other pages, what stands between two comments
 ``<!-- generated: NAME -->`` and ``<!-- end -->``. With ``--check`` nothing is written, and the exit code is 1
 where a page is not what the code says.
 """
@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import typer
 from fgbench.cli.app import COMMANDS, HELP, app
 from fgbench.config.describe import describe_component
 from fgbench.registry import TRAINERS
-from results_tables import HEAD, RESULTS, trainers_rows
+from results_tables import HEAD, RESULTS, SUMMARY, summary_rows, trainers_rows
 
 DATA = "Show which datasets are found where."
 DOCS = Path(__file__).parents[1] / "docs"
@@ -29,7 +30,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def main() -> int:
     """Write or check; returns the exit code."""
     pages = {DOCS / "cli.md": command_line()}
-    for path in sorted(DOCS.glob("*.md")):
+    for path in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))):
         text = pages.get(path, path.read_text())
         pages[path] = re.sub(
             r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end -->)",
@@ -132,13 +133,22 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in cells)
 
 
-def cnn_trainers() -> str:
-    """Every trainer of results/cnn_trainers."""
-    folder = RESULTS / "cnn_trainers"
-    return _table(HEAD, trainers_rows(folder, folder / "tuned" / "cnn_trainers_grid.csv"))
+def tuned_trainers(name: str) -> str:
+    """Every trainer of a folder of results."""
+    return _table(HEAD, trainers_rows(RESULTS / name, RESULTS / name / "tuned" / f"{name}_grid.csv"))
 
 
-BLOCKS = {"trainer_table": trainer_table, "trainer_options": trainer_options, "cnn_trainers": cnn_trainers}
+def summary() -> str:
+    """Every tuned trainer with its accuracies."""
+    return _table(("trainer", "uses backwards", *SUMMARY.values()), summary_rows())
+
+
+BLOCKS = {
+    "trainer_table": trainer_table,
+    "trainer_options": trainer_options,
+    "summary": summary,
+    **{name: partial(tuned_trainers, name) for name in SUMMARY},
+}
 """What stands between the comments of its name."""
 
 

@@ -1,4 +1,4 @@
-"""The tables of results in docs, from the runs in results/; make_docs.py fills them in."""
+"""The tables of results in README and docs, from the runs in results/; make_docs.py fills them in."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,6 +22,9 @@ HEAD = (
     *("trainer", "uses backwards", "rate", "test accuracy, 95 %", "minus backprop, 95 %", "beats frozen?"),
     *("noise of tuning", "forward passes", "memory, MiB"),
 )
+
+SUMMARY = {"trainers": "FC, 20 epochs", "cnn_trainers": "CNN, 10,000 images, 5 epochs"}
+"""Folders of tuned trainers, each with what its column of the summary is called."""
 
 
 def interval_text(values: Sequence[float], form: str = ".4f") -> str:
@@ -77,6 +80,18 @@ def trainers_rows(folder: Path, grid: Path) -> list[tuple[str, ...]]:
         )
         rows.append((fmean(values), cells))
     return [cells for _, cells in sorted(rows, key=lambda row: row[0], reverse=True)]
+
+
+def summary_rows() -> list[tuple[str, ...]]:
+    """Every tuned trainer with its test accuracy on every task of ``SUMMARY``, the most accurate first."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for folder in SUMMARY:
+        (task,) = make_tasks(load_results(RESULTS / folder))
+        for each in task.series:
+            key = (f"**{each.label}**" if each.trainer == "frozen" else short_label(each), each.uses_backwards)
+            cells.setdefault(key, {})[folder] = interval_text(accuracies(each.runs))
+    rows = [(*key, *(found.get(folder, "") for folder in SUMMARY)) for key, found in cells.items()]
+    return sorted(rows, key=lambda row: max(row[2:]), reverse=True)
 
 
 def short_label(series: Series) -> str:
