@@ -23,7 +23,11 @@ HEAD = (
     *("noise of tuning", "forward passes", "memory, MiB"),
 )
 
-SUMMARY = {"trainers": "FC, 20 epochs", "cnn_trainers": "CNN, 10,000 images, 5 epochs"}
+SUMMARY = {
+    "trainers": "FC, 20 epochs",
+    "mlp": "MLP of 3 x 512, 10 epochs",
+    "cnn_trainers": "CNN, 10,000 images, 5 epochs",
+}
 """Folders of tuned trainers, each with what its column of the summary is called."""
 
 
@@ -88,7 +92,8 @@ def summary_rows() -> list[tuple[str, ...]]:
     for folder in SUMMARY:
         (task,) = make_tasks(load_results(RESULTS / folder))
         for each in task.series:
-            key = (f"**{each.label}**" if each.trainer == "frozen" else short_label(each), each.uses_backwards)
+            label = f"**{short_label(each)}**" if each.trainer == "frozen" else short_label(each)
+            key = (label, each.uses_backwards)
             cells.setdefault(key, {})[folder] = interval_text(accuracies(each.runs))
     rows = [(*key, *(found.get(folder, "") for folder in SUMMARY)) for key, found in cells.items()]
     return sorted(rows, key=lambda row: max(row[2:]), reverse=True)
