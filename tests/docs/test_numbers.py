@@ -110,7 +110,7 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     said = f"reaches {fc[feedback]} on the FC (backprop {fc['backprop']}) and {mlp[feedback]} on three hidden"
     assert f"{said} layers (backprop {mlp['backprop']}, frozen {mlp['frozen']})" in text
     assert f"beats the control by {means('trainers')[feedback] - means('trainers')['frozen']:.4f}" in text
-    assert f"(10 epochs, at the FC's rates, results/mlp) the control falls to {mlp['frozen']}" in text
+    assert f"at the FC's rates, `results/mlp`) the control falls to {mlp['frozen']}" in text
     assert f"is {means('mlp')['backprop'] - means('mlp')[feedback]:.4f} behind backprop" in text
     said = (
         "reaches {} on the FC where backprop reaches {} and frozen {}, at {:.1f} times its step's time and "
@@ -124,7 +124,7 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
         rows.groupby("value")["val_accuracy"].mean().idxmax()
         for _, rows in control.groupby("epochs", sort=True)
     )
-    assert f"would have chosen {short:.2g} for frozen" in text
+    assert f"would have chosen {short:.2g} for `frozen`" in text
     assert f"where 20 epochs choose {whole:.2g}" in text
 
 
