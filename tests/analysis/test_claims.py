@@ -463,7 +463,7 @@ def test_benchmarked_steps_are_cases_too():
 
 def test_the_published_benchmarks_are_read():
     steps = load_steps(Path(__file__).parents[2] / "results" / "bench")
-    assert {each.model for each in steps} == {"fc", "cnn", "vgg16", "resnet18"}
+    assert {each.model for each in steps} == {"fc", "cnn", "vgg16", "resnet18", "vit"}
     assert all(each.time_ms > 0 and each.device == "cpu" for each in steps)
 
 
