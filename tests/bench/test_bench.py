@@ -104,7 +104,6 @@ def test_without_a_compiler_the_compiled_case_says_so_in_one_line(tmp_path, monk
 @pytest.mark.nightly
 def test_the_compiled_case_is_timed(monkeypatch):
     monkeypatch.setattr(bench, "IMAGE_SHAPE", (1, 8, 8))
-    monkeypatch.setattr(bench, "VARIANTS", {bench.BACKPROP: bench.VARIANTS[bench.BACKPROP]})
     monkeypatch.setattr(bench, "IN_LOOP", ())
     rows = {row.case: row for row in bench.bench_model("fc", 4, torch.device("cpu"), 2)}
     assert rows[bench.COMPILED].times_s

@@ -14,7 +14,9 @@ from fgbench.trainers.sampling import Drawn, watching_draws
 
 TITLE = "the directions it draws:"
 STEPS = 64
-"""Number of consecutive steps: equal entries have correlation 1 over them, others below ``EQUAL``."""
+"""Least number of consecutive steps: equal entries have correlation 1 over them, others below ``EQUAL``."""
+NUMBERS = 24_000
+"""At least so many are drawn: of fewer, a scale that is off by 5 % may be chance."""
 SAMPLES = 2
 """Samples of the batch that are used; draws for the others are no different."""
 STANDARD_ERRORS = 6.0
@@ -106,7 +108,7 @@ def check_sampler(
         steps = [_watch(trainer, model, loss_fn, (inputs, labels), generator)]
         if not steps[0].sizes:
             return _without_draws(trainer, model, loss_fn, (inputs, labels), seed)
-        for _ in range(STEPS - 1):
+        for _ in range(max(STEPS, NUMBERS // sum(steps[0].sizes)) - 1):
             steps.append(_watch(trainer, model, loss_fn, (inputs, labels), generator))
     if any(step.sizes != steps[0].sizes for step in steps):
         return Part.not_checked("sampler", TITLE, "it draws other directions in every step")
