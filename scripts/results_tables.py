@@ -87,7 +87,7 @@ def trainers_rows(folder: Path, grid: Path) -> list[tuple[str, ...]]:
 
 
 def summary_rows() -> list[tuple[str, ...]]:
-    """Every tuned trainer with its test accuracy on every task of ``SUMMARY``, the most accurate first."""
+    """Every tuned trainer with its test accuracy on every task of ``SUMMARY``, by that on the first task."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for folder in SUMMARY:
         (task,) = make_tasks(load_results(RESULTS / folder))
@@ -96,7 +96,7 @@ def summary_rows() -> list[tuple[str, ...]]:
             key = (label, each.uses_backwards)
             cells.setdefault(key, {})[folder] = interval_text(accuracies(each.runs))
     rows = [(*key, *(found.get(folder, "") for folder in SUMMARY)) for key, found in cells.items()]
-    return sorted(rows, key=lambda row: max(row[2:]), reverse=True)
+    return sorted(rows, key=lambda row: row[2:], reverse=True)
 
 
 def short_label(series: Series) -> str:

@@ -140,6 +140,20 @@ def test_a_sampler_off_by_5_percent_is_found(name, options, model, full, factor,
     assert part.consistent is (factor == 1.0), part.lines
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.05])
+def test_a_sampler_off_by_5_percent_is_found_on_a_few_parameters(factor, monkeypatch):
+    fill = sampling._fill_normal
+
+    def scaled(row, generator):
+        fill(row, generator)
+        row.mul_(factor)
+
+    monkeypatch.setattr(sampling, "_fill_normal", scaled)
+    inputs = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    part = check_sampler(ForwardGradient(), nn.Linear(4, 3), LOSS, inputs, torch.arange(2), seed=0)
+    assert part.consistent is (factor == 1.0), part.lines
+
+
 def sampled(monkeypatch, change):
     """The sampler's part, of a forward gradient whose tangents are changed after they were drawn."""
     fill = sampling._fill_normal

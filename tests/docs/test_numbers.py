@@ -91,7 +91,7 @@ def test_the_training_loss_rises_as_stated():
     assert f"training loss {lowest} and rises to {mean[100]:.2f} in epoch 100" in plain(PAGE)
 
 
-def means(folder: str) -> dict[str, float]:
+def mean_accuracies(folder: str) -> dict[str, float]:
     """The mean test accuracy of every trainer of a folder, by the name of its configuration."""
     paths = [path for path in (RESULTS / folder).iterdir() if path.is_dir() and path.name != "tuned"]
     return {
@@ -101,7 +101,8 @@ def means(folder: str) -> dict[str, float]:
 
 
 def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_grid_say():
-    fc, mlp = ({name: f"{mean:.4f}" for name, mean in means(each).items()} for each in ("trainers", "mlp"))
+    means = {folder: mean_accuracies(folder) for folder in ("trainers", "mlp")}
+    fc, mlp = ({name: f"{mean:.4f}" for name, mean in each.items()} for each in means.values())
     exact = "forward-gradient_exact_output_guess_rademacher_structure_rank1"
     feedback = "feedback-forward-gradient"
     text = plain(PAGE)
@@ -109,15 +110,14 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     assert f"not shown to beat them: {fc[exact]}." in text
     said = f"reaches {fc[feedback]} on the FC (backprop {fc['backprop']}) and {mlp[feedback]} on three hidden"
     assert f"{said} layers (backprop {mlp['backprop']}, frozen {mlp['frozen']})" in text
-    assert f"beats the control by {means('trainers')[feedback] - means('trainers')['frozen']:.4f}" in text
+    assert f"beats the control by {means['trainers'][feedback] - means['trainers']['frozen']:.4f}" in text
     assert f"at the FC's rates, `results/mlp`) the control falls to {mlp['frozen']}" in text
-    assert f"is {means('mlp')['backprop'] - means('mlp')[feedback]:.4f} behind backprop" in text
-    said = (
-        "reaches {} on the FC where backprop reaches {} and frozen {}, at {:.1f} times its step's time and "
-    )
+    assert f"is {means['mlp']['backprop'] - means['mlp'][feedback]:.4f} behind backprop" in text
+    said = "reaches {} on the FC where backprop reaches {} and frozen {}, "
     step = pd.read_csv(BENCH / "bench.csv").set_index(["model", "case"]).loc["fc", feedback]
-    said = said.format(fc[feedback], fc["backprop"], fc["frozen"], step["time_to_backprop"])
-    assert f"{said}{step['memory_to_backprop']:.1f} times its memory (SGD)" in plain(README)
+    said = said.format(fc[feedback], fc["backprop"], fc["frozen"])
+    costs = f"at {step['time_to_backprop']:.1f} times the time of backprop's step and "
+    assert f"{said}{costs}{step['memory_to_backprop']:.1f} times its memory (SGD)" in plain(README)
     trials = pd.read_csv(RESULTS / "trainers" / "tuned" / "trainers_grid.csv")
     control = trials[trials["trainer"] == "frozen"]
     short, whole = (
@@ -130,11 +130,7 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
 
 def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say():
     folder = RESULTS / "cnn_trainers"
-    reached = {
-        path.name.removeprefix("cnn_fashion-mnist_"): accuracy(load_results(path)).split()[0]
-        for path in folder.iterdir()
-        if path.is_dir() and path.name != "tuned"
-    }
+    reached = {name: f"{mean:.4f}" for name, mean in mean_accuracies(folder.name).items()}
     text = plain(PAGE)
     assert f"a trained output layer reach {reached['frozen']}" in text
     assert float(reached["feedback-forward-gradient"]) < float(reached["frozen"])

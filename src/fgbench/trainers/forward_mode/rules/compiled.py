@@ -50,7 +50,8 @@ def batch_norm(
     def wide(each: Tensor) -> Tensor:
         return each.view(*each.shape[:-1], 1, -1, *[1] * (x.dim() - 2))
 
-    mu, var = torch.batch_norm_update_stats(x, None, None, momentum)  # as backprop rounds them
+    # As backprop rounds them; what it does to running statistics a capture would not see.
+    mu, var = torch.batch_norm_update_stats(x, None, None, momentum)
     count = x.numel() // x.shape[1]
     if mean is not None and variance is not None:
         mean.lerp_(mu, momentum)
