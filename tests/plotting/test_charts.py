@@ -1,14 +1,21 @@
 """Charts beyond the four panels: what they show, what they need, and how they are written."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from fake_results import make_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.path import Path as LinePath
+from matplotlib.text import Text
 
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
 from fgbench.cli.results import FigureStyle
 from fgbench.errors import ConfigError
+from fgbench.plotting.charts import name_points
 from fgbench.plotting.figures import KINDS, compose, plot_results
 from fgbench.plotting.style import SHEETS, trainer_hue
 from fgbench.storage.run_directory import RunDirectory
@@ -69,6 +76,24 @@ def test_points_are_named_where_there_is_room(tmp_path):
         make_run(tmp_path, trainer)
     names = {text.get_text() for text in draw(tmp_path, "tradeoff").axes[1].texts}
     assert names == {"backprop", "forward-gradient", "zeroth-order"}
+
+
+@pytest.mark.parametrize("seed", [2, 3, 8])
+def test_a_line_to_a_name_that_stands_away_crosses_no_other_name(seed):
+    axes = Figure((6, 3)).subplots()
+    series = [SimpleNamespace(label=f"trainer {number}, option=value") for number in range(7)]
+    places = np.random.default_rng(seed).uniform(0.3, 0.7, (7, 2))
+    for each, (x, y) in zip(series, places, strict=True):
+        axes.errorbar(x, y, 0.005, 0.005, fmt="o").set_label(each.label)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    name_points(axes, series, [], numbered=True)
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    boxes = {text: Text.get_window_extent(text, renderer) for text in axes.texts}
+    away = [text for text in axes.texts if text.arrow_patch]
+    assert away
+    for text in away:
+        line = LinePath([(boxes[text].p0 + boxes[text].p1) / 2, axes.transData.transform(text.xy)])
+        assert not any(line.intersects_bbox(box) for other, box in boxes.items() if other is not text)
 
 
 def test_a_negative_cosine_is_inside_the_axes(tmp_path):

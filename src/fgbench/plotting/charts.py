@@ -1,6 +1,6 @@
 """Charts beyond the four panels: over time, trade-offs, gradient quality, swept keys."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any, cast
@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.path import Path as LinePath
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
@@ -225,7 +226,8 @@ def name_points(
     """A name beside every point where one fits without touching a name, a point, a whisker or the border.
 
     Where there are more points than ``MOST_LABELS`` none. With ``numbered`` these have the places of their
-    series, from 1, and what does not fit beside a point stands away from it, joined to it by a thin line.
+    series, from 1, and what does not fit beside a point stands away from it, joined to it by a thin line that
+    crosses no name.
     """
     points = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
     many = len(series) > MOST_LABELS
@@ -239,6 +241,8 @@ def name_points(
     drawn = [[_extent(axes, each) for each in (bars.lines[0], *bars.lines[2])] for bars in points]
     taken = [box for boxes in drawn for box in boxes]
     taken += [_extent(axes, line) for line in axes.lines if line.get_gid() == ACROSS]
+    names: list[Bbox] = []
+    joints: list[LinePath] = []
     places = {each.label: str(place) for place, each in enumerate(series, 1)}
     for bars, boxes in zip(points, drawn, strict=True):
         own, line = Bbox.union(boxes), bars.lines[0]
@@ -264,10 +268,19 @@ def name_points(
             box = Text.get_window_extent(text, renderer)  # without the line
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
             inside &= axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
-            if inside and box.count_overlaps(taken) == 0:
-                taken.append(box)
+            joint = [LinePath([((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), (x, y)])]
+            joint = joint if place >= len(near) else []
+            free = box.count_overlaps(taken + names) == 0 and not _cross(joints, [box])
+            if inside and free and not _cross(joint, names):
+                names.append(box)
+                joints += joint
                 break
             text.remove()
+
+
+def _cross(lines: Iterable[LinePath], boxes: Sequence[Bbox]) -> bool:
+    """Whether one of the lines crosses one of the boxes."""
+    return any(line.intersects_bbox(box) for line in lines for box in boxes)
 
 
 def _extent(axes: Axes, drawn: Artist) -> Bbox:

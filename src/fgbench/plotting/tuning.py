@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from fgbench.plotting.style import SHEETS, STYLE, add_title, plain, save_figure, trainer_hue
 from fgbench.registry import TRAINERS
 
-PANEL_HEIGHT = 2.6
+PANEL_HEIGHT, LINE_HEIGHT = 2.6, 0.19
+"""Inches of a panel without its legend, and of a line of that."""
 
 
 def plot_tuning(curves: Path) -> list[Path]:
@@ -27,7 +28,8 @@ def plot_tuning(curves: Path) -> list[Path]:
     tasks = list(dict.fromkeys(table["task"]))
     sheet = SHEETS["screen"]
     with mpl.rc_context(STYLE):
-        size = (sheet.width, 0.5 + PANEL_HEIGHT * len(tasks))
+        lines = table.groupby("task")["run"].nunique().max()
+        size = (sheet.width, 0.5 + (PANEL_HEIGHT + LINE_HEIGHT * lines) * len(tasks))
         figure = Figure(size, layout="constrained")
         for axes, task in zip(figure.subplots(len(tasks), squeeze=False).flat, tasks, strict=True):
             _draw(axes, task, table[table["task"] == task])
@@ -65,7 +67,7 @@ def _draw(axes: Axes, task: str, table: pd.DataFrame) -> None:
         task += f": first {fewest} epochs (thin lines), then {most}"
     axes.set_xscale("log")
     axes.set(xlabel=table["key"].iloc[0], ylabel="validation accuracy", title=plain(task))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.25))
 
 
 def _means(rows: pd.DataFrame) -> pd.Series:
