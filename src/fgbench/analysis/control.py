@@ -8,6 +8,7 @@ from typing import Any
 
 from fgbench.analysis.compare import Comparison, compare_pair, p_value
 from fgbench.analysis.pairing import (
+    CONTROL,
     TUNABLE,
     Pair,
     Task,
@@ -23,7 +24,6 @@ from fgbench.analysis.series import Series
 from fgbench.analysis.statistics import adjust_holm
 from fgbench.formatting import format_number
 
-CONTROL = "frozen"
 UNCOMPARED = (CONTROL, "backprop")
 """Trainers that are not compared with the control: the control itself, and backprop."""
 

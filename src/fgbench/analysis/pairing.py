@@ -15,6 +15,11 @@ from fgbench.registry import TRAINERS
 TUNABLE = ("optimizer.", "schedule.", "clip_gradient_norm")
 """Settings that may differ between two trainers in one experiment, since each has its own best values."""
 
+RATE, EXACT_RATE = "optimizer.lr", "optimizer.exact_lr"
+
+CONTROL = "frozen"
+"""The trainer that trains the output layer alone."""
+
 PLACES = ("device", "dataset.dir")
 """Settings that name folders or devices; the kind of device is taken from the environment."""
 
@@ -61,9 +66,16 @@ class Pair:
 
     @property
     def other_settings(self) -> list[str]:
-        """Differences besides the trainer, such as ``optimizer.lr 0.0001 / 0.001``."""
+        """Differences besides the trainer, such as ``optimizer.lr 0.0001 / 0.001``.
+
+        A frozen body has no learning rate. So rates do not differ where the control's output layer has the
+        rate that the series' has by ``optimizer.exact_lr``: the control is the series with an untrained body.
+        """
         mine, other = settings(self.series), settings(self.baseline)
-        return [f"{key} {mine.get(key)} / {other.get(key)}" for key in setting_differences(mine, other)]
+        different = setting_differences(mine, other)
+        if self.baseline.trainer == CONTROL and mine.get(EXACT_RATE) == other.get(RATE):
+            different = [key for key in different if key not in (RATE, EXACT_RATE)]
+        return [f"{key} {mine.get(key)} / {other.get(key)}" for key in different]
 
     @property
     def environments(self) -> list[str]:
