@@ -51,6 +51,17 @@ def test_long_trainings_are_told_in_minutes_or_hours(tmp_path):
     assert draw(tmp_path, "tradeoff").axes[0].lines[0].get_xdata()[0] == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize(("kind", "axes"), [("time", 0), ("tradeoff", 0), ("cost", 1)])
+@pytest.mark.parametrize("note", [None, "other processes kept 1.0 of 2 CPU cores busy"])
+def test_an_axis_of_times_tells_where_other_work_disturbed_them(tmp_path, kind, axes, note):
+    for trainer in ("backprop", "frozen"):
+        cells = {"timing_note": note} if note else {}
+        make_run(tmp_path, trainer, cells=cells, summary={"forward_passes_per_step": 1.0})
+    label = draw(tmp_path, kind).axes[axes].get_xlabel()
+    assert label.startswith("training time, ")
+    assert label.endswith(", beside other work") == bool(note)
+
+
 def test_a_point_has_its_seeds_mean_and_whiskers_from_smallest_to_largest(tmp_path):
     for seed in range(3):
         make_run(tmp_path, seed=seed)

@@ -36,6 +36,11 @@ def training_time(run: RunRecord) -> float:
     return float(run.metrics["epoch_time_s"].sum()) if run.metrics["epoch_time_s"].notna().any() else np.nan
 
 
+def longest_time(series: Sequence[Series]) -> float:
+    """The longest training time of all runs, in seconds."""
+    return max((training_time(run) for each in series for run in each.averaged), default=0.0)
+
+
 def draw_loss_over_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Training loss over the time spent training."""
     axes.set(title="Training loss over time", ylabel="mean over the epoch")
@@ -50,10 +55,8 @@ def draw_accuracy_over_time(axes: Axes, series: Sequence[Series], looks: Sequenc
 
 def draw_time_tradeoff(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Final test accuracy against the time it took."""
-    unit, seconds = time_unit(
-        max((training_time(run) for each in series for run in each.averaged), default=0)
-    )
-    axes.set(title="Accuracy against time", xlabel=f"training time, {unit}", ylabel="final test accuracy")
+    seconds = label_time(axes, series, longest_time(series))
+    axes.set(title="Accuracy against time", ylabel="final test accuracy")
     return draw_points(axes, series, looks, lambda run: training_time(run) / seconds)
 
 
@@ -172,8 +175,7 @@ def _draw_over_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look],
         times = each.curve("epoch_time_s").cumsum().mean(axis=1).reindex(values.index)
         curves.append((values, times))
     longest = max((times.max() for _, times in curves if len(times)), default=0.0)
-    unit, seconds = time_unit(longest)
-    axes.set_xlabel(f"training time, {unit}")
+    seconds = label_time(axes, series, longest)
     for (values, times), look in zip(curves, looks, strict=True):
         x = times / seconds
         axes.plot(x, values.mean(axis=1), **look, marker="o" if len(x) == 1 else "", markersize=4)
@@ -184,9 +186,15 @@ def _draw_over_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look],
     return set()
 
 
-def time_unit(longest_s: float) -> tuple[str, float]:
-    """A unit in which ``longest_s`` is easy to read, and its seconds."""
-    return ("h", 3600.0) if longest_s > 3 * 3600 else ("min", 60.0) if longest_s > 300 else ("s", 1.0)
+def label_time(axes: Axes, series: Sequence[Series], longest: float) -> float:
+    """Label the axis of training times up to ``longest`` seconds; seconds of the unit chosen for it.
+
+    The label says where other work disturbed times, which are then not to be compared.
+    """
+    unit, seconds = ("h", 3600.0) if longest > 3 * 3600 else ("min", 60.0) if longest > 300 else ("s", 1.0)
+    disturbed = any(run.notes("timing_note") for each in series for run in each.averaged)
+    axes.set_xlabel(f"training time, {unit}{', beside other work' if disturbed else ''}")
+    return seconds
 
 
 def draw_points(

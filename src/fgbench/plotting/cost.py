@@ -12,7 +12,14 @@ from fgbench.analysis.pairing import closest_to_defaults, mean_validation_accura
 from fgbench.analysis.readings import passes_over_data
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
-from fgbench.plotting.charts import ACROSS, draw_points, final_accuracy, time_unit, training_time
+from fgbench.plotting.charts import (
+    ACROSS,
+    draw_points,
+    final_accuracy,
+    label_time,
+    longest_time,
+    training_time,
+)
 from fgbench.plotting.style import Look
 
 NOT_BEATING = "not shown to beat frozen"
@@ -32,14 +39,8 @@ def draw_accuracy_by_passes(axes: Axes, series: Sequence[Series], looks: Sequenc
 
 def draw_accuracy_by_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Final test accuracy against the time that training took."""
-    unit, seconds = time_unit(
-        max((training_time(run) for each in series for run in each.averaged), default=0)
-    )
-    axes.set(
-        title=f"Accuracy against time ({LINES})",
-        xlabel=f"training time, {unit}",
-        ylabel="final test accuracy",
-    )
+    seconds = label_time(axes, series, longest_time(series))
+    axes.set(title=f"Accuracy against time ({LINES})", ylabel="final test accuracy")
     return _draw(axes, series, looks, lambda run: training_time(run) / seconds)
 
 
