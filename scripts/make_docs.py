@@ -135,7 +135,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def tuned_trainers(name: str) -> str:
     """Every trainer of a folder of results."""
-    return _table(HEAD, trainers_rows(RESULTS / name, RESULTS / name / "tuned" / f"{name}_grid.csv"))
+    return _table(HEAD, trainers_rows(RESULTS / name))
 
 
 def summary() -> str:

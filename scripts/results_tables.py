@@ -52,12 +52,12 @@ def accuracies(runs: Sequence[RunRecord]) -> list[float]:
     return [read(run, ACCURACY) for run in sorted(runs, key=lambda run: run.seed)]
 
 
-def trainers_rows(folder: Path, grid: Path) -> list[tuple[str, ...]]:
+def trainers_rows(folder: Path) -> list[tuple[str, ...]]:
     """Every trainer of one task, the most accurate first, with its control and what tuning leaves open.
 
     Args:
-        folder: of the runs, all of one model, dataset and number of epochs.
-        grid: the table that tuning on this task wrote.
+        folder: of the runs, all of one model, dataset and number of epochs, and of the tables that tuning on
+            this task wrote.
 
     Returns:
         The cells of each row, below ``HEAD``.
@@ -65,11 +65,11 @@ def trainers_rows(folder: Path, grid: Path) -> list[tuple[str, ...]]:
     (task,) = make_tasks(load_results(folder))
     controls = compare_with_control([task])
     baseline = {run.seed: run for each in task.series if each.trainer == "backprop" for run in each.runs}
-    trials = {short_name(str(name)): rows for name, rows in pd.read_csv(grid).groupby("run")}
     rows = []
     for each in task.series:
         values = accuracies(each.runs)
-        behind = [read(run, ACCURACY) - read(baseline[run.seed], ACCURACY) for run in each.runs]
+        pairs = [(run, baseline[run.seed]) for run in each.runs if run.seed in baseline]
+        behind = [read(run, ACCURACY) - read(other, ACCURACY) for run, other in pairs]
         judged = controls.get(each.runs[0].path)
         cells = (
             short_label(each),
@@ -78,12 +78,19 @@ def trainers_rows(folder: Path, grid: Path) -> list[tuple[str, ...]]:
             interval_text(values),
             "" if each.trainer == "backprop" else interval_text(behind, "+.4f"),
             judged.verdict if judged else "",
-            f"{tuning_noise(trials[str(each.runs[0].config['name'])]):.4f}",
+            f"{tuning_noise(trials_of(each.runs[0])):.4f}",
             number(each, lambda run: run.forward_passes_per_step, ".2f"),
             number(each, lambda run: read(run, "peak_memory_mib"), ".1f"),
         )
         rows.append((fmean(values), cells))
     return [cells for _, cells in sorted(rows, key=lambda row: row[0], reverse=True)]
+
+
+def trials_of(run: RunRecord) -> pd.DataFrame:
+    """The trials that chose a run's learning rate, from the nearest table of tuning."""
+    grid = next(grid for folder in run.path.parents for grid in folder.glob("tuned/*_grid.csv"))
+    trials = pd.read_csv(grid)
+    return trials[trials["run"].map(short_name) == run.config["name"]]
 
 
 def summary_rows() -> list[tuple[str, ...]]:

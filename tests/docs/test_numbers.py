@@ -16,6 +16,7 @@ from fgbench.analysis.claims.claims import audit
 from fgbench.analysis.claims.verdicts import Verdict
 from fgbench.analysis.readings import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results, read_results
+from fgbench.analysis.statistics import summarise_differences
 from fgbench.analysis.time_to import geometric_mean
 from fgbench.checks import formula, verify
 from fgbench.models.fc import build_fc
@@ -93,7 +94,7 @@ def test_the_training_loss_rises_as_stated():
 
 def mean_accuracies(folder: str) -> dict[str, float]:
     """The mean test accuracy of every trainer of a folder, by the name of its configuration."""
-    paths = [path for path in (RESULTS / folder).iterdir() if path.is_dir() and path.name != "tuned"]
+    paths = [path for path in (RESULTS / folder).iterdir() if list(path.glob("s*/metrics.csv"))]
     return {
         path.name.partition("fashion-mnist_")[2]: statistics.mean(accuracies(load_results(path)))
         for path in paths
@@ -128,12 +129,42 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     assert f"where 20 epochs choose {whole:.2g}" in text
 
 
+def gain(other: str, conclusion: str) -> float:
+    """Mean gain, by seed, of feedback with a rate of its own for the output layer over other runs of the CNN.
+
+    Args:
+        other: the folder's name behind the dataset.
+        conclusion: what the 95 % interval has to say: ``not shown``, or ``shown to be better`` or ``worse``.
+    """
+    folder = RESULTS / "cnn_trainers"
+    mine, theirs = (
+        {run.seed: read(run, "test_accuracy") for run in load_results(path)}
+        for path in (folder / "exact_lr", folder / f"cnn_fashion-mnist_{other}")
+    )
+    found = summarise_differences([mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())])
+    low, high = found.interval
+    assert conclusion == (
+        "shown to be better" if low > 0 else "shown to be worse" if high < 0 else "not shown"
+    )
+    return found.mean
+
+
 def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say():
     folder = RESULTS / "cnn_trainers"
     reached = {name: f"{mean:.4f}" for name, mean in mean_accuracies(folder.name).items()}
     text = plain(PAGE)
     assert f"a trained output layer reach {reached['frozen']}" in text
     assert float(reached["feedback-forward-gradient"]) < float(reached["frozen"])
+    (exact,) = mean_accuracies("cnn_trainers/exact_lr").values()
+    said = f"{exact:.4f}, where frozen reaches {reached['frozen']} and backprop {reached['backprop']}"
+    assert f"The CNN learns little more than its output layer: {said}" in plain(README)
+    ahead = gain("frozen", "shown to be better")
+    assert f"by a little, {exact:.4f} to {reached['frozen']}, if its output layer has" in text
+    assert f"the best one beats it by {ahead:.4f} on the same five seeds" in text
+    assert f"`exact_stages: 2`, {gain('frozen_exact_stages_2', 'not shown'):.4f} below" in text
+    behind = -gain("backprop", "shown to be worse")
+    assert f"backprop is {behind:.4f} ahead" in text
+    assert f"stays {behind:.4f} behind backprop" in text
     assert (
         f"enough for {reached['feedback-alignment_feedback_sign']} of backprop's {reached['backprop']}"
         in text
