@@ -104,7 +104,7 @@ train cnn_trainers cnn_trainers 5 "[0, 1, 2]" "${telling:-*}" -o dataset.limit=1
 train exact_lr cnn_trainers/exact_lr 5 "[0, 1, 2, 3, 4]" "*" -o dataset.limit=12500 -o dataset.test_limit=null
 if [ -z "$quick" ]; then
     fgbench run "$out/cnn_trainers/tuned/cnn_fashion-mnist_frozen.yaml" --seeds 3-4 --results "$out/cnn_trainers" \
-        -o epochs=5 -o dataset.limit=12500 -o dataset.test_limit=null
+        "${data[@]}" -o epochs=5 -o dataset.limit=12500 -o dataset.test_limit=null
 fi
 best="backprop frozen feedback-forward-gradient"
 train cnn_trainers cnn_best 5 "[0, 1, 2]" "${telling:-$best}" -o dataset.limit=null -o dataset.test_limit=null
