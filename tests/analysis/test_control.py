@@ -49,13 +49,21 @@ def test_the_control_is_taken_at_its_own_best_rate_not_at_the_trainers():
     assert found.rates == "0.0001 / 0.01"
 
 
-@pytest.mark.parametrize(("exact", "tuned_apart"), [(0.5, False), (0.4, True), (None, True)])
-def test_a_control_whose_output_layer_has_the_same_rate_was_not_tuned_apart(exact, tuned_apart):
+@pytest.mark.parametrize(
+    ("trainer", "exact", "tuned_apart"),
+    [
+        ("feedback-forward-gradient", 0.5, False),
+        ("feedback-forward-gradient", 0.4, True),
+        ("feedback-forward-gradient", None, True),
+        ("local-loss", 0.5, True),  # its whole last block has an exact gradient
+    ],
+)
+def test_a_control_whose_output_layer_has_the_same_rate_was_not_tuned_apart(trainer, exact, tuned_apart):
     """Both differ in nothing but the body, which has a rate of its own where it is trained."""
     records = make_seeds("frozen", FROZEN, optimizer__lr=0.5)
     above = [each + 0.01 + 0.001 * k for k, each in enumerate(FROZEN)]
     rates = {"optimizer__lr": 1e-4} | ({"optimizer__exact_lr": exact} if exact else {})
-    found = verdict(records + make_seeds("feedback-forward-gradient", above, **rates), "feedback")
+    found = verdict(records + make_seeds(trainer, above, **rates), trainer)
     reason = "no claim: tuned apart, and by less than the noise of tuning (0.02) (+0.0110)"
     assert found.verdict == (reason if tuned_apart else "yes (+0.0110)")
 

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from fgbench.config.config import Config
 from fgbench.datasets.base import load_splits
@@ -34,7 +33,7 @@ def make_training(**changes) -> TrainingState:
 
 
 def parameters(training: TrainingState) -> torch.Tensor:
-    return nn.utils.parameters_to_vector(training.model.parameters()).detach().clone()
+    return torch.cat([param.detach().flatten() for param in training.model.parameters()])
 
 
 def watch_batches(training: TrainingState) -> list[torch.Tensor]:
@@ -59,6 +58,24 @@ def test_the_learning_rate_of_exact_gradients_needs_some_that_are_exact_and_some
     for trainer, which in (("backprop", "every"), ("frozen", "every"), ("forward-gradient", "no")):
         with pytest.raises(ConfigError, match=f"optimizer.exact_lr: .*{trainer} {which} parameter"):
             make_training(trainer=trainer, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("body", [1e-30, 1e-2])
+def test_a_body_whose_rate_vanishes_beside_exact_lr_is_the_frozen_control(body) -> None:
+    trained = {}
+    for trainer, rates in (
+        ("frozen", {"lr": 0.1}),
+        ("feedback-forward-gradient", {"lr": body, "exact_lr": 0.1}),
+        ({"name": "forward-gradient", "exact_output": True}, {"lr": body, "exact_lr": 0.1}),
+    ):
+        model = {"name": "cnn", "width": 4, "hidden": 8}
+        training = make_training(trainer=trainer, model=model, optimizer={"name": "adam"} | rates)
+        for _ in range(2):
+            start_next_epoch(training)
+            train_epoch(training)
+        trained[str(trainer)] = parameters(training)
+    control, *others = trained.values()
+    assert all(torch.equal(each, control) == (body < 1e-20) for each in others)
 
 
 def test_trainers_of_one_seed_share_weights_split_and_batch_order() -> None:

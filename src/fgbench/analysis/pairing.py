@@ -10,6 +10,7 @@ from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series, distinguishing_words, group_series
 from fgbench.analysis.settings import default_options, is_off, not_default
+from fgbench.options import Backwards
 from fgbench.registry import TRAINERS
 
 TUNABLE = ("optimizer.", "schedule.", "clip_gradient_norm")
@@ -69,11 +70,13 @@ class Pair:
         """Differences besides the trainer, such as ``optimizer.lr 0.0001 / 0.001``.
 
         A frozen body has no learning rate. So rates do not differ where the control's output layer has the
-        rate that the series' has by ``optimizer.exact_lr``: the control is the series with an untrained body.
+        rate that the series' has by ``optimizer.exact_lr``: with a rate of 0 for its body it would be the
+        control. (With anything but nothing backwards, more than the output layer has an exact gradient.)
         """
         mine, other = settings(self.series), settings(self.baseline)
         different = setting_differences(mine, other)
-        if self.baseline.trainer == CONTROL and mine.get(EXACT_RATE) == other.get(RATE):
+        alone = self.series.uses_backwards == Backwards.NOTHING
+        if self.baseline.trainer == CONTROL and alone and mine.get(EXACT_RATE) == other.get(RATE):
             different = [key for key in different if key not in (RATE, EXACT_RATE)]
         return [f"{key} {mine.get(key)} / {other.get(key)}" for key in different]
 
