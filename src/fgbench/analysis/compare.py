@@ -296,7 +296,7 @@ def below_tuning_noise(pair: Pair, measure: Column, mean: float) -> str:
     tuned_apart = any(each.startswith(TUNABLE) for each in pair.other_settings)
     accuracy = measure.learns and measure.name.endswith("accuracy")
     if accuracy and tuned_apart and abs(mean) < TUNING_NOISE:
-        return f"tuned apart, and by less than the noise of tuning ({TUNING_NOISE:g})"
+        return f"tuned apart, and by less than tuning may decide ({TUNING_NOISE:g})"
     return ""
 
 
