@@ -96,12 +96,14 @@ tune=(fgbench tune --jobs "$jobs" "${data[@]}")
     -o dataset.test_limit=1000 -o epochs=2 "${small[@]}" "${one[@]}"
 "${tune[@]}" configs/sweeps/cnn_exact_lr.yaml --results "$out/cnn_trainers/exact_lr" -o dataset.limit=6000 \
     -o dataset.test_limit=1000 -o epochs=2 "${small[@]}"
+"${tune[@]}" configs/sweeps/cnn_control.yaml --results "$out/cnn_trainers/control" "${small[@]}"
 telling=${quick:+feedback-forward-gradient}
 train trainers trainers 20 "[0, 1, 2, 3, 4]" "${telling:-*}"
 train trainers mlp 10 "[0, 1, 2]" "${telling:-backprop frozen feedback-forward-gradient feedback-alignment_feedback_sign local-loss}" \
     -o model.hidden=512 -o model.layers=3
 train cnn_trainers cnn_trainers 5 "[0, 1, 2]" "${telling:-*}" -o dataset.limit=12500 -o dataset.test_limit=null
 train exact_lr cnn_trainers/exact_lr 5 "[0, 1, 2, 3, 4]" "*" -o dataset.limit=12500 -o dataset.test_limit=null
+train control cnn_trainers/control 5 "[0, 1, 2, 3, 4]" "*"
 if [ -z "$quick" ]; then
     fgbench run "$out/cnn_trainers/tuned/cnn_fashion-mnist_frozen.yaml" --seeds 3-4 --results "$out/cnn_trainers" \
         "${data[@]}" -o epochs=5 -o dataset.limit=12500 -o dataset.test_limit=null

@@ -8,7 +8,7 @@ from statistics import fmean
 import pandas as pd
 
 from fgbench.analysis.control import compare_with_control
-from fgbench.analysis.pairing import make_tasks
+from fgbench.analysis.pairing import make_tasks, mean_validation_accuracy
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.series import Series
@@ -94,11 +94,14 @@ def trials_of(run: RunRecord) -> pd.DataFrame:
 
 
 def summary_rows() -> list[tuple[str, ...]]:
-    """Every tuned trainer with its test accuracy on every task of ``SUMMARY``, by that on the first task."""
+    """Every tuned trainer with its test accuracy on every task of ``SUMMARY``, by that on the first task.
+
+    Of several rates, the one of the best validation accuracy.
+    """
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for folder in SUMMARY:
         (task,) = make_tasks(load_results(RESULTS / folder))
-        for each in task.series:
+        for each in sorted(task.series, key=mean_validation_accuracy):
             label = f"**{short_label(each)}**" if each.trainer == "frozen" else short_label(each)
             key = (label, each.uses_backwards)
             cells.setdefault(key, {})[folder] = interval_text(accuracies(each.runs))
