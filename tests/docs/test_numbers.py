@@ -51,18 +51,22 @@ STUDY = {
 }
 
 
+def study_runs(model: str, name: str) -> list[RunRecord]:
+    """The three runs as the study sets them."""
+    earlier = (model, name) == ("cnn", "forward-gradient (the study's)")
+    return select(RESULTS / ("cnn_fg" if earlier else model), STUDY[name])
+
+
 @pytest.mark.parametrize("name", STUDY)
 def test_accuracies_of_the_study_are_those_of_the_runs(name):
     cells = [cell.strip() for cell in row(PAGE, name).split("|")[1:-1]]
-    assert cells[1:] == [
-        interval_text(accuracies(select(RESULTS / folder, STUDY[name]))) for folder in ("fc", "cnn")
-    ]
+    assert cells[1:] == [interval_text(accuracies(study_runs(model, name))) for model in ("fc", "cnn")]
 
 
 def test_what_the_readme_says_of_the_study_is_what_the_runs_reached():
     reached = [
-        interval_text(accuracies(select(RESULTS / folder, STUDY[name]))).split()[0]
-        for folder in ("fc", "cnn")
+        interval_text(accuracies(study_runs(model, name))).split()[0]
+        for model in ("fc", "cnn")
         for name in ("forward-gradient (the study's)", "backprop")
     ]
     said = "it reaches {} on the FC where backprop reaches {}, and {} on the CNN where backprop reaches {}."
