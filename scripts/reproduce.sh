@@ -100,14 +100,14 @@ train trainers mlp 10 "[0, 1, 2]" "${telling:-backprop frozen feedback-forward-g
     -o model.hidden=512 -o model.layers=3
 train cnn_trainers cnn_trainers 5 "[0, 1, 2]" "${telling:-*}" -o dataset.limit=12500 -o dataset.test_limit=null
 if [ -z "$quick" ]; then # variants of the same
-    part=(-o epochs=5 -o dataset.limit=12500 -o dataset.test_limit=null)
+    size=(-o epochs=5 -o dataset.limit=12500 -o dataset.test_limit=null)
     fgbench run "$out/cnn_trainers/tuned/cnn_fashion-mnist_frozen.yaml" --seeds 3-4 --results "$out/cnn_trainers" \
-        "${data[@]}" "${part[@]}"
+        "${data[@]}" "${size[@]}"
     "${tune[@]}" configs/sweeps/cnn_control.yaml --results "$out/cnn_trainers/control"
     train control cnn_trainers/control 5 "[0, 1, 2, 3, 4]" "*"
     "${tune[@]}" configs/sweeps/cnn_exact_lr.yaml --results "$out/cnn_trainers/exact_lr" -o dataset.limit=6000 \
         -o dataset.test_limit=1000 -o epochs=2
-    train exact_lr cnn_trainers/exact_lr 5 "[0, 1, 2, 3, 4]" "*" "${part[@]:2}"
+    train exact_lr cnn_trainers/exact_lr 5 "[0, 1, 2, 3, 4]" "*" "${size[@]:2}"
 fi
 best="backprop frozen feedback-forward-gradient"
 train cnn_trainers cnn_best 5 "[0, 1, 2]" "${telling:-$best}" -o dataset.limit=null -o dataset.test_limit=null
