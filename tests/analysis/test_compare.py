@@ -10,7 +10,7 @@ from fake_results import make_run
 from typer.testing import CliRunner
 
 from fgbench.analysis.compare import compare, compare_pair, find_measure, pair_all
-from fgbench.analysis.compare_tables import compare_report
+from fgbench.analysis.compare_tables import compare_report, cost_table
 from fgbench.analysis.pairing import describe_unknown_data, make_tasks, may_pair
 from fgbench.analysis.time_to import time_to_accuracy, time_to_same_loss
 from fgbench.cli.app import app
@@ -122,6 +122,27 @@ def test_times_taken_beside_other_work_throughout_are_not_concluded_from():
     records += make_seeds("forward-gradient", FORWARD, epoch_time_s=3.0, **busy)
     assert at(records, column="epoch_time_s").conclusion == "no claim: timed beside other work"
     assert at(records).conclusion == "worse"
+
+
+@pytest.mark.parametrize("note", [None, "other processes kept 1.0 of 2 CPU cores busy"])
+def test_ratios_of_times_taken_beside_other_work_are_not_printed(note):
+    records = [
+        make_record(
+            name,
+            seed,
+            val_loss=[2.0, 1.0],
+            val_accuracy=[0.2, 0.8],
+            epoch_time_s=time,
+            timing_note=note,
+            peak_memory_mib=100.0,
+        )
+        for name, time in (("backprop", 1.0), ("forward-gradient", 3.0))
+        for seed in range(3)
+    ]
+    [row] = cost_table([only_pair(records)]).rows
+    ratios = ["no claim"] * 3 if note else ["3.00×", "3.00× (6 s / 2 s)", "3.00× (6 s / 2 s) to 0.80"]
+    assert [row[2], *row[-2:]] == ratios
+    assert row[3] == "1.00×"
 
 
 def test_a_lower_loss_is_better():

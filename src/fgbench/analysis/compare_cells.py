@@ -3,11 +3,14 @@
 import math
 from statistics import fmean, median
 
-from fgbench.analysis.compare import Comparison, compare_pair
+from fgbench.analysis.compare import Comparison, compare_pair, find_caution
 from fgbench.analysis.pairing import Pair
 from fgbench.analysis.readings import Column
 from fgbench.analysis.time_to import TimeTo, geometric_mean
 from fgbench.formatting import format_number
+
+NO_CLAIM = "no claim"
+"""In place of a ratio that says nothing; the line below its table says why."""
 
 
 def difference_text(comparison: Comparison) -> str:
@@ -67,6 +70,8 @@ def step_cost_text(pair: Pair, attribute: str, form: str) -> str:
 
 def cost_ratio_text(pair: Pair, measure: Column) -> str:
     """The geometric mean over seeds of a cost as a multiple of the baseline's."""
+    if find_caution(pair, measure):
+        return NO_CLAIM
     values = compare_pair(pair, measure).values
     ratio = geometric_mean([mine / other if other else math.nan for mine, other in values])
     return "-" if math.isnan(ratio) else f"{format_number(ratio, '.2f')}×"
@@ -82,5 +87,15 @@ def time_to_text(reached: TimeTo | None) -> str:
     n = len(reached.seconds)
     if arrived != [n, n]:
         return f"reached by {arrived[0]} of {n}; baseline {arrived[1]} of {n}"
+    if find_caution(reached.pair, reached.measure, "time"):
+        return NO_CLAIM
     mine, other = (fmean(side) for side in zip(*reached.seconds, strict=True))
     return f"{format_number(reached.ratio, '.2f')}× ({mine:.3g} s / {other:.3g} s)"
+
+
+def time_to_accuracy_text(reached: TimeTo | None) -> str:
+    """The same, with the accuracy where the cell speaks of one."""
+    text = time_to_text(reached)
+    if reached is None or reached.in_first_epoch or text == NO_CLAIM:
+        return text
+    return f"{text} to {reached.targets[0]:.2f}"

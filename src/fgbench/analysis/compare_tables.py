@@ -16,6 +16,7 @@ from fgbench.analysis.compare_cells import (
     mean_texts,
     p_text,
     step_cost_text,
+    time_to_accuracy_text,
     time_to_text,
 )
 from fgbench.analysis.control import ABSENT, CONTROL, AgainstControl, controls_of
@@ -204,13 +205,13 @@ def cost_table(pairs: Sequence[Pair], accuracy: float | None = None) -> Table:
             step_cost_text(pair, "forward_passes_per_step", ".3g"),
             step_cost_text(pair, "drawing_ms_per_step", ".2f"),
             time_to_text(time_to_same_loss(pair)),
-            time_to_text(reached := time_to_accuracy(pair, accuracy))
-            + (f" to {reached.targets[0]:.2f}" if reached and not reached.in_first_epoch else ""),
+            time_to_accuracy_text(time_to_accuracy(pair, accuracy)),
         ]
         for pair in pairs
     ]
     notes = [
-        "Geometric means over seeds; times are of training alone, read at the ends of epochs.",
+        "Geometric means over seeds; times are of training alone, read at the ends of epochs; no claim where "
+        "other work disturbed them or machines differ.",
         "Forward passes: a step's operations over those of one forward pass of its batch (in brackets the "
         "baseline's); drawing random numbers is time and none of them.",
     ]

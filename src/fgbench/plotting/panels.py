@@ -71,7 +71,7 @@ def draw_memory(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> 
 def draw_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Training time per epoch."""
     busy = _draw_bars(axes, series, looks, "epoch_time_s", "timing_note")
-    note = "\n* some epochs timed while the machine was busy" if busy else ""
+    note = "\n* timed while the machine was busy: do not compare" if busy else ""
     axes.set(title="Training time per epoch", xlabel=f"s, median over epochs{note}")
     return set()
 
