@@ -53,8 +53,7 @@ STUDY = {
 
 def study_runs(model: str, name: str) -> list[RunRecord]:
     """The three runs as the study sets them."""
-    earlier = (model, name) == ("cnn", "forward-gradient (the study's)")
-    return select(RESULTS / ("cnn_fg" if earlier else model), STUDY[name])
+    return select(RESULTS / model, STUDY[name])
 
 
 @pytest.mark.parametrize("name", STUDY)
