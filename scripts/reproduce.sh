@@ -114,7 +114,7 @@ train cnn_trainers cnn_best 5 "[0, 1, 2]" "${telling:-$best}" -o dataset.limit=n
 train cnn_trainers cnn_best_cifar10 3 "[0, 1, 2]" "${telling:-$best}" -o dataset=cifar10
 
 step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
-for part in fc fc_mnist_cifar10 cnn trainers mlp cnn_trainers deep timing; do
+for part in fc fc_mnist_cifar10 cnn cnn_mnist trainers mlp cnn_trainers deep timing; do
     fgbench plot "$out/$part" --kind all
 done
 fgbench compare "$out" --metric test_accuracy --metric epoch_time_s --metric peak_memory_mib --format markdown \

@@ -75,8 +75,12 @@ def test_what_the_readme_says_of_the_study_is_what_the_runs_reached():
 @pytest.mark.parametrize("name", STUDY)
 def test_accuracies_on_other_images_are_those_of_the_runs(name):
     cells = []
-    for dataset in ("mnist", "cifar10"):
-        runs = select(RESULTS / "fc_mnist_cifar10", STUDY[name] | {"dataset.name": dataset})
+    for folder, dataset in (
+        ("fc_mnist_cifar10", "mnist"),
+        ("fc_mnist_cifar10", "cifar10"),
+        ("cnn_mnist", "mnist"),
+    ):
+        runs = select(RESULTS / folder, STUDY[name] | {"dataset.name": dataset})
         cells.append(interval_text(accuracies(runs)))
     assert f"| {name} | {' | '.join(cells)} |" in PAGE
 
