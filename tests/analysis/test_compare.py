@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from fake_records import make_record, make_seeds
@@ -45,6 +46,13 @@ def test_only_seeds_that_both_have_are_compared():
     assert found.values == ((0.5, 0.92),)
 
 
+def test_two_seeds_claim_nothing_and_are_no_test():
+    records = make_seeds("backprop", [0.9, 0.91]) + make_seeds("forward-gradient", [0.1, 0.11])
+    found = at(records)
+    assert found.conclusion == "no claim from 2 seeds"
+    assert found.p_adjusted is None
+
+
 def test_one_seed_claims_nothing_and_says_how_many_would():
     records = make_seeds("backprop", [0.9]) + make_seeds("forward-gradient", [0.1])
     assert at(records).conclusion == "no claim from 1 seed"
@@ -55,7 +63,7 @@ def test_one_seed_claims_nothing_and_says_how_many_would():
 
 def test_a_difference_lost_in_noise_tells_the_seeds_that_would_show_it():
     found = at(make_seeds("backprop", [0.90, 0.90, 0.90]) + make_seeds("forward-gradient", [0.7, 0.95, 0.8]))
-    assert found.conclusion == f"not shown ({found.paired.seeds_needed} seeds would)"
+    assert found.conclusion == f"not shown (about {found.paired.seeds_needed} seeds might)"
     assert found.paired.seeds_needed > 3
 
 
@@ -105,7 +113,7 @@ def test_an_accuracy_within_half_a_point_is_about_the_same():
 
 
 def test_differences_that_cancel_are_not_called_the_same():
-    records = make_seeds("backprop", [0.5, 0.5]) + make_seeds("forward-gradient", [0.25, 0.75])
+    records = make_seeds("backprop", [0.5, 0.5, 0.5]) + make_seeds("forward-gradient", [0.25, 0.75, 0.5])
     assert at(records).paired.mean == 0
     assert at(records).conclusion == "not shown"
 
@@ -143,6 +151,67 @@ def test_ratios_of_times_taken_beside_other_work_are_not_printed(note):
     ratios = ["no claim"] * 3 if note else ["3.00×", "3.00× (6 s / 2 s)", "3.00× (6 s / 2 s) to 0.80"]
     assert [row[2], *row[-2:]] == ratios
     assert row[3] == "1.00×"
+
+
+def test_a_median_over_the_first_epoch_alone_is_not_concluded_from():
+    records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD, epoch_time_s=3.0)
+    assert at(records, column="epoch_time_s").conclusion == "worse"
+    first = [replace(run, metrics=run.metrics[:1], config=run.config | {"epochs": 1}) for run in records]
+    assert at(first, column="epoch_time_s").conclusion.startswith("no claim: only the first epoch was timed")
+
+
+def test_a_machine_that_is_not_recorded_is_another_one():
+    records = make_seeds("backprop", BACKPROP, epoch_time_s=1.0)
+    records += make_seeds("forward-gradient", FORWARD, epoch_time_s=3.0, peak_memory_mib=1.0)
+    records[0] = replace(records[0], env={})
+    assert "cpu Some CPU / unknown" in at(records, column="epoch_time_s").conclusion
+
+
+def test_at_equal_memory_the_machines_have_to_be_the_same():
+    records = make_seeds("backprop", BACKPROP, peak_memory_mib=9.0)
+    records += make_seeds("forward-gradient", FORWARD, peak_memory_mib=8.0, env={"torch": "2.8.0"})
+    assert at(records, "memory").conclusion == "no claim: different environments (torch 2.8.0 / 2.7.0)"
+    assert at(records).conclusion == "worse"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_end_of_a_schedule_is_not_held_against_the_middle_of_one(schedule):
+    cheap = [
+        make_record(
+            "frozen",
+            seed,
+            test_accuracy=[0.5, 0.6, 0.7, 0.8],
+            schedule={"name": schedule},
+            summary={"forward_passes_per_step": 1.0},
+        )
+        for seed in range(3)
+    ]
+    dear = [
+        make_record(
+            "backprop",
+            seed,
+            test_accuracy=[0.5, 0.6 + seed / 100, 0.8, 0.9],
+            schedule={"name": schedule},
+            summary={"forward_passes_per_step": 2.0},
+        )
+        for seed in range(3)
+    ]
+    found = at(cheap + dear, "passes")
+    assert found.epochs == ((4, 2),) * 3
+    falling = schedule == "cosine"
+    said = "no claim: read at different points of the schedule of learning rates" if falling else "better"
+    assert found.conclusion == said
+    assert (found.p_adjusted is None) == falling
+    assert "(4 passes, epochs 4 / 2)" in compare_report(cheap + dear, ["test_accuracy"])
+
+
+def test_a_step_that_costs_a_percent_more_loses_no_epoch_at_equal_forward_passes():
+    [found] = [
+        each
+        for each in compare(counted("backprop", 2.0, [0.5, 0.9]) + counted("local-loss", 2.03, [0.5, 0.8]))
+        if each.budget == "passes"
+    ]
+    assert set(found.epochs) == {(2, 2)}
 
 
 def test_a_lower_loss_is_better():
@@ -394,7 +463,7 @@ def test_at_equal_forward_passes_each_run_is_read_where_the_cheaper_one_has_stop
 
 
 def test_forward_passes_drawing_and_what_goes_backwards_stand_in_the_tables():
-    records = counted("backprop", 2.5, [0.9]) + counted("forward-gradient", 3.0, [0.5])
+    records = counted("backprop", 2.5, [0.5, 0.9]) + counted("forward-gradient", 3.0, [0.4, 0.5])
     report = compare_report(records, ["test_accuracy"])
     assert "3 (2.5)" in report
     assert "0.25 (0.25)" in report

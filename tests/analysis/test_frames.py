@@ -43,6 +43,12 @@ def test_summaries_have_a_row_for_every_run_and_none_of_what_diverged(results):
     assert lost["peak_memory_mib"].notna().all()
 
 
+@pytest.mark.parametrize(("note", "quiet"), [(None, 4), ("other processes kept 1.0 of 2 CPU cores busy", 0)])
+def test_summaries_tell_of_how_many_quiet_epochs_their_times_are(tmp_path, note, quiet):
+    make_run(tmp_path, cells={"timing_note": note} if note else {})
+    assert list(fgbench.read_summaries(tmp_path)["quiet_epochs"]) == [quiet]
+
+
 MEASURED = {"test_accuracy": 4, "train_loss": 4, "epoch_time_s": 3, "peak_memory_mib": 1}
 """Columns to compare, and the decimals that tables for people have of them."""
 

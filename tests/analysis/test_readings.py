@@ -45,8 +45,8 @@ def test_figure_table_comparison_and_report_tell_one_time_for_one_run(tmp_path):
     assert comparison.values == ((6.0, 3.0),)
     assert bar_values(records) == ["3.00 *", "6.00 *"]
     page = build_report(tmp_path, tmp_path / "report.html").read_text()
-    assert "<td>3</td>" in page
-    assert "<td>6</td>" in page
+    assert "<td>3 *</td>" in page
+    assert "<td>6 *</td>" in page
 
 
 def bar_values(records):

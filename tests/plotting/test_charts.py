@@ -1,5 +1,6 @@
 """Charts beyond the four panels: what they show, what they need, and how they are written."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,6 +61,21 @@ def test_an_axis_of_times_tells_where_other_work_disturbed_them(tmp_path, kind, 
     label = draw(tmp_path, kind).axes[axes].get_xlabel()
     assert label.startswith("training time, ")
     assert label.endswith(", beside other work") == bool(note)
+
+
+@pytest.mark.parametrize("cpu", [None, "Another CPU"])
+def test_axes_of_costs_tell_that_machines_differ(tmp_path, cpu):
+    make_run(tmp_path, "backprop", summary={"forward_passes_per_step": 1.0})
+    other = make_run(tmp_path, "frozen", summary={"forward_passes_per_step": 1.0})
+    if cpu:
+        env = json.loads((other / "env.json").read_text())
+        (other / "env.json").write_text(json.dumps(env | {"cpu": cpu}))
+    for kind, place in (("time", 0), ("tradeoff", 0), ("cost", 1)):
+        label = draw(tmp_path, kind).axes[place].get_xlabel()
+        assert label.endswith(", in different environments") == bool(cpu)
+    _, memory, _, times = draw(tmp_path, "panels").axes
+    for axes in (memory, times):
+        assert axes.get_xlabel().endswith("in different environments: do not compare") == bool(cpu)
 
 
 def test_a_point_has_its_seeds_mean_and_whiskers_from_smallest_to_largest(tmp_path):
@@ -196,7 +212,7 @@ def test_cost_shows_every_trainer_between_the_lines_of_backprop_and_frozen(tmp_p
         "forward-gradient": 0.7,
     }
     for trainer, cost in passes.items():
-        for seed in range(3):
+        for seed in range(4):
             summary = {"forward_passes_per_step": cost}
             if (trainer, seed) != ("forward-gradient", 0):
                 at = accuracy[trainer] + 0.001 * seed * (1 if trainer == "frozen" else -1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,10 @@ class Step:
         """About 95 % of the ratio to backprop's time, on a logarithmic scale, from the quartiles.
 
         The standard error of a median is about 1.2533 standard deviations over the root of the rounds, and
-        the quartiles of a normal distribution are 1.349 standard deviations apart.
+        the quartiles of a normal distribution are 1.349 standard deviations apart; with Student's t.
         """
         spread = math.hypot(self.spread_ms / self.time_ms, backprop.spread_ms / backprop.time_ms)
-        half = 1.96 * 1.2533 / 1.349 * spread / math.sqrt(self.rounds)
+        half = float(stats.t.ppf(0.975, self.rounds - 1)) * 1.2533 / 1.349 * spread / math.sqrt(self.rounds)
         middle = math.log(self.time_to_backprop)
         return middle - half, middle + half
 

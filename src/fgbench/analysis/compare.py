@@ -39,6 +39,10 @@ TUNING_NOISE = 0.02
 """Accuracy by which two trainers tuned apart may differ because of the tuning alone; a smaller lead is not
 called one. It is about what a search of few short trials left between two estimators of one gradient."""
 
+MIN_SEEDS = 3
+"""Seeds below which nothing is decided; a convention of this project: two leave the interval one degree of
+freedom, so it is 12.7 standard errors wide on either side, against 4.3 with three."""
+
 ALPHA = 0.05
 """Adjusted p value below which a difference is called one: the usual one."""
 
@@ -84,9 +88,16 @@ class Comparison:
     @property
     def caution(self) -> str:
         """Why nothing may be claimed from the difference; empty where something may."""
+        if self.refusal:
+            return self.refusal
+        return below_tuning_noise(self.pair, self.measure, self.paired.mean if self.paired else math.nan)
+
+    @property
+    def refusal(self) -> str:
+        """Why the values say nothing, whatever they are; empty where they do."""
         if caution := find_caution(self.pair, self.measure, self.budget):
             return caution
-        return below_tuning_noise(self.pair, self.measure, self.paired.mean if self.paired else math.nan)
+        return unlike_points(self.pair, self.epochs) if self.measure.learns else ""
 
     @property
     def is_negligible(self) -> bool:
@@ -103,10 +114,10 @@ class Comparison:
         """What may be said: better, worse, or why nothing may be."""
         if self.obstacle or self.paired is None:
             return self.obstacle
-        if self.paired.n == 1:
-            return "no claim from 1 seed"
-        if caution := find_caution(self.pair, self.measure, self.budget):
-            return f"no claim: {caution}"
+        if self.paired.n < MIN_SEEDS:
+            return f"no claim from {self.paired.n} seed{'s' * (self.paired.n > 1)}"
+        if self.refusal:
+            return f"no claim: {self.refusal}"
         if self.is_negligible:
             return "about the same"
         if self.caution:
@@ -118,7 +129,7 @@ class Comparison:
             return "not shown"
         if needed <= self.paired.n:
             return "not shown once adjusted"
-        return f"not shown ({needed} seeds would)"
+        return f"not shown (about {needed} seeds might)"
 
 
 def compare(
@@ -135,7 +146,7 @@ def compare(
     Returns:
         By task, column, series and budget. p values are adjusted over those of one column and task, so that
         what is said of a task does not depend on what else there is; a comparison at equal memory repeats the
-        one at equal epochs and counts no second time.
+        one at equal epochs and counts no second time, nor does one that decides nothing whatever it gives.
 
     Raises:
         ConfigError: a column that cannot be compared, or no such baseline.
@@ -169,6 +180,8 @@ def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def p_value(comparison: Comparison) -> float | None:
     """The p value of a comparison that counts as a test of its own."""
     if comparison.paired is None or comparison.budget == "memory":
+        return None
+    if comparison.paired.n < MIN_SEEDS or comparison.refusal:
         return None
     return comparison.paired.p_value
 
@@ -282,13 +295,34 @@ def _shared_end(pair: Pair, end: Callable[[RunRecord], float]) -> float:
 def find_caution(pair: Pair, measure: Column, budget: Budget = "epochs") -> str:
     """Why a difference that was seen says nothing, whatever its size; empty where it does."""
     timed = measure.timed or budget == "time"
-    if (timed or not measure.learns) and (different := pair.environments):
+    if (timed or not measure.learns or budget == "memory") and (different := pair.environments):
         return f"different environments ({', '.join(different)})"
     if timed and was_disturbed(pair, summed=not measure.timed):
         return "timed beside other work"
+    if timed and pair.runs and common_epoch(pair) == 1:
+        return "only the first epoch was timed, which warms up"
     if measure.learns and pair.runs and all(at_chance(run, common_epoch(pair)) for run in _all_runs(pair)):
         return "neither is better than chance"
     return ""
+
+
+def unlike_points(pair: Pair, epochs: Sequence[tuple[int, int]]) -> str:
+    """That the two were read at different points of a schedule of learning rates; empty where they were not.
+
+    A run is better at the end of a falling schedule than within it, whatever trains it.
+    """
+    for both, read_at in zip(pair.runs, epochs, strict=True):
+        points = {
+            1.0 if run.stopped_early else min(1.0, epoch / (run.config.get("epochs") or epoch or 1))
+            for run, epoch in zip(both, read_at, strict=True)
+        }
+        if len(points) > 1 and any(_schedule(run) != "constant" for run in both):
+            return "read at different points of the schedule of learning rates"
+    return ""
+
+
+def _schedule(run: RunRecord) -> str:
+    return str(run.settings.get("schedule.name") or "constant")
 
 
 def below_tuning_noise(pair: Pair, measure: Column, mean: float) -> str:

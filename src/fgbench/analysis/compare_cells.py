@@ -5,7 +5,7 @@ from statistics import fmean, median
 
 from fgbench.analysis.compare import Comparison, compare_pair, find_caution
 from fgbench.analysis.pairing import Pair
-from fgbench.analysis.readings import Column
+from fgbench.analysis.readings import MEASURES, Column
 from fgbench.analysis.time_to import TimeTo, geometric_mean
 from fgbench.formatting import format_number
 
@@ -43,7 +43,7 @@ def p_text(comparison: Comparison) -> str:
 
 
 def budget_text(comparison: Comparison) -> str:
-    """The difference at one budget, what may be said of it, and the budget."""
+    """The difference at one budget, what may be said of it, the budget, and epochs that differ."""
     limit = f"{comparison.limit:.4g}"
     unit = {
         "epochs": f"epoch {limit}",
@@ -56,11 +56,18 @@ def budget_text(comparison: Comparison) -> str:
         return comparison.conclusion
     spread = "" if paired.interval is None else f" ± {format_number(paired.interval[1] - paired.mean, form)}"
     mean = format_number(paired.mean, f"+{form}")
-    return f"{mean}{spread} {comparison.conclusion} ({unit[comparison.budget]})"
+    read_at = [
+        "-".join(str(epoch) for epoch in sorted({min(side), max(side)}))
+        for side in zip(*comparison.epochs, strict=True)
+    ]
+    epochs = "" if read_at[0] == read_at[1] else f", epochs {read_at[0]} / {read_at[1]}"
+    return f"{mean}{spread} {comparison.conclusion} ({unit[comparison.budget]}{epochs})"
 
 
 def step_cost_text(pair: Pair, attribute: str, form: str) -> str:
     """What a step costs, and in brackets what one of the baseline's does; the median over runs."""
+    if attribute == "drawing_ms_per_step" and find_caution(pair, MEASURES["epoch_time_s"]):
+        return NO_CLAIM
     both = []
     for series in (pair.series, pair.baseline):
         known = [value for run in series.averaged if not math.isnan(value := getattr(run, attribute))]

@@ -163,8 +163,9 @@ def control_tables(pairs: Sequence[Pair], controls: Mapping[Path, AgainstControl
         row = [each.series.label, each.series.uses_backwards, each.verdict, *numbers, each.rates, seeds]
         rows.append(row)
     notes = [
-        f"{CONTROL}: the body stays as drawn, the output layer learns; at its own best learning rate, with "
-        f"the same epochs and seeds. Rates: the trainer's / {CONTROL}'s."
+        f"{CONTROL}: the body stays as drawn, the output layer learns; of the learning rates it was run with "
+        f"here, the best by validation accuracy, with the same epochs and seeds. Rates: the trainer's / "
+        f"{CONTROL}'s."
     ]
     return [Table(title, head, rows, notes)]
 

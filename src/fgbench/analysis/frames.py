@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from fgbench.analysis.readings import MEASURES, read
+from fgbench.analysis.readings import MEASURES, quiet_epochs, read
 from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.series import group_series
 
@@ -48,7 +48,9 @@ def read_summaries(path: str | Path) -> pd.DataFrame:
         A row per run: the run and its settings, as in ``read_runs``; ``tags``, a tuple of words;
         ``epochs`` done; and every
         column that can be compared: for losses and accuracies the value at the last epoch (NaN for a run that
-        diverged), for times the median over undisturbed epochs after the first, for memory the peak.
+        diverged), for times the median over undisturbed epochs after the first, for memory the peak;
+        ``quiet_epochs``, how many epochs such a median is of: 0 where other work disturbed all, and the
+        times, then of disturbed epochs, are not to be compared.
 
     Raises:
         ConfigError: no such folder, or no run in it.
@@ -59,10 +61,11 @@ def read_summaries(path: str | Path) -> pd.DataFrame:
         _identity(run, labels)
         | {"tags": run.tags, "epochs": run.last_epoch}
         | {name: read(run, measure, run.last_epoch) for name, measure in MEASURES.items()}
+        | {"quiet_epochs": quiet_epochs(run, run.last_epoch)}
         for run in records
     ]
     columns = list(dict.fromkeys(key for run in records for key in _identity(run, labels)))
-    return pd.DataFrame(rows, columns=[*columns, "tags", "epochs", *MEASURES])
+    return pd.DataFrame(rows, columns=[*columns, "tags", "epochs", *MEASURES, "quiet_epochs"])
 
 
 def _labels(records: Iterable[RunRecord]) -> dict[Path, str]:

@@ -27,6 +27,9 @@ PLACES = ("device", "dataset.dir")
 ENVIRONMENT = ("torch", "cpu", "threads", "device", "gpu", "cuda", "allocations_kept", "deterministic")
 """Keys of env.json whose differences are reported."""
 
+ALWAYS_RECORDED = ("torch", "cpu", "device")
+"""Those of them that every version records: where one is missing, the machine is unknown."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -83,13 +86,24 @@ class Pair:
     @property
     def environments(self) -> list[str]:
         """Differences between the machines and libraries of the paired runs, such as ``torch 2.6 / 2.7``."""
-        envs = [_environment(run) for both in self.runs for run in both]
-        differences = []
-        for key in ENVIRONMENT:
-            values = dict.fromkeys(str(env[key]) for env in envs if env.get(key) is not None)
-            if len(values) > 1:
-                differences.append(f"{key} {' / '.join(values)}")
-        return differences
+        return environment_differences(run for both in self.runs for run in both)
+
+
+def environment_differences(runs: Iterable[RunRecord]) -> list[str]:
+    """Differences between the machines and libraries of runs, such as ``torch 2.6 / 2.7``.
+
+    What an older version did not record does not count, except where one of ``ALWAYS_RECORDED`` is missing.
+    """
+    envs = [_environment(run) for run in runs]
+    differences = []
+    for key in ENVIRONMENT:
+        known = key in ALWAYS_RECORDED
+        values = dict.fromkeys(
+            str(env.get(key) or "unknown") for env in envs if known or env.get(key) is not None
+        )
+        if len(values) > 1:
+            differences.append(f"{key} {' / '.join(values)}")
+    return differences
 
 
 def loaded_digest(run: RunRecord) -> str | None:

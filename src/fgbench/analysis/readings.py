@@ -16,6 +16,10 @@ NEGLIGIBLE_RATIO = 1.02
 Conventions of this project; 0.005 of accuracy is 50 of 10,000 test images.
 """
 
+PASSES_TOLERANCE = 1.02
+"""A run fits a budget of forward passes that it exceeds by no more than this factor, so that no whole epoch
+is lost for the few operations that one loss takes more than another."""
+
 CHANCE_MARGIN = 0.02
 """An accuracy within this of guessing counts as chance level: two standard errors on 1,000 images."""
 
@@ -112,8 +116,11 @@ def passes_over_data(run: RunRecord, epoch: int) -> float:
 
 
 def epochs_within_passes(run: RunRecord, passes: float) -> int:
-    """The last epoch finished within this many forward passes of all training images; 0 if none."""
-    done = [int(e) for e in run.metrics["epoch"] if passes_over_data(run, e) <= passes * (1 + 1e-9)]
+    """The last epoch finished within this many forward passes of all training images; 0 if none.
+
+    ``PASSES_TOLERANCE`` more count as as many.
+    """
+    done = [int(e) for e in run.metrics["epoch"] if passes_over_data(run, e) <= passes * PASSES_TOLERANCE]
     return done[-1] if done else 0
 
 

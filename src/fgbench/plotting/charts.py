@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from fgbench.analysis.pairing import environment_differences
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
@@ -92,7 +93,7 @@ def draw_time_by_depth(axes: Axes, series: Sequence[Series], looks: Sequence[Loo
     axes.set(
         title="Time per epoch by depth",
         xlabel="hidden layers",
-        ylabel="s, median over epochs",
+        ylabel=f"s, median over epochs{doubt_times(series)}",
         ylim=(0, None),
     )
     return _draw_swept(axes, series, looks, ("model", "layers"), lambda run: read(run, "epoch_time_s"))
@@ -189,12 +190,19 @@ def _draw_over_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look],
 def label_time(axes: Axes, series: Sequence[Series], longest: float) -> float:
     """Label the axis of training times up to ``longest`` seconds; seconds of the unit chosen for it.
 
-    The label says where other work disturbed times, which are then not to be compared.
+    The label says why times are not to be compared, if they are not.
     """
     unit, seconds = ("h", 3600.0) if longest > 3 * 3600 else ("min", 60.0) if longest > 300 else ("s", 1.0)
-    disturbed = any(run.notes("timing_note") for each in series for run in each.averaged)
-    axes.set_xlabel(f"training time, {unit}{', beside other work' if disturbed else ''}")
+    axes.set_xlabel(f"training time, {unit}{doubt_times(series)}")
     return seconds
+
+
+def doubt_times(series: Sequence[Series]) -> str:
+    """Why times are not to be compared, as the end of an axis' label; empty where they may be."""
+    runs = [run for each in series for run in each.averaged]
+    disturbed = any(run.notes("timing_note") for run in runs)
+    differ = environment_differences(runs)
+    return ", beside other work" * disturbed + ", in different environments" * bool(differ)
 
 
 def draw_points(

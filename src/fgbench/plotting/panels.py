@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fgbench.analysis.pairing import environment_differences
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
@@ -64,7 +65,8 @@ def draw_loss(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> se
 def draw_memory(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> set[str]:
     """Peak memory, and what measured it."""
     sources = _draw_bars(axes, series, looks, "peak_memory_mib", "memory_source")
-    axes.set(title="Peak memory", xlabel=f"MiB ({', '.join(sources)})" if sources else "MiB")
+    differ = _differ(series)
+    axes.set(title="Peak memory", xlabel=(f"MiB ({', '.join(sources)})" if sources else "MiB") + differ)
     return set()
 
 
@@ -72,8 +74,13 @@ def draw_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> se
     """Training time per epoch."""
     busy = _draw_bars(axes, series, looks, "epoch_time_s", "timing_note")
     note = "\n* timed while the machine was busy: do not compare" if busy else ""
-    axes.set(title="Training time per epoch", xlabel=f"s, median over epochs{note}")
+    axes.set(title="Training time per epoch", xlabel=f"s, median over epochs{note}{_differ(series)}")
     return set()
+
+
+def _differ(series: Sequence[Series]) -> str:
+    differ = environment_differences(run for each in series for run in each.averaged)
+    return "\nin different environments: do not compare" if differ else ""
 
 
 FOUR_PANELS = (

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from fgbench.analysis.claims.evidence import MIN_SEEDS
-from fgbench.analysis.compare import Comparison
+from fgbench.analysis.compare import MIN_SEEDS, Comparison
 from fgbench.analysis.pairing import Pair, closest_to_defaults
 from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.time_to import geometric_mean
@@ -146,6 +145,8 @@ def _state(comparison: Comparison) -> Fact:
     value, size = f"×{format_number(ratio, '.2f')}", ratio
     if name == "test_accuracy" or math.isnan(ratio):
         value, size = _signed(name, paired.mean), paired.mean
+    if comparison.refusal:
+        value = "-"
     conclusion = comparison.conclusion
     verdict = VERDICTS.get(conclusion, "unclear")
     compared = f"{title} is {_level(name, mine)} against {_level(name, other)}"

@@ -3,15 +3,11 @@
 import math
 
 from fgbench.analysis.claims.verdicts import Outcome, Stance
-from fgbench.analysis.compare import Budget, common_epoch, compare_pair, find_caution
+from fgbench.analysis.compare import MIN_SEEDS, Budget, common_epoch, compare_pair
 from fgbench.analysis.pairing import TUNABLE, Pair
 from fgbench.analysis.readings import Column
 from fgbench.analysis.statistics import Paired, log_ratios
 from fgbench.formatting import format_number
-
-MIN_SEEDS = 3
-"""Seeds below which nothing is decided; a convention of this project: two leave the interval one degree of
-freedom, so it is 12.7 standard errors wide on either side, against 4.3 with three."""
 
 
 def paired_effect(pair: Pair, measure: Column) -> Paired | tuple[int, int] | Outcome:
@@ -79,8 +75,8 @@ def insufficient_evidence(pair: Pair, measure: Column, budget: Budget = "epochs"
     if len(pair.runs) < MIN_SEEDS:
         seeds = f"{len(pair.runs)} seed{'s' * (len(pair.runs) != 1)} in common, {MIN_SEEDS} needed"
         return pair_outcome(Stance.no_evidence, pair, seeds)
-    if caution := find_caution(pair, measure, budget):
-        return pair_outcome(Stance.no_evidence, pair, caution)
+    if refusal := compare_pair(pair, measure, budget).refusal:
+        return pair_outcome(Stance.no_evidence, pair, refusal)
     return None
 
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from fgbench.analysis.bench_steps import Step
 from fgbench.analysis.claims.evidence import (
-    MIN_SEEDS,
     diverged_text,
     effect_text,
     gain_interval,
@@ -22,7 +21,7 @@ from fgbench.analysis.claims.evidence import (
     stance_within_margin,
 )
 from fgbench.analysis.claims.verdicts import Outcome, Stance
-from fgbench.analysis.compare import below_tuning_noise, common_epoch, find_measure, peak_memory
+from fgbench.analysis.compare import MIN_SEEDS, below_tuning_noise, common_epoch, find_measure, peak_memory
 from fgbench.analysis.pairing import Pair
 from fgbench.analysis.readings import Column, at_chance, has_diverged, negligible, read
 from fgbench.analysis.records import RunRecord
