@@ -108,6 +108,10 @@ if [ -z "$quick" ]; then # variants of the same
     "${tune[@]}" configs/sweeps/cnn_exact_lr.yaml --results "$out/cnn_trainers/exact_lr" -o dataset.limit=6000 \
         -o dataset.test_limit=1000 -o epochs=2
     train exact_lr cnn_trainers/exact_lr 5 "[0, 1, 2, 3, 4]" "*" "${size[@]:2}"
+    "${tune[@]}" configs/sweeps/mlp_control.yaml --results "$out/mlp/control"
+    train control mlp/control 10 "[0, 1, 2]" "*"
+    "${tune[@]}" configs/sweeps/cnn_exact_lr_whole.yaml --results "$out/cnn_trainers/exact_lr_whole"
+    train exact_lr_whole cnn_trainers/exact_lr_whole 5 "[0, 1, 2, 3, 4]" "*"
 fi
 best="backprop frozen feedback-forward-gradient"
 train cnn_trainers cnn_best 5 "[0, 1, 2]" "${telling:-$best}" -o dataset.limit=null -o dataset.test_limit=null

@@ -18,7 +18,7 @@ from fgbench.analysis.claims.verdicts import Verdict
 from fgbench.analysis.compare import TUNING_NOISE
 from fgbench.analysis.readings import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results, read_results
-from fgbench.analysis.statistics import summarise_differences
+from fgbench.analysis.statistics import Paired, summarise_differences
 from fgbench.checks import formula, verify
 from fgbench.models.fc import build_fc
 from fgbench.models.options import FCOptions
@@ -110,13 +110,24 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     exact = "forward-gradient_exact_output_guess_rademacher_structure_rank1"
     feedback = "feedback-forward-gradient"
     text = plain(PAGE)
-    assert f"reach {fc['frozen']} on the FC, and a forward gradient" in text
-    assert f"not shown to beat them: {fc[exact]}." in text
+    study = fc["forward-gradient_guess_normal_structure_full"]
+    assert (
+        f"reach {fc['frozen']} on the FC. A forward gradient at a tuned rate is below them, at {study},"
+        in text
+    )
+    assert f"is not shown to beat them: {fc[exact]}." in text
+    assert f"0.00056 for 0.001, and reaches {study} with it" in text
+    assert f"At a tuned rate it reaches {study} on the FC (20 epochs), below the {fc['frozen']} of" in plain(
+        README
+    )
     said = f"reaches {fc[feedback]} on the FC (backprop {fc['backprop']}) and {mlp[feedback]} on three hidden"
-    assert f"{said} layers (backprop {mlp['backprop']}, frozen {mlp['frozen']})" in text
+    (control,) = mean_accuracies("mlp/control").values()
+    assert f"{said} layers (backprop {mlp['backprop']}, frozen {control:.4f})" in text
     assert f"beats the control by {means['trainers'][feedback] - means['trainers']['frozen']:.4f}" in text
-    assert f"at the FC's rates, `results/mlp`) the control falls to {mlp['frozen']}" in text
-    assert f"is {means['mlp']['backprop'] - means['mlp'][feedback]:.4f} behind backprop" in text
+    assert f"at the FC's rates, `results/mlp`) the control falls to {control:.4f}" in text
+    assert f"at the FC's rate it has {mlp['frozen']})" in text
+    assert f"is {means['mlp'][feedback] - control:.4f} ahead of it and " in text
+    assert f"and {means['mlp']['backprop'] - means['mlp'][feedback]:.4f} behind backprop" in text
     said = "reaches {} on the FC where backprop reaches {} and frozen {}, "
     steps = pd.read_csv(BENCH / "bench.csv").set_index(["model", "case"])
     step = steps.loc["fc", feedback]
@@ -136,19 +147,23 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     assert f"where 20 epochs choose {whole:.2g}" in text
 
 
-def gain(mine: str, other: str, conclusion: str) -> float:
-    """Mean gain of a trainer on the CNN over another one, by seed.
+def differences(mine: str, other: str) -> Paired:
+    """What a trainer on the CNN gains over another one, by seed.
 
     Args:
         mine: the folder's name within those of the CNN.
         other: likewise.
-        conclusion: what the 95 % interval has to say: ``not shown``, ``better`` or ``worse``.
     """
     first, second = (
         {run.seed: read(run, "test_accuracy") for run in load_results(RESULTS / "cnn_trainers" / folder)}
         for folder in (mine, other)
     )
-    found = summarise_differences([first[seed] - second[seed] for seed in first.keys() & second.keys()])
+    return summarise_differences([first[seed] - second[seed] for seed in first.keys() & second.keys()])
+
+
+def gain(mine: str, other: str, conclusion: str) -> float:
+    """The mean of ``differences``, whose 95 % interval has to say ``not shown``, ``better`` or ``worse``."""
+    found = differences(mine, other)
     low, high = found.interval
     assert conclusion == ("better" if low > 0 else "worse" if high < 0 else "not shown")
     return found.mean
@@ -157,7 +172,7 @@ def gain(mine: str, other: str, conclusion: str) -> float:
 def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say():
     folder = RESULTS / "cnn_trainers"
     reached = {name: f"{mean:.4f}" for name, mean in mean_accuracies(folder.name).items()}
-    (exact,) = (f"{mean:.4f}" for mean in mean_accuracies("cnn_trainers/exact_lr").values())
+    (exact,) = (f"{mean:.4f}" for mean in mean_accuracies("cnn_trainers/exact_lr_whole").values())
     (control,) = (f"{mean:.4f}" for mean in mean_accuracies("cnn_trainers/control").values())
     text = plain(PAGE)
     assert (
@@ -167,16 +182,22 @@ def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say
     lag = -gain("cnn_fashion-mnist_feedback-forward-gradient", "control", "worse")
     assert f"`feedback-forward-gradient` is {lag:.4f} behind the control" in text
     same_rate = gain("exact_lr", "cnn_fashion-mnist_frozen", "better")
-    assert f"with the best one it beats it by {same_rate:.4f} on the same five seeds" in text
+    assert f"it beats the control at that rate by {same_rate:.4f} on the same five seeds" in text
     ahead = gain("exact_lr", "control", "better")
     assert 0 < ahead < TUNING_NOISE
-    assert f"ahead of the control at its best rate by {ahead:.4f} only, which tuning may decide" in text
-    stages = gain("exact_lr", "cnn_fashion-mnist_frozen_exact_stages_2", "not shown")
-    assert f"(`exact_stages: 2`) by {stages:.4f}, which three seeds do not show" in text
-    behind = -gain("exact_lr", "cnn_fashion-mnist_backprop", "worse")
-    said = "it is not shown to beat an untrained body, with a rate of its own for the output layer either: "
-    assert f"{said}{exact} to {control}, {behind:.4f} behind backprop" in text
-    assert f"not shown to beat frozen: {exact} to {control}, backprop {reached['backprop']}" in plain(README)
+    assert f"ahead of the control at its best rate by {ahead:.4f}, which tuning may decide" in text
+    whole = differences("exact_lr_whole", "control")
+    interval = "[{:+.4f}, {:+.4f}]".format(*whole.interval)
+    assert whole.n == 5
+    assert whole.interval[0] > 0
+    assert f"it beats the control by {whole.mean:.4f} {interval} on five seeds" in text
+    stages = gain("exact_lr_whole", "cnn_fashion-mnist_frozen_exact_stages_2", "not shown")
+    assert f"(`exact_stages: 2`; {stages:.4f} on three seeds)" in text
+    behind = -gain("exact_lr_whole", "cnn_fashion-mnist_backprop", "worse")
+    said = f"it beats an untrained body by {whole.mean:.4f} only: {exact} to {control}, {behind:.4f}"
+    assert f"{said} behind backprop" in text
+    said = f"it beats frozen by {whole.mean:.4f} only: {exact} to {control}, backprop {reached['backprop']}"
+    assert said in plain(README)
     signs = reached["feedback-alignment_feedback_sign"]
     assert f"enough for {signs} of backprop's {reached['backprop']}" in text
     assert f"losses of each block's own for {reached['local-loss']}" in text
