@@ -3,7 +3,9 @@
 import json
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from fake_results import make_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,6 +21,7 @@ from fgbench.errors import ConfigError
 from fgbench.plotting.charts import name_points
 from fgbench.plotting.figures import KINDS, compose, plot_results
 from fgbench.plotting.style import SHEETS, trainer_hue
+from fgbench.plotting.tuning import plot_tuning
 from fgbench.storage.run_directory import RunDirectory
 
 
@@ -245,3 +248,28 @@ def test_many_points_of_cost_have_numbers_that_the_legend_begins_with(tmp_path):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[0].startswith("1  backprop, lr=0.001")
     assert legend[9].startswith("10  backprop, lr=0.01")
+
+
+@pytest.mark.parametrize(("lines", "tasks"), [(1, 1), (7, 1), (15, 2)])
+def test_the_legend_of_a_curve_of_tuning_is_not_cut(tmp_path, lines, tasks):
+    rows = [
+        {
+            "run": f"fc on images {task}, backprop {line}",
+            "task": f"fc on images {task}",
+            "trainer": "backprop",
+            "key": "optimizer.lr",
+            "value": value,
+            "seed": 100,
+            "state": "finished",
+            "epochs": 2,
+            "chosen": value == 0.01,
+            "val_accuracy": 0.5,
+        }
+        for task in range(tasks)
+        for line in range(lines)
+        for value in (0.001, 0.01)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "t_grid.csv", index=False)
+    [picture, *_] = [path for path in plot_tuning(tmp_path / "t_grid.csv") if path.suffix == ".png"]
+    border = plt.imread(picture)[-2:, :, :3]
+    assert border.min() == 1.0, "nothing is drawn across the lower edge"

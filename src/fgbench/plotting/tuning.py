@@ -6,12 +6,13 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from fgbench.plotting.style import SHEETS, STYLE, add_title, plain, save_figure, trainer_hue
 from fgbench.registry import TRAINERS
 
-PANEL_HEIGHT, LINE_HEIGHT = 2.6, 0.19
-"""Inches of a panel without its legend, and of a line of that."""
+PANEL_HEIGHT, LINE_HEIGHT, LEGEND_DROP = 2.6, 0.19, 0.45
+"""Inches of a panel without its legend, of a line of that, and from the axes down to it."""
 
 
 def plot_tuning(curves: Path) -> list[Path]:
@@ -67,7 +68,8 @@ def _draw(axes: Axes, task: str, table: pd.DataFrame) -> None:
         task += f": first {fewest} epochs (thin lines), then {most}"
     axes.set_xscale("log")
     axes.set(xlabel=table["key"].iloc[0], ylabel="validation accuracy", title=plain(task))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.25))
+    below = axes.transAxes + ScaledTranslation(0, -LEGEND_DROP, axes.figure.dpi_scale_trans)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below)
 
 
 def _means(rows: pd.DataFrame) -> pd.Series:
