@@ -143,6 +143,7 @@ def test_ratios_of_times_taken_beside_other_work_are_not_printed(note):
             epoch_time_s=time,
             timing_note=note,
             peak_memory_mib=100.0,
+            summary={"drawing_ms_per_step": 0.25},
         )
         for name, time in (("backprop", 1.0), ("forward-gradient", 3.0))
         for seed in range(3)
@@ -151,6 +152,7 @@ def test_ratios_of_times_taken_beside_other_work_are_not_printed(note):
     ratios = ["no claim"] * 3 if note else ["3.00×", "3.00× (6 s / 2 s)", "3.00× (6 s / 2 s) to 0.80"]
     assert [row[2], *row[-2:]] == ratios
     assert row[3] == "1.00×"
+    assert row[5] == ("no claim" if note else "0.25 (0.25)")
 
 
 def test_a_median_over_the_first_epoch_alone_is_not_concluded_from():

@@ -13,9 +13,9 @@ import pytest
 from pages import PAGES, README, ROOT, plain
 
 from bench_table import BENCH, make_table
+from fgbench.analysis.cautions import TUNING_NOISE
 from fgbench.analysis.claims.claims import audit
 from fgbench.analysis.claims.verdicts import Verdict
-from fgbench.analysis.compare import TUNING_NOISE
 from fgbench.analysis.readings import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results, read_results
 from fgbench.analysis.statistics import Paired, summarise_differences

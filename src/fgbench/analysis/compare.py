@@ -1,47 +1,17 @@
 """Every series against a baseline, paired by seed, at equal epochs, time and memory."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
 
-from fgbench.analysis.pairing import TUNABLE, Pair, Task, closest_to_defaults, make_tasks, nearest
-from fgbench.analysis.readings import (
-    MEASURES,
-    Column,
-    at_chance,
-    disturbed_epochs,
-    epochs_within,
-    epochs_within_passes,
-    has_diverged,
-    negligible,
-    passes_over_data,
-    quiet_epochs,
-    read,
-    training_time,
-)
+from fgbench.analysis.budgets import BUDGETS, Budget, Epochs, read_at
+from fgbench.analysis.cautions import MIN_SEEDS, below_tuning_noise, find_caution, unlike_points
+from fgbench.analysis.pairing import Pair, Task, closest_to_defaults, make_tasks, nearest
+from fgbench.analysis.readings import MEASURES, Column, has_diverged, negligible, read
 from fgbench.analysis.records import RunRecord
-from fgbench.analysis.series import Series
 from fgbench.analysis.statistics import Paired, adjust_holm, log_ratios, summarise_differences
 from fgbench.errors import ConfigError
-from fgbench.formatting import format_number
-
-Budget = Literal["epochs", "time", "memory", "passes"]
-BUDGETS: tuple[Budget, ...] = ("epochs", "time", "memory", "passes")
-
-MEMORY_TOLERANCE = 1.01
-"""A series fits a memory budget that it exceeds by no more than this factor."""
-
-DISTURBED_SHARE = 0.1
-"""Share of epochs timed beside other work above which a sum of times says nothing; a convention."""
-
-TUNING_NOISE = 0.02
-"""Accuracy by which two trainers tuned apart may differ because of the tuning alone; a smaller lead is not
-called one. It is about what a search of few short trials left between two estimators of one gradient."""
-
-MIN_SEEDS = 3
-"""Seeds below which nothing is decided; a convention of this project: two leave the interval one degree of
-freedom, so it is 12.7 standard errors wide on either side, against 4.3 with three."""
 
 ALPHA = 0.05
 """Adjusted p value below which a difference is called one: the usual one."""
@@ -64,7 +34,7 @@ class Comparison:
     measure: Column
     budget: Budget
     limit: float
-    epochs: tuple[tuple[int, int], ...]
+    epochs: Epochs
     values: tuple[tuple[float, float], ...]
     paired: Paired | None = None
     p_adjusted: float | None = None
@@ -92,7 +62,7 @@ class Comparison:
             return self.refusal
         return below_tuning_noise(self.pair, self.measure, self.paired.mean if self.paired else math.nan)
 
-    @property
+    @cached_property
     def refusal(self) -> str:
         """Why the values say nothing, whatever they are; empty where they do."""
         if caution := find_caution(self.pair, self.measure, self.budget):
@@ -221,35 +191,8 @@ def pair_all(tasks: Sequence[Task], baseline: str = "backprop") -> list[list[Pai
 
 
 def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comparison:
-    """One comparison, its p value not adjusted.
-
-    At equal epochs, both runs of a seed are read at the last epoch all of them have; at equal time, at the
-    last epoch each has finished within the training time of the shortest, or within the forward passes of the
-    one that made fewest; at equal memory, as at equal epochs, if the series' peak memory fits the
-    baseline's. A run that diverged or stopped early does not shorten the budget; within a longer one, a run
-    that stopped early counts as what it ended with.
-    """
-    epoch = float(common_epoch(pair))
-    limit, epochs = epoch, tuple((int(epoch), int(epoch)) for _ in pair.runs)
-    obstacle = "" if pair.runs else "no seed in common"
-    if budget == "time" and pair.runs:
-        limit = _shared_end(pair, lambda run: float(training_time(run)[-1]))
-        epochs = tuple((epochs_within(run, limit), epochs_within(other, limit)) for run, other in pair.runs)
-    if budget == "passes" and pair.runs:
-        limit = _shared_end(pair, lambda run: passes_over_data(run, run.last_epoch))
-        if any(math.isnan(run.forward_passes_per_step) for run in _all_runs(pair)):
-            obstacle = "forward passes not counted"
-        else:
-            epochs = tuple(
-                (epochs_within_passes(run, limit), epochs_within_passes(other, limit))
-                for run, other in pair.runs
-            )
-    if budget == "memory" and pair.runs:
-        limit, needed = peak_memory(pair.baseline), peak_memory(pair.series)
-        if math.isnan(limit) or math.isnan(needed):
-            obstacle = "memory not measured"
-        elif needed > limit * MEMORY_TOLERANCE:
-            obstacle = f"does not fit: needs {format_number(needed, '.1f')} MiB"
+    """One comparison, its p value not adjusted; :func:`read_at` says where its runs are read."""
+    limit, epochs, obstacle = read_at(pair, budget)
     values = tuple(
         (read(run, measure, first), read(other, measure, second))
         for (run, other), (first, second) in zip(pair.runs, epochs, strict=True)
@@ -259,9 +202,7 @@ def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comp
     return Comparison(pair, measure, budget, limit, epochs, values, paired, obstacle=obstacle)
 
 
-def _obstacle(
-    pair: Pair, measure: Column, epochs: Sequence[tuple[int, int]], values: Sequence[tuple[float, float]]
-) -> str:
+def _obstacle(pair: Pair, measure: Column, epochs: Epochs, values: Sequence[tuple[float, float]]) -> str:
     """Why the differences have no mean. Those that diverged are never left out of one."""
     diverged = [
         sum(has_diverged(both[side], epoch[side]) for both, epoch in zip(pair.runs, epochs, strict=True))
@@ -272,90 +213,3 @@ def _obstacle(
     if not all(math.isfinite(value) for both in values for value in both):
         return "no epoch within the budget" if any(0 in each for each in epochs) else "not measured"
     return ""
-
-
-def common_epoch(pair: Pair) -> int:
-    """The last epoch that all paired runs have.
-
-    One that diverged or stopped early has no more to come and does not count; where all did, it is the last
-    epoch of any that stopped early, or else the first at which one had diverged.
-    """
-    return int(_shared_end(pair, lambda run: float(run.last_epoch)))
-
-
-def _shared_end(pair: Pair, end: Callable[[RunRecord], float]) -> float:
-    """The smallest end among the paired runs that would have more; see :func:`common_epoch`."""
-    sound = [run for run in _all_runs(pair) if run.state != "diverged"]
-    complete = [run for run in sound if not run.stopped_early]
-    if complete or not sound:
-        return min(map(end, complete or _all_runs(pair)), default=0.0)
-    return max(map(end, sound))
-
-
-def find_caution(pair: Pair, measure: Column, budget: Budget = "epochs") -> str:
-    """Why a difference that was seen says nothing, whatever its size; empty where it does."""
-    timed = measure.timed or budget == "time"
-    if (timed or not measure.learns or budget == "memory") and (different := pair.environments):
-        return f"different environments ({', '.join(different)})"
-    if timed and was_disturbed(pair, summed=not measure.timed):
-        return "timed beside other work"
-    if timed and pair.runs and common_epoch(pair) == 1:
-        return "only the first epoch was timed, which warms up"
-    if measure.learns and pair.runs and all(at_chance(run, common_epoch(pair)) for run in _all_runs(pair)):
-        return "neither is better than chance"
-    return ""
-
-
-def unlike_points(pair: Pair, epochs: Sequence[tuple[int, int]]) -> str:
-    """That the two were read at different points of a schedule of learning rates; empty where they were not.
-
-    A run is better at the end of a falling schedule than within it, whatever trains it.
-    """
-    for both, read_at in zip(pair.runs, epochs, strict=True):
-        points = {
-            1.0 if run.stopped_early else min(1.0, epoch / (run.config.get("epochs") or epoch or 1))
-            for run, epoch in zip(both, read_at, strict=True)
-        }
-        if len(points) > 1 and any(_schedule(run) != "constant" for run in both):
-            return "read at different points of the schedule of learning rates"
-    return ""
-
-
-def _schedule(run: RunRecord) -> str:
-    return str(run.settings.get("schedule.name") or "constant")
-
-
-def below_tuning_noise(pair: Pair, measure: Column, mean: float) -> str:
-    """That an accuracy differs by less than tuning can account for, where the two were tuned apart."""
-    tuned_apart = any(each.startswith(TUNABLE) for each in pair.other_settings)
-    accuracy = measure.learns and measure.name.endswith("accuracy")
-    if accuracy and tuned_apart and abs(mean) < TUNING_NOISE:
-        return f"tuned apart, and by less than tuning may decide ({TUNING_NOISE:g})"
-    return ""
-
-
-def was_disturbed(pair: Pair, *, summed: bool = False) -> bool:
-    """Whether other work on the machine leaves nothing to be said of times.
-
-    Args:
-        pair: the two.
-        summed: of a sum over epochs, which more than a tenth of disturbed ones spoils; otherwise of a
-            median, which needs one warm epoch that nothing disturbed.
-    """
-    epoch = common_epoch(pair)
-    return bool(epoch) and any(
-        disturbed_epochs(run, epoch) > DISTURBED_SHARE * min(epoch, run.last_epoch)
-        if summed
-        else not quiet_epochs(run, epoch)
-        for run in _all_runs(pair)
-    )
-
-
-def peak_memory(series: Series) -> float:
-    """The largest peak memory of its runs, MiB; NaN where none was measured."""
-    peaks = [read(run, "peak_memory_mib") for run in series.averaged]
-    return max((peak for peak in peaks if not math.isnan(peak)), default=math.nan)
-
-
-def _all_runs(pair: Pair) -> list[RunRecord]:
-    return [run for both in pair.runs for run in both]

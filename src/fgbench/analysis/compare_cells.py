@@ -3,7 +3,8 @@
 import math
 from statistics import fmean, median
 
-from fgbench.analysis.compare import Comparison, compare_pair, find_caution
+from fgbench.analysis.cautions import find_caution
+from fgbench.analysis.compare import Comparison, compare_pair
 from fgbench.analysis.pairing import Pair
 from fgbench.analysis.readings import MEASURES, Column
 from fgbench.analysis.time_to import TimeTo, geometric_mean

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fgbench.analysis.compare import Comparison, common_epoch, compare, p_value
+from fgbench.analysis.budgets import common_epoch
+from fgbench.analysis.compare import Comparison, compare, p_value
 from fgbench.analysis.compare_cells import (
     budget_text,
     cost_ratio_text,

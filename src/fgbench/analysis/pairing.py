@@ -64,6 +64,11 @@ class Pair:
         return tuple(pair for pair in both if may_pair(*pair))
 
     @property
+    def all_runs(self) -> tuple[RunRecord, ...]:
+        """The runs of both."""
+        return tuple(run for both in self.runs for run in both)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds both have."""
         return tuple(run.seed for run, _ in self.runs)
@@ -83,10 +88,10 @@ class Pair:
             different = [key for key in different if key not in (RATE, EXACT_RATE)]
         return [f"{key} {mine.get(key)} / {other.get(key)}" for key in different]
 
-    @property
+    @cached_property
     def environments(self) -> list[str]:
         """Differences between the machines and libraries of the paired runs, such as ``torch 2.6 / 2.7``."""
-        return environment_differences(run for both in self.runs for run in both)
+        return environment_differences(self.all_runs)
 
 
 def environment_differences(runs: Iterable[RunRecord]) -> list[str]:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from fgbench.analysis.compare import MIN_SEEDS, Comparison
+from fgbench.analysis.cautions import MIN_SEEDS
+from fgbench.analysis.compare import Comparison
 from fgbench.analysis.pairing import Pair, closest_to_defaults
 from fgbench.analysis.readings import MEASURES, best
 from fgbench.analysis.time_to import geometric_mean

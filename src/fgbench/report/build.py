@@ -20,8 +20,9 @@ import jinja2
 from markupsafe import Markup
 
 from fgbench.analysis import compare_tables
+from fgbench.analysis.cautions import MIN_SEEDS
 from fgbench.analysis.claims.claims import audit
-from fgbench.analysis.compare import MIN_SEEDS, Comparison, compare
+from fgbench.analysis.compare import Comparison, compare
 from fgbench.analysis.control import AgainstControl, controls_of
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import Results, RunRecord, read_results

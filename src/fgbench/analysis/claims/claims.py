@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fgbench.analysis.bench_steps import Step
+from fgbench.analysis.cautions import MIN_SEEDS
 from fgbench.analysis.claims.rules import RULES, WITH_STEPS
 from fgbench.analysis.claims.verdicts import NOT_COUNTED, Finding, Verdict
-from fgbench.analysis.compare import MIN_SEEDS
 from fgbench.analysis.control import CONTROL, find_control
 from fgbench.analysis.formats import Format
 from fgbench.analysis.pairing import (

@@ -2,8 +2,10 @@
 
 import math
 
+from fgbench.analysis.budgets import Budget, common_epoch
+from fgbench.analysis.cautions import MIN_SEEDS
 from fgbench.analysis.claims.verdicts import Outcome, Stance
-from fgbench.analysis.compare import MIN_SEEDS, Budget, common_epoch, compare_pair
+from fgbench.analysis.compare import compare_pair
 from fgbench.analysis.pairing import TUNABLE, Pair
 from fgbench.analysis.readings import Column
 from fgbench.analysis.statistics import Paired, log_ratios

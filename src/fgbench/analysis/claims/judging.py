@@ -6,6 +6,8 @@ from typing import Literal
 import numpy as np
 
 from fgbench.analysis.bench_steps import Step
+from fgbench.analysis.budgets import common_epoch, peak_memory
+from fgbench.analysis.cautions import MIN_SEEDS, below_tuning_noise
 from fgbench.analysis.claims.evidence import (
     diverged_text,
     effect_text,
@@ -21,7 +23,7 @@ from fgbench.analysis.claims.evidence import (
     stance_within_margin,
 )
 from fgbench.analysis.claims.verdicts import Outcome, Stance
-from fgbench.analysis.compare import MIN_SEEDS, below_tuning_noise, common_epoch, find_measure, peak_memory
+from fgbench.analysis.compare import find_measure
 from fgbench.analysis.pairing import Pair
 from fgbench.analysis.readings import Column, at_chance, has_diverged, negligible, read
 from fgbench.analysis.records import RunRecord
