@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_records import make_record
 from fake_results import make_run
@@ -459,6 +460,24 @@ def test_benchmarked_steps_are_cases_too():
     assert verdict("study-minimal-overhead", [], benchmark(0.8, 1.05)) == "supported"
     assert verdict("study-minimal-overhead", [], benchmark(1.3)) == "refuted"
     assert "time of a step 1.050×" in numbers("study-similar-time", [], benchmark(1.05))
+
+
+@pytest.mark.parametrize(("rounds", "least"), [(5, 0.91), (15, 0.93)])
+def test_the_interval_of_a_step_time_covers_the_true_ratio(rounds, least):
+    draws = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        mine, backprop = np.exp(draws.normal(0, 0.05, (2, rounds)))
+        steps = [
+            Step(
+                *("fc", 64, case, np.median(times), np.subtract(*np.percentile(times, [75, 25])), rounds),
+                *(float(np.median(times / backprop)), "cpu"),
+            )
+            for case, times in (("forward-gradient", mine), ("backprop", backprop))
+        ]
+        low, high = steps[0].interval(steps[1])
+        covered += low <= 0 <= high
+    assert least <= covered / 2000 <= 0.97
 
 
 def test_the_published_benchmarks_are_read():

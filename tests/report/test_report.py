@@ -121,6 +121,16 @@ def test_the_answer_comes_first_with_seeds_and_interval(no_figures):
     assert {"−17.1", "×0.50", "×1.50"} <= {word.strip() for word in text.split()}
 
 
+def test_a_time_that_other_work_disturbed_is_in_no_tile_and_is_starred_in_the_table(no_figures):
+    records = three_seeds()
+    for run in records:
+        run.metrics["timing_note"] = "other processes kept 1.0 of 2 CPU cores busy"
+    words = Page(page_of(records, "")).text.split()
+    assert "×0.50" not in words
+    assert "×1.50" in words, "memory is compared as before"
+    assert words.count("*") > len(records), "one for every run, and what it means"
+
+
 def test_the_best_and_the_plain_form_of_a_trainer_both_have_an_answer(no_figures):
     best = [
         accurate("forward-gradient", seed, 0.84 + 0.001 * seed, trainer_options={"structure": "rank1"})
