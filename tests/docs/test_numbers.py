@@ -135,7 +135,8 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     costs = f"at {step['time_to_best_backprop']:.1f} times the time of backprop's step at its fastest and "
     on_cnn = steps.loc["cnn", feedback]
     cnn = f"{on_cnn['time_to_best_backprop']:.1f} and {on_cnn['memory_to_best_backprop']:.1f}"
-    costs += f"{step['memory_to_best_backprop']:.1f} times its memory at its leanest (SGD; CNN: {cnn})"
+    costs += f"{step['memory_to_best_backprop']:.1f} times its memory at its leanest "
+    costs += f"without recomputation (SGD; CNN: {cnn})"
     assert f"{said}{costs}" in plain(README)
     trials = pd.read_csv(RESULTS / "trainers" / "tuned" / "trainers_grid.csv")
     control = trials[trials["trainer"] == "frozen"]
