@@ -113,9 +113,17 @@ if [ -z "$quick" ]; then # variants of the same
     "${tune[@]}" configs/sweeps/cnn_exact_lr_whole.yaml --results "$out/cnn_trainers/exact_lr_whole"
     train exact_lr_whole cnn_trainers/exact_lr_whole 5 "[0, 1, 2, 3, 4]" "*"
 fi
-best="backprop frozen feedback-forward-gradient"
-train cnn_trainers cnn_best 5 "[0, 1, 2]" "${telling:-$best}" -o dataset.limit=null -o dataset.test_limit=null
-train cnn_trainers cnn_best_cifar10 3 "[0, 1, 2]" "${telling:-$best}" -o dataset=cifar10
+best() { # best FROM NAME: on all images of Fashion-MNIST, and on CIFAR-10
+    train "$1" cnn_best 5 "[0, 1, 2]" "$2" -o dataset.limit=null -o dataset.test_limit=null
+    train "$1" cnn_best_cifar10 3 "[0, 1, 2]" "$2" -o dataset=cifar10
+}
+if [ -n "$quick" ]; then
+    best cnn_trainers "$telling"
+else
+    best cnn_trainers backprop
+    best cnn_trainers/control frozen
+    best cnn_trainers/exact_lr_whole feedback-forward-gradient
+fi
 
 step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
 for part in fc fc_mnist_cifar10 cnn cnn_mnist trainers mlp cnn_trainers deep timing; do
