@@ -114,8 +114,9 @@ if [ -z "$quick" ]; then # variants of the same
     train exact_lr_whole cnn_trainers/exact_lr_whole 5 "[0, 1, 2, 3, 4]" "*"
 fi
 best() { # best FROM NAME: on all images of Fashion-MNIST, and on CIFAR-10
-    train "$1" cnn_best 5 "[0, 1, 2]" "$2" -o dataset.limit=null -o dataset.test_limit=null
-    train "$1" cnn_best_cifar10 3 "[0, 1, 2]" "$2" -o dataset=cifar10
+    local all=(-o dataset.limit=null -o dataset.test_limit=null)
+    train "$1" cnn_best 5 "[0, 1, 2]" "$2" "${all[@]}"
+    train "$1" cnn_best_cifar10 3 "[0, 1, 2]" "$2" -o dataset=cifar10 "${all[@]}"
 }
 if [ -n "$quick" ]; then
     best cnn_trainers "$telling"
