@@ -11,7 +11,7 @@ from fgbench.config.config import config_hash, load_config
 from fgbench.config.sweep import load_sweep
 from fgbench.datasets.search import DataSearch
 from fgbench.run.signals import Interrupted
-from fgbench.sweep.tuned import tuning_table
+from fgbench.sweep.tuned import short_name, tuning_table
 
 tune = pytest.importorskip("fgbench.sweep.tune", reason="Optuna is not installed")
 
@@ -132,3 +132,40 @@ def test_trials_stop_early_as_runs_do(tmp_path, count):
     sweep = load_sweep(path, [f"results_dir={tmp_path}/results", *stopping])
     tune.tune_sweep(sweep, DataSearch(None, None, False))
     assert count[0] == 2 * 2 * 2, "two configurations, two trials, two epochs each"
+
+
+def test_the_journal_answers_for_the_same_metric_alone(tmp_path, count):
+    """A study that maximizes accuracy would choose the largest of the losses."""
+    path = tmp_path / "s.yaml"
+    short = TEXT.replace("trials: 8, epochs: 2", "trials: 2, epochs: 1")
+    for metric, epochs in (("val_loss", 4), ("val_accuracy", 8), ("val_loss", 8)):
+        path.write_text(short.replace("val_loss", metric))
+        results = tune.tune_sweep(
+            load_sweep(path, [f"results_dir={tmp_path}/results"]), DataSearch(None, None, False)
+        )
+        assert count[0] == epochs
+        assert all(load_config(each.path).tuned.startswith(metric) for each in results)
+
+
+def test_a_value_out_of_a_list_is_written_as_it_was_tried(tmp_path):
+    path = tmp_path / "s.yaml"
+    listed = "{optimizer.weight_decay: [0.00012345]}"
+    path.write_text(
+        TEXT.replace("{optimizer.lr: {log: [1e-6, 1]}}", listed).replace("trials: 8, epochs: 2", "trials: 1")
+    )
+    [found, *_] = tune.tune_sweep(
+        load_sweep(path, [f"results_dir={tmp_path}/results"]), DataSearch(None, None, False)
+    )
+    assert load_config(found.path).optimizer.weight_decay == 0.00012345
+
+
+def test_names_that_are_cut_stay_different():
+    long = f"cnn on fashion-mnist, guided-forward-gradient, {'space=activations, ' * 4}granularity=tensor"
+    names = [
+        short_name(long),
+        short_name(f"{long}, clip_gradient_norm=1"),
+        short_name("fc on mnist, backprop"),
+    ]
+    assert len(set(names)) == 3
+    assert max(map(len, names)) <= 100
+    assert names[2] == "fc_mnist_backprop"

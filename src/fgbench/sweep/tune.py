@@ -9,7 +9,7 @@ from typing import Any
 
 from fgbench import measure
 from fgbench.analysis.series import label_configs
-from fgbench.config.config import Config, to_yaml
+from fgbench.config.config import Config, config_hash, to_yaml
 from fgbench.config.sweep import Sweep, TuneOptions
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
@@ -56,7 +56,7 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
         storage = optuna.storages.JournalStorage(backend)
         for config, label in zip(configs, labels, strict=True):
             study = _tune(config, label, options, ranges, storage, search, stop)
-            results.append(_write(study, config, label, options, folder))
+            results.append(_write(study, config, label, options, ranges, folder))
             say(f"{label}: {describe_tuned(results[-1])}")
     return results
 
@@ -71,10 +71,9 @@ def _tune(
     stop: StopRequest,
 ) -> Any:
     epochs = options.epochs or config.epochs
-    content = to_yaml(config.model_copy(update={"results_dir": Path(), "epochs": epochs})) + repr(
-        sorted(ranges.items())
-    )
     device = measure.resolve_device(config.device)
+    trained = config.model_copy(update={"results_dir": Path(), "epochs": epochs})
+    content = f"{to_yaml(trained)}{sorted(ranges.items())}{options.metric}{config_hash(trained, device.type)}"
     splits = load_splits(config.dataset, config.seed, device, replace(search, config_dir=config.data_dir))
     content += splits.fingerprint.loaded if splits.fingerprint else ""
     name = f"{label} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -132,11 +131,18 @@ def _tune(
 
 def _suggest(trial: Any, key: str, span: Any) -> Any:
     if isinstance(span, tuple):
-        return float(f"{trial.suggest_float(key, *span, log=True):.4g}")
+        return _rounded(trial.suggest_float(key, *span, log=True))
     return trial.suggest_categorical(key, span)
 
 
-def _write(study: Any, config: Config, label: str, options: TuneOptions, folder: Path) -> Tuned:
+def _rounded(value: float) -> float:
+    """The value as tried and as written to a file: four digits."""
+    return float(f"{value:.4g}")
+
+
+def _write(
+    study: Any, config: Config, label: str, options: TuneOptions, ranges: dict[str, Any], folder: Path
+) -> Tuned:
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == State.COMPLETE]
     if not complete:
@@ -145,7 +151,7 @@ def _write(study: Any, config: Config, label: str, options: TuneOptions, folder:
         )
     best = study.best_trial
     values = {
-        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        key: _rounded(value) if isinstance(ranges[key], tuple) else value
         for key, value in best.params.items()
     }
     origin = (

@@ -1,5 +1,6 @@
 """The results of tuning, by either sampler: the best values of every configuration, and a table."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,8 +69,9 @@ def with_values(config: Config, values: dict[str, Any], tuned: str | None = None
 
 
 def short_name(label: str) -> str:
-    """The name of a run, from a label."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" on ", "_"))[:100]
+    """The name of a run, from a label; a long one ends in a digest of what is cut off."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" on ", "_"))
+    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def write_tuned(config: Config, label: str, values: dict[str, Any], origin: str, folder: Path) -> Path:
