@@ -193,6 +193,19 @@ def test_ctrl_c_stops_at_the_next_step_and_saves(tmp_path: Path, monkeypatch: py
     assert (only_run(tmp_path).path / "state.pt").exists()
 
 
+def test_the_time_of_an_epoch_that_was_interrupted_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OtherLoad, "__exit__", lambda *_: None)  # a quiet machine
+    with monkeypatch.context() as patch:
+        interrupt_at(8, patch, signal.SIGINT)
+        with pytest.raises(Interrupted):
+            run_configs([make_config(tmp_path)])
+    assert run_configs([make_config(tmp_path)]).code == 0
+    notes = [row["timing_note"] for row in only_run(tmp_path).read_metrics()]
+    assert notes == [None, epochs.RESUMED, None]
+
+
 def test_a_diverged_run_keeps_its_row_and_exits_with_4(tmp_path: Path) -> None:
     config = make_config(tmp_path, optimizer={"name": "sgd", "lr": 1e30}, schedule={"name": "constant"})
     assert run_configs([config]).code == 4

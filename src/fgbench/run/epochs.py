@@ -25,6 +25,10 @@ LARGEST_LOSS = 1e6
 """A mean training loss above this counts as diverged; guessing among 10 classes gives 2.3."""
 
 
+RESUMED = "interrupted and resumed within the epoch"
+"""The note on the time of an epoch that was: how busy the machine was before is not known."""
+
+
 class EpochLoop:
     """Trains a run to its end, writing after every epoch.
 
@@ -125,7 +129,7 @@ class EpochLoop:
         if not whole:
             self.save()
             raise Interrupted(self.stop.number, self.directory.path)
-        row = _training_columns(training) | {"timing_note": load.reason}
+        row = _training_columns(training) | {"timing_note": load.reason or (RESUMED if is_resumed else None)}
         row["energy_j"] = None if is_resumed else self.world.total(energy.joules)
         if peak.mib is None:
             row |= {"peak_memory_mib": self.cpu_memory_mib, "memory_source": "cpu-profiler"}
