@@ -187,6 +187,61 @@ def test_diverged_runs_count_as_lost_and_are_never_left_out(diverged, expected):
     assert "diverged" in numbers("study-lower-error", records)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "options", "accuracy", "expected"),
+    [
+        ("forward-gradient", {}, 0.8999, "mixed"),  # one lost by diverging, two as good as equal
+        ("forward-gradient", {}, 0.85, "refuted"),  # the other two lost by more than the margin
+        ("backprop", {}, 0.90, "supported"),
+    ],
+)
+def test_one_diverged_seed_does_not_void_the_margin_of_the_others(trainer, options, accuracy, expected):
+    records = [
+        make_record(
+            name,
+            seed,
+            test_accuracy=accuracy if name == "forward-gradient" else 0.9,
+            state="diverged" if (name, seed) == (trainer, 0) else "finished",
+        )
+        for name in ("forward-gradient", "backprop")
+        for seed in range(3)
+    ]
+    assert verdict("study-comparable-performance", records) == expected
+
+
+@pytest.mark.parametrize(
+    ("lead", "expected"), [(0.0001, "not enough data"), (0.015, "not enough data"), (0.03, "supported")]
+)
+def test_a_diverged_control_is_not_beaten_by_leads_that_are_as_good_as_none(lead, expected):
+    """Tuned apart, a lead below 0.02 is not one, whatever became of another seed."""
+    records = [
+        make_record(
+            name,
+            seed,
+            test_accuracy=0.85 + (lead if name != "frozen" else 0),
+            optimizer__lr=0.1 if name == "frozen" else 0.001,
+            state="diverged" if (name, seed) == ("frozen", 0) else "finished",
+        )
+        for name in ("frozen", "feedback-forward-gradient")
+        for seed in range(3)
+    ]
+    assert verdict("more-than-frozen", records) == expected
+
+
+def test_a_lead_by_divergence_is_more_than_a_marginal_one():
+    records = [
+        make_record(
+            name,
+            seed,
+            **dict.fromkeys(("test_accuracy", "train_accuracy"), 0.8),
+            state="diverged" if name == "backprop" else "finished",
+        )
+        for name in ("forward-gradient", "backprop")
+        for seed in range(3)
+    ]
+    assert verdict("study-higher-test-accuracy", records) == "mixed"
+
+
 @pytest.mark.parametrize(("lead", "expected"), [(0.3, "supported"), (0.1, "refuted"), (0.2, "no difference")])
 def test_the_lead_on_the_cnn_is_compared_with_the_lead_on_other_models(lead, expected):
     records = both({"test_accuracy": 0.7}, {"test_accuracy": 0.9}, model="vgg16")
@@ -298,6 +353,19 @@ def test_activity_perturbation_is_held_against_the_best_weight_perturbation_at_i
     assert "optimizer.lr 0.0003 / 0.0001" in numbers(claim, weights + activity(0.8, optimizer__lr=3e-4))
     assert verdict(claim, weights + activity(0.6, optimizer__lr=3e-4)) == "refuted"
     assert verdict(claim, weights + activity(0.8, batch_size=128)) == "not enough data"
+
+
+def test_what_backprop_trains_or_transposed_weights_guide_is_no_forward_gradient_of_that_claim():
+    weights = both({"test_accuracy": 0.7, "val_accuracy": 0.7}, {"test_accuracy": 0.9})
+    exact = {"trainer_options": {"exact_stages": 2}}
+    weights += [
+        make_record("forward-gradient", seed, test_accuracy=0.85, val_accuracy=0.85, **exact)
+        for seed in range(3)
+    ]
+    claim = "ren-activity-beats-weights"
+    assert verdict(claim, weights + activity(0.8)) == "supported"
+    guided = activity(0.8, trainer_options={"guess": "next-weights"})
+    assert verdict(claim, weights + guided) == "not enough data"
 
 
 def test_an_exact_output_layer_is_held_against_another():
@@ -460,6 +528,17 @@ def test_benchmarked_steps_are_cases_too():
     assert verdict("study-minimal-overhead", [], benchmark(0.8, 1.05)) == "supported"
     assert verdict("study-minimal-overhead", [], benchmark(1.3)) == "refuted"
     assert "time of a step 1.050×" in numbers("study-similar-time", [], benchmark(1.05))
+
+
+def test_a_benchmarked_step_is_held_against_backprop_of_its_own_process():
+    noisy = [step("forward-gradient, normal", 1.14), step("backprop", 1.0)]
+    noisy = [replace(each, spread_ms=3.0, source="noisy") for each in noisy]
+    quiet = [replace(step("backprop", 1.0), spread_ms=0.01, source="quiet")]
+    quiet += [replace(step("forward-gradient, normal", 1.14), spread_ms=0.01, source="quiet")]
+    alone = numbers("study-similar-time", [], noisy)
+    assert alone in numbers("study-similar-time", [], noisy + quiet)
+    assert verdict("study-similar-time", [], noisy) == "not enough data"
+    assert verdict("study-similar-time", [], quiet) == "refuted"
 
 
 @pytest.mark.parametrize(("rounds", "least"), [(5, 0.91), (15, 0.93)])

@@ -26,6 +26,7 @@ class Step:
         time_to_backprop: median over rounds of the ratio to backprop's step of the same round.
         device: kind of device, such as ``cpu``.
         noise: why the times cannot be trusted; empty if they can.
+        source: the file it is from: ratios are to backprop in the same process.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Step:
     time_to_backprop: float
     device: str
     noise: str = ""
+    source: str = ""
 
     def interval(self, backprop: "Step") -> tuple[float, float]:
         """About 95 % of the ratio to backprop's time, on a logarithmic scale, from the quartiles.
@@ -62,7 +64,9 @@ def load_steps(path: str | Path) -> list[Step]:
                 Step(
                     *(row["model"], int(row["batch_size"]), row["case"]),
                     *(row["step_time_ms"], row["step_time_spread_ms"], int(row["rounds"])),
-                    *(row["time_to_backprop"], device, report.get("noise") or ""),
+                    *(row["time_to_backprop"], device),
+                    noise=report.get("noise") or "",
+                    source=str(file),
                 )
                 for row in table.to_dict("records")
             ]

@@ -43,6 +43,10 @@ class Comparison:
     @property
     def wins(self) -> tuple[int, int]:
         """Seeds in which the series, and in which the baseline, was better; a diverged run loses."""
+        return self.wins_by(0.0)
+
+    def wins_by(self, margin: float) -> tuple[int, int]:
+        """As ``wins``, for those better by more than a margin."""
         wins = losses = 0
         for (run, other), epochs, (value, reference) in zip(
             self.pair.runs, self.epochs, self.values, strict=True
@@ -52,7 +56,7 @@ class Comparison:
                 wins, losses = wins + won, losses + lost
             else:
                 gain = self.measure.gain(value - reference)
-                wins, losses = wins + (gain > 0), losses + (gain < 0)
+                wins, losses = wins + (gain > margin), losses + (gain < -margin)
         return wins, losses
 
     @property

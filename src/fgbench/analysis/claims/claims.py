@@ -156,22 +156,26 @@ def _device(pair: Pair) -> str:
 
 
 def find_steps(steps: Sequence[Step], claim: Claim) -> list[tuple[Step, Step]]:
-    """The benchmarked steps a claim is about, each with backprop's on the same model and batch size."""
+    """The benchmarked steps a claim is about, each with backprop's of the same process and batch size."""
     wanted = claim.setting.get("batch_size")
-    backprop = {(each.model, each.batch_size, each.device): each for each in steps if each.case == "backprop"}
+
+    def place(step: Step) -> tuple[str, str, int, str]:
+        return step.source, step.model, step.batch_size, step.device
+
+    backprop = {place(each): each for each in steps if each.case == "backprop"}
     return [
-        (each, backprop[place])
+        (each, backprop[place(each)])
         for each in steps
         if claim.bench and each.case == claim.bench and wanted in (None, each.batch_size)
-        if (place := (each.model, each.batch_size, each.device)) in backprop
+        if place(each) in backprop
     ]
 
 
 def find_pairs(tasks: Iterable[Task], claim: Claim) -> list[Pair]:
     """The series a claim is about, each with the nearest one that differs in nothing but how it is trained.
 
-    Trainer, optimizer and schedule may differ; epochs, batch size, device and the like may not, nor whether
-    the output layer's gradient is exact, where both trainers have that option. A frozen body is taken at its
+    Trainer, optimizer and schedule may differ; epochs, batch size, device and the like may not, nor which
+    stages have exact gradients, where both trainers have that option. A frozen body is taken at its
     own best rate, see :func:`find_control`.
     """
     pairs = []
@@ -197,8 +201,9 @@ def _matches(series: Series, selection: Selection) -> bool:
 
 
 def _comparable(first: Series, second: Series) -> bool:
-    exact = [trainer_options(each).get("trainer.exact_output") for each in (first, second)]
-    if None not in exact and exact[0] != exact[1]:
+    mine, others = trainer_options(first), trainer_options(second)
+    exact = {"trainer.exact_output", "trainer.exact_stages"} & mine.keys() & others.keys()
+    if any(mine[key] != others[key] for key in exact):
         return False
     return all(key.startswith(TUNABLE) for key in setting_differences(settings(first), settings(second)))
 

@@ -5,25 +5,25 @@ import math
 from fgbench.analysis.budgets import Budget, common_epoch
 from fgbench.analysis.cautions import MIN_SEEDS
 from fgbench.analysis.claims.verdicts import Outcome, Stance
-from fgbench.analysis.compare import compare_pair
+from fgbench.analysis.compare import Comparison, compare_pair
 from fgbench.analysis.pairing import TUNABLE, Pair
 from fgbench.analysis.readings import Column
 from fgbench.analysis.statistics import Paired, log_ratios
 from fgbench.formatting import format_number
 
 
-def paired_effect(pair: Pair, measure: Column) -> Paired | tuple[int, int] | Outcome:
+def paired_effect(pair: Pair, measure: Column) -> Paired | Comparison | Outcome:
     """The paired differences of what was learnt, or logarithms of ratios of a cost, at equal epochs.
 
     Returns:
-        An outcome where nothing can be said; won and lost seeds where runs diverged: then there is no mean,
-        but losing every seed is an answer.
+        An outcome where nothing can be said; the comparison where runs diverged: then there is no mean, but
+        losing every seed is an answer.
     """
     if missing := insufficient_evidence(pair, measure):
         return missing
     comparison = compare_pair(pair, measure)
     if comparison.obstacle.startswith("diverged"):
-        return comparison.wins
+        return comparison
     if comparison.paired is None:
         return pair_outcome(Stance.no_evidence, pair, f"{measure.title} {comparison.obstacle}")
     paired = comparison.paired if measure.learns else log_ratios(comparison.values)

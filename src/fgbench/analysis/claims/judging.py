@@ -7,7 +7,7 @@ import numpy as np
 
 from fgbench.analysis.bench_steps import Step
 from fgbench.analysis.budgets import common_epoch, peak_memory
-from fgbench.analysis.cautions import MIN_SEEDS, below_tuning_noise
+from fgbench.analysis.cautions import MIN_SEEDS, TUNING_NOISE, below_tuning_noise
 from fgbench.analysis.claims.evidence import (
     diverged_text,
     effect_text,
@@ -23,7 +23,7 @@ from fgbench.analysis.claims.evidence import (
     stance_within_margin,
 )
 from fgbench.analysis.claims.verdicts import Outcome, Stance
-from fgbench.analysis.compare import find_measure
+from fgbench.analysis.compare import Comparison, find_measure
 from fgbench.analysis.pairing import Pair
 from fgbench.analysis.readings import Column, at_chance, has_diverged, negligible, read
 from fgbench.analysis.records import RunRecord
@@ -46,17 +46,19 @@ def judge(pair: Pair, measure: Column, side: Side, at_most: float | None = None)
     Args:
         pair: the two.
         measure: of what.
-        side: which is claimed.
+        side: which is claimed. Where runs diverged, each seed has to show it: by divergence, or by more than
+            counts as none.
         at_most: the largest mean difference the claim allows; beyond, it holds and does not hold.
     """
     result = paired_effect(pair, measure)
     if isinstance(result, Outcome):
         return result
-    if isinstance(result, tuple):
-        won = result if side == "better" else result[::-1]
-        return pair_outcome(
-            stance_of_wins(won, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}"
-        )
+    if isinstance(result, Comparison):
+        margin = TUNING_NOISE if below_tuning_noise(pair, measure, 0.0) else negligible(measure)
+        won = result.wins_by(margin)
+        stance = stance_of_wins(won if side == "better" else won[::-1], len(pair.runs))
+        beyond = stance is Stance.for_ and at_most is not None
+        return pair_outcome(Stance.both if beyond else stance, pair, f"{measure.title} {diverged_text(pair)}")
     low, high = gain_interval(result, measure)
     if side == "worse":
         low, high = -high, -low
@@ -83,9 +85,10 @@ def judge_no_worse(pair: Pair, measure: Column, within: float) -> Outcome:
     result = paired_effect(pair, measure)
     if isinstance(result, Outcome):
         return result
-    if isinstance(result, tuple):
+    if isinstance(result, Comparison):
+        won = result.wins_by(-within)[0], result.wins_by(within)[1]
         return pair_outcome(
-            stance_of_wins(result, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}"
+            stance_of_wins(won, len(pair.runs)), pair, f"{measure.title} {diverged_text(pair)}"
         )
     low, high = gain_interval(result, measure)
     margin = within if measure.learns else math.log1p(within)
@@ -201,7 +204,7 @@ def judge_generalisation(pair: Pair) -> Outcome:
         return fitted
     epoch = common_epoch(pair)
     gaps = [tuple(read(run, train, epoch) - read(run, test, epoch) for run in both) for both in pair.runs]
-    if isinstance(fitted, tuple) or not all(math.isfinite(gap) for both in gaps for gap in both):
+    if isinstance(fitted, Comparison) or not all(math.isfinite(gap) for both in gaps for gap in both):
         return pair_outcome(Stance.no_evidence, pair, "runs diverged or were not measured")
     paired = summarise_differences([mine - other for mine, other in gaps])
     low, high = paired.interval or (math.nan, math.nan)
