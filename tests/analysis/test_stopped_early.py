@@ -99,3 +99,11 @@ def test_runs_from_before_a_key_existed_are_labelled_as_those_at_its_default(tmp
     make_run(tmp_path, "forward-gradient", verify=True, early_stopping=None)
     labels = [each.label for series in group_series(load_results(tmp_path)).values() for each in series]
     assert labels == ["backprop", "forward-gradient"]
+
+
+def test_a_run_that_stopped_early_is_at_the_end_of_its_schedule_only_from_where_it_stopped():
+    ends = (*runs("backprop", 10, 10, 10), *runs("forward-gradient", 6, 6, 6, epoch_time_s=5.0))
+    records = fixed([replace(run, config=run.config | {"schedule": {"name": "cosine"}}) for run in ends])
+    assert at(records, "epochs").refusal == ""
+    assert at(records, "time").epochs == ((2, 10),) * 3
+    assert at(records, "time").refusal == "read at different points of the schedule of learning rates"

@@ -1,6 +1,6 @@
 """What forbids a claim, whatever the numbers are."""
 
-from fgbench.analysis.budgets import Budget, Epochs, common_epoch
+from fgbench.analysis.budgets import Budget, Epochs, common_epoch, read_at
 from fgbench.analysis.pairing import TUNABLE, Pair
 from fgbench.analysis.readings import Column, at_chance, disturbed_epochs, quiet_epochs
 from fgbench.analysis.records import RunRecord
@@ -22,7 +22,7 @@ def find_caution(pair: Pair, measure: Column, budget: Budget = "epochs") -> str:
     timed = measure.timed or budget == "time"
     if (timed or not measure.learns or budget == "memory") and (different := pair.environments):
         return f"different environments ({', '.join(different)})"
-    if timed and was_disturbed(pair, summed=not measure.timed):
+    if timed and was_disturbed(pair, read_at(pair, budget)[1], summed=not measure.timed):
         return "timed beside other work"
     if timed and pair.runs and common_epoch(pair) == 1:
         return "only the first epoch was timed, which warms up"
@@ -34,12 +34,15 @@ def find_caution(pair: Pair, measure: Column, budget: Budget = "epochs") -> str:
 def unlike_points(pair: Pair, epochs: Epochs) -> str:
     """That the two were read at different points of a schedule of learning rates; empty where they were not.
 
-    A run is better at the end of a falling schedule than within it, whatever trains it.
+    A run is better at the end of a falling schedule than within it, whatever trains it. One that stopped
+    early counts as at its end from where it stopped.
     """
-    for both, read_at in zip(pair.runs, epochs, strict=True):
+    for both, read in zip(pair.runs, epochs, strict=True):
         points = {
-            1.0 if run.stopped_early else min(1.0, epoch / (run.config.get("epochs") or epoch or 1))
-            for run, epoch in zip(both, read_at, strict=True)
+            1.0
+            if run.stopped_early and epoch >= run.last_epoch
+            else min(1.0, epoch / (run.config.get("epochs") or epoch or 1))
+            for run, epoch in zip(both, read, strict=True)
         }
         if len(points) > 1 and any(_schedule(run) != "constant" for run in both):
             return "read at different points of the schedule of learning rates"
@@ -59,18 +62,20 @@ def below_tuning_noise(pair: Pair, measure: Column, mean: float) -> str:
     return ""
 
 
-def was_disturbed(pair: Pair, *, summed: bool = False) -> bool:
+def was_disturbed(pair: Pair, epochs: Epochs, *, summed: bool = False) -> bool:
     """Whether other work on the machine leaves nothing to be said of times.
 
     Args:
         pair: the two.
+        epochs: up to which their times are read.
         summed: of a sum over epochs, which more than a tenth of disturbed ones spoils; otherwise of a
             median, which needs one warm epoch that nothing disturbed.
     """
-    epoch = common_epoch(pair)
-    return bool(epoch) and any(
+    return any(
         disturbed_epochs(run, epoch) > DISTURBED_SHARE * min(epoch, run.last_epoch)
         if summed
         else not quiet_epochs(run, epoch)
-        for run in pair.all_runs
+        for both, read in zip(pair.runs, epochs, strict=True)
+        for run, epoch in zip(both, read, strict=True)
+        if epoch
     )
