@@ -132,6 +132,42 @@ def test_times_taken_beside_other_work_throughout_are_not_concluded_from():
     assert at(records).conclusion == "worse"
 
 
+def test_a_run_that_was_resumed_on_another_machine_is_not_one_of_the_last_alone():
+    records = make_seeds("backprop", BACKPROP)
+    elsewhere = {"earlier": [{"cpu": "Old CPU", "torch": "2.7.0", "threads": 2, "device": "cpu"}]}
+    records += make_seeds("forward-gradient", FORWARD, epoch_time_s=3.0, env=elsewhere)
+    told = at(records, column="epoch_time_s").conclusion
+    assert told == "no claim: different environments (cpu Some CPU / Old CPU)"
+    assert at(records).conclusion == "worse"
+
+
+def test_a_baseline_is_the_strongest_by_how_it_ends():
+    records = make_seeds("backprop", BACKPROP, val_accuracy=[0.7, 0.8, 0.9])
+    records += make_seeds("backprop", [0.3, 0.3, 0.3], optimizer__lr=0.1, val_accuracy=[0.7, 0.95, 0.3])
+    records += make_seeds("forward-gradient", FORWARD, optimizer__lr=0.5)
+    found = next(each for each in compare(records) if each.pair.series.trainer == "forward-gradient")
+    assert found.pair.baseline.runs[0].settings["optimizer.lr"] == 0.001
+
+
+def test_a_sum_of_times_is_disturbed_by_any_epoch_that_is_in_it():
+    """In the time of backprop's 5 epochs the other trains 20, disturbed from the sixth on."""
+    busy = [None] * 5 + ["other processes kept 1.0 of 2 CPU cores busy"] * 15
+    records = [
+        make_record(name, seed, epochs=epochs, epoch_time_s=time, test_accuracy=accuracy, timing_note=note)
+        for name, epochs, time, accuracy, note in (
+            ("backprop", 5, 4.0, 0.8, None),
+            ("forward-gradient", 20, 1.0, 0.9, busy),
+        )
+        for seed in range(3)
+    ]
+    for each in records:
+        each.config["epochs"] = 5
+    records = [replace(run, hash=run.component("trainer")) for run in records]
+    assert at(records, "time").epochs == ((20, 5),) * 3
+    assert at(records, "time").conclusion == "no claim: timed beside other work"
+    assert at(records, "epochs").conclusion != at(records, "time").conclusion
+
+
 @pytest.mark.parametrize("note", [None, "other processes kept 1.0 of 2 CPU cores busy"])
 def test_ratios_of_times_taken_beside_other_work_are_not_printed(note):
     records = [

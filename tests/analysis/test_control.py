@@ -5,7 +5,7 @@ from fake_records import make_record, make_seeds
 
 from fgbench.analysis.claims.claims import audit, load_claims
 from fgbench.analysis.compare_tables import compare_report
-from fgbench.analysis.control import ABSENT, controls_of
+from fgbench.analysis.control import ABSENT, NO_CONTROL, controls_of
 from fgbench.registry import TRAINERS
 
 BACKPROP, FROZEN = [0.90, 0.92, 0.91], [0.80, 0.82, 0.81]
@@ -152,3 +152,25 @@ def test_claims_ask_of_every_trainer_but_backprop_whether_it_beats_the_control()
     [found] = audit(records, claims=[claim])
     assert found.finding.counts == "1 for, 1 against"
     assert all("frozen, lr=0.01" in outcome.text for outcome in found.finding.outcomes)
+
+
+@pytest.mark.parametrize("state", ["finished", "diverged"])
+def test_a_control_that_peaks_and_then_falls_or_diverges_is_not_its_best(state):
+    steady = make_seeds("frozen", FROZEN, optimizer__lr=0.1, val_accuracy=[0.7, 0.75, 0.8])
+    other = make_seeds(
+        "frozen", [0.5, 0.5, 0.5], optimizer__lr=1.0, val_accuracy=[0.7, 0.9, 0.5], state=state
+    )
+    other += make_seeds("forward-gradient", [0.75, 0.77, 0.761])
+    assert verdict(steady + other, "forward-gradient").verdict.startswith("no (-0.0")
+    assert verdict(other, "forward-gradient").comparison.pair.baseline.label.startswith("frozen")
+
+
+def test_what_is_exact_in_a_cut_of_ones_own_has_no_control_here():
+    records = make_seeds("frozen", FROZEN)
+    records += make_seeds("guided-forward-gradient", [0.85, 0.87, 0.861], trainer_options={"blocks": 2})
+    assert verdict(records, "guided").verdict == NO_CONTROL
+    [claim] = [each for each in load_claims() if each.id == "more-than-frozen"]
+    [found] = audit(records, claims=[claim])
+    assert not found.finding.outcomes
+    records[3:] = make_seeds("guided-forward-gradient", [0.85, 0.87, 0.861])
+    assert verdict(records, "guided").verdict.startswith("yes")

@@ -30,6 +30,7 @@ UNCOMPARED = (CONTROL, "backprop")
 MEASURE = MEASURES["test_accuracy"]
 
 ABSENT = "no frozen run here"
+NO_CONTROL = "no control: its last block may have more than the output layer"
 
 OF_THE_MACHINE = ("device type", "threads", "allocator", "deterministic")
 """Settings that change times, but accuracies by no more than rounding."""
@@ -56,7 +57,7 @@ class AgainstControl:
         """The verdict as text: ``yes (+0.0213)``, ``no (-0.0312)``, or why there is none."""
         found = self.comparison
         if found is None:
-            return ABSENT
+            return NO_CONTROL if _has_own_blocks(self.series) else ABSENT
         if found.paired is None:
             return found.conclusion
         answer = {"better": "yes", "worse": "no", "about the same": "no, about the same"}
@@ -77,7 +78,8 @@ def compare_with_control(tasks: Iterable[Task]) -> dict[Path, AgainstControl]:
 
     The control of a series has the same model, data, epochs and every other setting but those of the machine
     and those that are tuned, which it has at its own best: of several rates the one with the highest
-    validation accuracy. Where the series' last stages are trained by backprop, so are the control's.
+    validation accuracy at the end. Where the series' last stages are trained by backprop, so are the
+    control's; where they are the last of ``blocks``, whose layers a run does not record, there is none.
 
     Returns:
         By the path of the series' first run. p values are adjusted (Holm) over the series of a task.
@@ -105,6 +107,8 @@ def controls_of(records: Iterable[RunRecord]) -> dict[Path, AgainstControl]:
 
 def find_control(series: Series, candidates: Sequence[Series]) -> Series | None:
     """The control that a series has to beat, among series of the task; None where there is none."""
+    if _has_own_blocks(series):
+        return None
     stages = _stages(series)
     able = [each for each in candidates if _stages(each) == stages and _differ_in_tuning(series, each)]
 
@@ -117,6 +121,12 @@ def find_control(series: Series, candidates: Sequence[Series]) -> Series | None:
 def _stages(series: Series) -> Any:
     """How many last stages are trained by backprop; None: the output layer alone, in closed form."""
     return trainer_options(series).get("trainer.exact_stages")
+
+
+def _has_own_blocks(series: Series) -> bool:
+    """Whether backprop trains the last of blocks that are not the model's own stages."""
+    guided = series.trainer == "guided-forward-gradient"
+    return guided and trainer_options(series).get("trainer.blocks") is not None
 
 
 def _differ_in_tuning(first: Series, second: Series) -> bool:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from statistics import fmean
 from typing import Any
 
-from fgbench.analysis.readings import MEASURES, best
+from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series, distinguishing_words, group_series
 from fgbench.analysis.settings import default_options, is_off, not_default
@@ -97,9 +98,10 @@ class Pair:
 def environment_differences(runs: Iterable[RunRecord]) -> list[str]:
     """Differences between the machines and libraries of runs, such as ``torch 2.6 / 2.7``.
 
-    What an older version did not record does not count, except where one of ``ALWAYS_RECORDED`` is missing.
+    A run that was resumed elsewhere counts with all of its machines. What an older version did not record
+    does not count, except where one of ``ALWAYS_RECORDED`` is missing.
     """
-    envs = [_environment(run) for run in runs]
+    envs = [_kind_of_device(env) for run in runs for env in (run.env, *run.env.get("earlier", ()))]
     differences = []
     for key in ENVIRONMENT:
         known = key in ALWAYS_RECORDED
@@ -164,14 +166,14 @@ def settings(series: Series) -> dict[str, Any]:
         for key, value in run.settings.items()
         if not key.startswith("trainer.") and key not in PLACES and not is_off(value)
     }
-    device = _environment(run)["device"]
+    device = _kind_of_device(run.env)["device"]
     return kept | ({"device type": device} if device else {})
 
 
-def _environment(run: RunRecord) -> dict[str, Any]:
-    """Its env.json, with only the kind of device: cuda:0 and cuda:1 of one GPU model are equal."""
-    device = str(run.env.get("device") or run.env.get("device_type") or "").partition(":")[0]
-    return run.env | {"device": device or None}
+def _kind_of_device(env: dict[str, Any]) -> dict[str, Any]:
+    """An env.json with only the kind of device: cuda:0 and cuda:1 of one GPU model are equal."""
+    device = str(env.get("device") or env.get("device_type") or "").partition(":")[0]
+    return env | {"device": device or None}
 
 
 def setting_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -197,8 +199,8 @@ def closest_to_defaults(candidates: Iterable[Series]) -> list[Series]:
 def nearest(series: Series, candidates: Iterable[Series]) -> Series | None:
     """The candidate to compare a series with, or None.
 
-    It differs in the fewest settings besides the trainer's; among those it has the best validation accuracy,
-    which makes it the strongest baseline.
+    It differs in the fewest settings besides the trainer's; among those it ends with the best validation
+    accuracy, which makes it the strongest baseline.
     """
     mine = settings(series)
 
@@ -214,6 +216,6 @@ def _deviations(series: Series) -> int:
 
 
 def mean_validation_accuracy(series: Series) -> float:
-    """Mean over seeds of the best validation accuracy; 0 if there is none."""
-    values = [best(run, MEASURES["val_accuracy"]) for run in series.averaged]
-    return fmean(0.0 if value != value else value for value in values) if values else 0.0
+    """Mean over seeds of the validation accuracy at the last epoch; 0 where one has none, or has diverged."""
+    values = [read(run, "val_accuracy") for run in series.averaged]
+    return 0.0 if not values or any(map(isnan, values)) else fmean(values)

@@ -7,8 +7,7 @@ from statistics import fmean
 
 from fgbench.analysis.cautions import MIN_SEEDS
 from fgbench.analysis.compare import Comparison
-from fgbench.analysis.pairing import Pair, closest_to_defaults
-from fgbench.analysis.readings import MEASURES, best
+from fgbench.analysis.pairing import Pair, closest_to_defaults, mean_validation_accuracy
 from fgbench.analysis.time_to import geometric_mean
 from fgbench.formatting import format_number
 from fgbench.storage.metrics import COLUMNS
@@ -73,7 +72,7 @@ class Answer:
 def find_answers(comparisons: Iterable[Comparison]) -> dict[str, list[Answer]]:
     """By task, an answer for the best series of every trainer, and for its plainest where that is another.
 
-    The best has three seeds or more, where one has, and the highest validation accuracy; the plainest is the
+    The best has three seeds or more, where one has, and ends with the highest validation accuracy; the plainest is the
     best of those whose trainer's options are nearest their defaults: the trainer as published.
     """
     by_pair: dict[Pair, dict[str, Comparison]] = {}
@@ -128,9 +127,7 @@ def summarise(answers: dict[str, list[Answer]]) -> str:
 
 
 def _merit(pair: Pair) -> tuple[bool, float]:
-    values = [best(run, MEASURES["val_accuracy"]) for run in pair.series.averaged]
-    accuracy = fmean(0.0 if math.isnan(value) else value for value in values) if values else -1.0
-    return len(pair.seeds) >= MIN_SEEDS, accuracy
+    return len(pair.seeds) >= MIN_SEEDS, mean_validation_accuracy(pair.series)
 
 
 def _state(comparison: Comparison) -> Fact:
