@@ -72,8 +72,8 @@ class Answer:
 def find_answers(comparisons: Iterable[Comparison]) -> dict[str, list[Answer]]:
     """By task, an answer for the best series of every trainer, and for its plainest where that is another.
 
-    The best has three seeds or more, where one has, and ends with the highest validation accuracy; the plainest is the
-    best of those whose trainer's options are nearest their defaults: the trainer as published.
+    The best has three seeds or more, where one has, and ends with the highest validation accuracy; the
+    plainest is the best of those whose trainer's options are nearest their defaults: as published.
     """
     by_pair: dict[Pair, dict[str, Comparison]] = {}
     for each in comparisons:
