@@ -8,9 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fgbench.errors import ConfigError
+from fgbench.checks.verify import verify
+from fgbench.errors import ConfigError, FgbenchError
 from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.forward_gradient import ForwardGradient
 from fgbench.trainers.replay import OnePass
+from fgbench.trainers.zeroth_order import ZerothOrder
 
 
 class Chance(nn.Module):
@@ -134,3 +137,103 @@ def test_a_buffer_that_is_written_to_by_another_name_cannot_be_run_twice_with_a_
         model(x)
     with pytest.raises(ConfigError, match="under another name"), one_pass:
         model(x)
+
+
+class Keeping(nn.Module):
+    """Keeps running statistics in everything but a buffer."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.linear, self.how = nn.Linear(8, 4), how
+        self.centre, self.seen, self.latest, self.calls = torch.zeros(4), [0.0], None, 0
+        self.generator, self.named = torch.Generator().manual_seed(0), {"last": 0.0}
+
+    def forward(self, x):
+        h = self.linear(x)
+        self.calls += 1
+        if self.how == "tensor":
+            moved, self.centre = self.centre, 0.9 * self.centre + h.detach().mean(0)
+            return h * (1 + moved)
+        if self.how == "list":
+            h = h * (1 + sum(self.seen))
+            self.seen.append(float(x.mean()))
+            return h
+        if self.how == "dict":
+            self.named["last"] += 1.0
+            return h * self.named["last"]
+        if self.how == "none":
+            if self.latest is None:
+                self.latest = x[:, :4].clone()
+                return h
+            return h * self.latest
+        if self.how == "new":
+            if not hasattr(self, "first"):
+                self.first = x[:, :4].clone()
+                return h
+            return h * self.first
+        if self.how == "in place":
+            self.centre += h.detach().mean(0)
+            return h * self.centre
+        return h * torch.rand(4, generator=self.generator)
+
+
+KEPT = ("tensor", "list", "dict", "none", "new", "generator")
+
+
+@pytest.mark.parametrize("how", KEPT)
+def test_what_a_model_keeps_besides_buffers_is_at_every_pass_as_at_the_first(how):
+    torch.manual_seed(0)
+    model, twin, x = Keeping(how), Keeping(how), torch.randn(5, 8)
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected = twin(x)
+        one_pass = OnePass(model, 3)
+        for _ in range(3):
+            with one_pass:
+                assert torch.equal(model(x), expected)
+        assert model.calls == 1
+        assert torch.equal(model(x), twin(x)), "and the next step begins where one pass has left it"
+
+
+@pytest.mark.parametrize("trainer", [ZerothOrder(), ForwardGradient(tangents=2, chunk=1)])
+@pytest.mark.parametrize("how", KEPT)
+def test_the_derivative_of_a_model_that_keeps_something_is_taken_at_one_state(how, trainer):
+    torch.manual_seed(0)
+    model, x, y = Keeping(how), torch.randn(5, 8), torch.arange(5) % 4
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    twin = Keeping(how)
+    twin.load_state_dict(model.state_dict())
+    loss = loss_fn(twin(x), y).mean()
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, twin.parameters())])
+    stats = trainer.compute_gradients(model, loss_fn, x, y, torch.Generator().manual_seed(1))
+    drawn = torch.cat([p.grad.flatten() for p in model.parameters()])
+    squares = stats.directional_derivatives.double().square().mean()
+    assert float(drawn @ slope) == pytest.approx(float(squares), rel=0.01)
+
+
+@pytest.mark.parametrize("trainer", [ZerothOrder(), ForwardGradient(tangents=2, chunk=1)])
+def test_a_tensor_that_is_no_buffer_and_is_written_into_is_refused(trainer):
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(ConfigError, match=r"'centre', which is no buffer.*register_buffer"):
+        trainer.compute_gradients(
+            Keeping("in place"), loss_fn, torch.randn(5, 8), torch.arange(5) % 4, torch.Generator()
+        )
+
+
+def test_a_state_that_cannot_be_kept_is_found_by_verification():
+    """Outside of the model, as a global is; differences at two states would be no derivative."""
+    kept = [0.0]
+
+    class Outside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 4)
+
+        def forward(self, x):
+            kept[0] += 0.1
+            return self.linear(x) * kept[0]
+
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    batch = torch.randn(5, 8), torch.arange(5) % 4
+    with pytest.raises(FgbenchError, match="another loss for the same images"):
+        verify(ZerothOrder(), Outside(), loss_fn, *batch)

@@ -1,10 +1,12 @@
 """Several passes over one batch that count as one: the same random numbers, and buffers updated once."""
 
+import copy
 import random
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any
 
 import torch
@@ -33,8 +35,62 @@ class RandomStates:
             sys.modules["numpy"].random.set_state(self._numpy)
 
 
+_OF_EVERY_MODULE = {name for name, value in vars(nn.Module()).items() if not isinstance(value, bool)}
+_CONTAINERS = (list, dict, set, deque)
+_ATTRIBUTES = (bool, int, float, str, NoneType, Tensor, torch.Generator, *_CONTAINERS)
+
+
+class _Attributes:
+    """What one module keeps besides buffers, as it is now: numbers, tensors, lists and the like."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._of = vars(module)
+        self._kept = {name: (value, _content(value)) for name, value in self._own().items()}
+
+    def restore(self) -> str:
+        """Restore them; returns the name of one that was written into, which cannot be, or nothing."""
+        for name in self._own().keys() - self._kept.keys():
+            del self._of[name]
+        written = ""
+        for name, (value, content) in self._kept.items():
+            self._of[name] = value
+            if isinstance(value, torch.Generator):
+                value.set_state(content)
+            elif isinstance(value, list):
+                value[:] = content
+            elif isinstance(value, dict | set):
+                value.clear()
+                value.update(content)
+            elif isinstance(value, deque):
+                value.clear()
+                value.extend(content)
+            elif isinstance(value, Tensor) and content != _content(value):
+                written = name
+        return written
+
+    def _own(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in self._of.items()
+            if isinstance(value, _ATTRIBUTES) and name not in _OF_EVERY_MODULE
+        }
+
+
+def _content(value: Any) -> Any:
+    """What tells whether an attribute's value has changed, or restores it."""
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, Tensor):
+        return None if value.is_inference() else value._version
+    return copy.copy(value) if isinstance(value, _CONTAINERS) else None
+
+
 class ModelState:
-    """A model's buffers and plain attributes (counters, flags) as they are now."""
+    """A model's buffers and other attributes (counters, flags, running tensors) as they are now.
+
+    Raises:
+        ConfigError: on restoring, where a tensor that is no buffer was written into.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -44,12 +100,7 @@ class ModelState:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        self._plain: list[tuple[dict[str, Any], str, Any]] = [
-            (module.__dict__, name, value)
-            for module in model.modules()
-            for name, value in module.__dict__.items()
-            if isinstance(value, bool | int | float | str)
-        ]
+        self._attributes = [_Attributes(module) for module in model.modules()]
 
     def restore(self) -> None:
         """Restore them, even if the model replaced one."""
@@ -85,8 +136,12 @@ class ModelState:
             )
 
     def _restore_attributes(self) -> None:
-        for attributes, name, value in self._plain:
-            attributes[name] = value
+        written = [name for each in self._attributes if (name := each.restore())]
+        if written:
+            raise ConfigError(
+                f"the model writes into its tensor {written[0]!r}, which is no buffer, so parts of it cannot "
+                "be run twice: give it to register_buffer"
+            )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.directions import Directions, RankOneDirections, SeededDirections
 from fgbench.trainers.exact_output import OutputLayer
@@ -122,7 +123,7 @@ class ZerothOrder(Trainer):
         directions = self._directions(model, generator)
         params, tangents = directions.params, directions.dense()
         count = self.options.tangents * self.workers.sets
-        one_pass = OnePass(model, 2 * count + 1, inputs)
+        one_pass = OnePass(model, 2 * count + 2, inputs)
         centre = {name: param.clone() for name, param in params.items()}
 
         def move(index: int, step: float) -> None:
@@ -137,8 +138,15 @@ class ZerothOrder(Trainer):
             return self.workers.average(losses.double().mean())
 
         step = self.options.epsilon
-        derivatives = [(loss_at(k, step) - loss_at(k, -step)) / (2 * step) for k in range(count)]
+        pairs = [(loss_at(k, step), loss_at(k, -step)) for k in range(count)]
+        derivatives = [(above - below) / (2 * step) for above, below in pairs]
+        again = loss_at(0, step)
         move(0, 0.0)
+        if not torch.isclose(again, pairs[0][0], rtol=1e-5, equal_nan=True):
+            raise ConfigError(
+                "the model gives another loss for the same images, parameters and random numbers: it keeps "
+                "something between passes that is no buffer, so differences of losses are no derivatives"
+            )
         with one_pass:
             gradient = true_gradient(model, loss_fn, inputs, labels)
         gradient = {name: self.workers.average(part) for name, part in gradient.items()}
