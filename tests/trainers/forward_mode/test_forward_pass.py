@@ -27,6 +27,46 @@ def module(forward, **parts):
     return Model()
 
 
+class StraightThrough(torch.autograd.Function):
+    """A backward pass that is no derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Reverse(torch.autograd.Function):
+    """As for adversarial features; runs no operation of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+sign, reverse = StraightThrough.apply, Reverse.apply  # the usual way, before any pass
+
+
+@torch.library.custom_op("fgbench_test::square", mutates_args=())
+def square(x: torch.Tensor) -> torch.Tensor:
+    """An operator with a backward pass, of which forward mode sees nothing."""
+    return x * x
+
+
+square.register_fake(torch.empty_like)
+square.register_autograd(
+    lambda ctx, gradient: 2 * ctx.x * gradient,
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "x", inputs[0]),
+)
+
+
 def images(layout=torch.channels_last):
     return torch.randn(5, 3, 12, 12).contiguous(memory_format=layout)
 
@@ -58,6 +98,12 @@ def keeps_what_it_detached(self, x):
     kept = hidden.detach()
     hidden = self.norm(hidden)
     return self.head(hidden * kept)
+
+
+def detaches_in_place(self, x):
+    hidden = self.a(x) * 1.0
+    hidden.detach_()
+    return self.head(hidden * self.a(x))
 
 
 def constant_region(self, x):
@@ -101,6 +147,14 @@ CASES = {
     ),
     "detached": lambda: (
         module(keeps_what_it_detached, a=nn.Linear(8, 8), norm=nn.BatchNorm1d(8), head=nn.Linear(8, 3)),
+        torch.randn(6, 8),
+    ),
+    "detached in place": lambda: (
+        module(detaches_in_place, a=nn.Linear(8, 8), head=nn.Linear(8, 3)),
+        torch.randn(6, 8),
+    ),
+    "a backward pass of its own on a constant": lambda: (
+        module(lambda self, x: self.head(sign(x)) * sign(x).sum(), head=nn.Linear(8, 3)),
         torch.randn(6, 8),
     ),
     "without gradient": lambda: (
@@ -200,16 +254,14 @@ def test_derivatives_are_the_gradient_times_the_tangents(name, count, structure)
     assert all(param.requires_grad for param in model.parameters())
 
 
-class StraightThrough(torch.autograd.Function):
-    """A backward pass that is no derivative."""
+def on_hidden(change):
+    return lambda: module(
+        lambda self, x: self.head(change(self.a(x))), a=nn.Linear(8, 8), head=nn.Linear(8, 3)
+    )
 
-    @staticmethod
-    def forward(ctx, x):
-        return x.sign()
 
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient
+def multiplied_into_places(hidden):
+    return hidden.scatter_reduce(1, torch.zeros(6, 8).long(), hidden, "prod")
 
 
 def gradient_hook(self, x):
@@ -245,12 +297,16 @@ def own_gradient(self, x):
 
 REFUSED = {
     "a straight-through estimator": (
-        lambda: module(
-            lambda self, x: self.head(StraightThrough.apply(self.a(x))),
-            a=nn.Linear(8, 8),
-            head=nn.Linear(8, 3),
-        ),
+        on_hidden(lambda hidden: StraightThrough.apply(hidden)),
         "StraightThrough has a backward pass of its own",
+    ),
+    "one by another name": (on_hidden(lambda hidden: sign(hidden)), r"call Square\.apply\("),
+    "one that hands its argument on": (on_hidden(lambda hidden: reverse(hidden)), r"call Square\.apply\("),
+    "an operator of the user's own": (on_hidden(square), "operator of your own"),
+    "products in places": (on_hidden(multiplied_into_places), "formula of scattered products is wrong"),
+    "a sparse matrix": (
+        on_hidden(lambda hidden: torch.sparse.mm(torch.eye(6).double().to_sparse(), hidden)),
+        "sparse",
     ),
     "a hook on a tensor": (
         lambda: module(gradient_hook, a=nn.Linear(8, 8), head=nn.Linear(8, 3)),

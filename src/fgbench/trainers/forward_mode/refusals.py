@@ -110,7 +110,7 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
     have a forward-mode derivative too. Checkpointed parts run as they are.
     """
     shadows = mode.shadows
-    apply, register = Function.__dict__["apply"], Tensor.register_hook
+    apply, register, detach_ = Function.__dict__["apply"], Tensor.register_hook, Tensor.detach_
     fast = torch.backends.mha.get_fastpath_enabled()
     plain: Any = torch._C.TensorBase.__dict__["requires_grad"]
 
@@ -125,13 +125,21 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
     def refuse_hook(value: Tensor, hook: Any) -> Any:
         raise RefusedError("the model hooks a gradient (register_hook), which no forward trainer has")
 
+    def detach_in_place(value: Tensor) -> Tensor:
+        shadows.mark_detached(detach_(value))
+        return value
+
     def apply_forward(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if issubclass(cls, CheckpointFunction):
             function, _, *rest = args
             return function(*rest)
         original = apply.__get__(None, cls)
         if not any(isinstance(each, Tensor) and shadows.has(each) for each in args):
-            return original(*args, **kwargs)
+            mode.in_function = True
+            try:
+                return original(*args, **kwargs)
+            finally:
+                mode.in_function = False
         if cls.jvp is Function.jvp:
             raise RefusedError(f"{cls.__name__} has a backward pass of its own, and no jvp")
         with torch.utils._python_dispatch._disable_current_modes():
@@ -139,6 +147,7 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
 
     Function.apply = classmethod(apply_forward)
     Tensor.register_hook = refuse_hook  # type: ignore[method-assign]
+    Tensor.detach_ = detach_in_place  # type: ignore[assignment]
     Tensor.requires_grad = property(requires_grad, plain.__set__)  # type: ignore[assignment]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -146,6 +155,7 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
     finally:
         Function.apply = apply
         Tensor.register_hook = register  # type: ignore[method-assign]
+        Tensor.detach_ = detach_
         del Tensor.requires_grad
         torch.backends.mha.set_fastpath_enabled(fast)
 

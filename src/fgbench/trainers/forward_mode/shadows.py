@@ -93,6 +93,8 @@ class Shadows:
         """Whether a tensor has a tangent."""
         if _REQUIRES_GRAD(value):
             raise RefusedError("the model computes gradients itself in its forward pass")
+        if value.layout != torch.strided:  # apply_torch_formula refuses it beside what has a tangent
+            return False
         key = value.untyped_storage()._cdata
         known = self._storage_of.get(id(value))
         if known is not None and known[1] != key and known[0]() is value:

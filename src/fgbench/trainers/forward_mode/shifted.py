@@ -76,9 +76,9 @@ class ShiftedParameters(TorchDispatchMode):
             return func(*args, **kwargs)
         for index, name, by_keyword in written:
             target = kwargs.get(name) if by_keyword or index >= len(args) else args[index]
-            if isinstance(target, Tensor) and target.untyped_storage()._cdata in self._params:
+            if isinstance(target, Tensor) and self._params_in(target):
                 raise ConfigError(f"the model writes into a parameter ({func}), which cannot be shifted")
-        if not any(each.untyped_storage()._cdata in self._params for each in tensors(args, kwargs)):
+        if not any(self._params_in(each) for each in tensors(args, kwargs)):
             return func(*args, **kwargs)
         if func in _PRODUCTS and not kwargs and (output := self._product(func, args)) is not NotImplemented:
             return output
@@ -89,7 +89,7 @@ class ShiftedParameters(TorchDispatchMode):
         """What a layer puts out that takes all of a weight whose share is rank-one, else NotImplemented."""
         position, product = _PRODUCTS[func]
         weight = args[position]
-        params = self._params.get(weight.untyped_storage()._cdata, ())
+        params = self._params_in(weight)
         if len(params) != 1 or not is_whole(weight, params[0], transposed=func in _TRANSPOSED):
             return NotImplemented
         share = self.direction(params[0])
@@ -98,9 +98,13 @@ class ShiftedParameters(TorchDispatchMode):
         before, after = tree_map_only(Tensor, self._shifted, (args[:position], args[position + 1 :]))
         return product(share, self.step, *before, weight, *after)
 
+    def _params_in(self, value: Tensor) -> Sequence[Tensor]:
+        """Those that have their values in a tensor's memory; sparse ones have none."""
+        return self._params.get(value.untyped_storage()._cdata, ()) if value.layout == torch.strided else ()
+
     def _shifted(self, value: Tensor) -> Tensor:
-        params = self._params.get(value.untyped_storage()._cdata)
-        if params is None:
+        params = self._params_in(value)
+        if not params:
             return value
         first = params[0]
         if first.untyped_storage().nbytes() == first.numel() * first.element_size():

@@ -37,6 +37,7 @@ class TangentMode(TorchDispatchMode):
     Attributes:
         observers: called with every operation before it runs.
         handling: whether an operation is under way, below the model's own code.
+        in_function: whether a function with a backward pass of its own runs whose arguments have none.
     """
 
     def __init__(self, shadows: Shadows, rules: Mapping[Any, TangentRule]) -> None:
@@ -45,6 +46,7 @@ class TangentMode(TorchDispatchMode):
         self.rules = rules
         self.observers: list[Observer] = []
         self.handling = False
+        self.in_function = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -59,6 +61,11 @@ class TangentMode(TorchDispatchMode):
         for observe in self.observers:
             observe(func, args, kwargs)
         view, written = signature(func)
+        if self._is_in_unseen_function() and any(map(self.shadows.has, tensors(args, kwargs))):
+            raise RefusedError(
+                "a function with a backward pass of its own is called by another name of its apply, as in "
+                "square = Square.apply: call Square.apply(...) where it is used"
+            )
         if view:
             if func in _NEW_MEMORY and self.shadows.has(args[0]):
                 raise RefusedError("the model gives a tensor other memory")
@@ -78,3 +85,11 @@ class TangentMode(TorchDispatchMode):
         if rule is not None and (result := rule(self.shadows, func, *args, **kwargs)) is not NotImplemented:
             return result
         return apply_torch_formula(self.shadows, func, written, args, kwargs)
+
+    def _is_in_unseen_function(self) -> bool:
+        """Whether a ``torch.autograd.Function`` runs whose ``apply`` was taken before this pass began.
+
+        Only there is forward AD off: ``no_grad`` leaves it on.
+        """
+        forward_ad = torch._C._is_fwd_grad_enabled()
+        return not (forward_ad or self.in_function or torch.is_inference_mode_enabled())

@@ -43,6 +43,8 @@ def apply_torch_formula(
     targets = _targets(written, args, kwargs)
     target_tangents = [shadows.writable(target) for target in targets]
     leaves, structure = tree_flatten((args, kwargs))
+    if any(isinstance(leaf, Tensor) and leaf.layout != torch.strided for leaf in leaves):
+        raise RefusedError("there are no tangents of products with sparse tensors")
     tangents = [_in_full_precision(shadows, leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
     is_random = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
     states = RandomStates() if shadows.count > 1 and is_random else None
@@ -58,6 +60,7 @@ def apply_torch_formula(
             index = next(i for i, leaf in enumerate(leaves) if leaf is target)
             _store_tangent(tangent[k], after[index])
         columns.append(tuple(tangent for _, tangent in duals))
+    _refuse_constant(func, duals)
     inputs = {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, Tensor)}
     is_target = _are_targets(func, len(duals))
     out: list[Any] = []
@@ -65,11 +68,21 @@ def apply_torch_formula(
         if is_target[index]:
             value = targets[index] if len(targets) > 1 else targets[0]
         elif isinstance(value, Tensor):
+            if value.layout != torch.strided:
+                raise RefusedError("there are no tangents of sparse tensors")
             value = value.detach() if value._is_view() else value
             if value.untyped_storage()._cdata not in inputs:  # or it is a view after all, as of unsafe_split
                 _put(shadows, value, [column[index] for column in columns])
         out.append(value)
     return type(result)(out) if isinstance(result, tuple | list) else out[0]
+
+
+def _refuse_constant(func: Any, duals: list[Dual]) -> None:
+    """Refuse an operator of the user's own whose backward pass forward AD knows nothing of."""
+    known = getattr(func, "namespace", "aten") in ("aten", "prims")
+    floats = [tangent for value, tangent in duals if isinstance(value, Tensor) and value.is_floating_point()]
+    if not known and floats and all(tangent is None for tangent in floats):
+        raise RefusedError("it is an operator of your own, without a forward-mode derivative")
 
 
 def _are_targets(func: Any, count: int) -> list[bool]:

@@ -40,6 +40,16 @@ def embedding_bag(m: Shadows, func: Any, *args: Any, **kwargs: Any) -> Any:
     raise RefusedError("forward mode has no rule for bags of embeddings")
 
 
+@rule(aten.scatter_reduce.two, aten.scatter_reduce_.two)
+def scatter_reduce(
+    m: Shadows, func: Any, x: Tensor, dim: int, where: Tensor, y: Tensor, how: str, **rest: Any
+) -> Any:
+    """Torch's forward formula leaves out a derivative of its products."""
+    if how == "prod":
+        raise RefusedError("torch's forward-mode formula of scattered products is wrong")
+    return NotImplemented
+
+
 @rule(aten.max_pool2d_with_indices.default)
 def max_pool2d(m: Shadows, func: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """The tangent at the largest value."""
