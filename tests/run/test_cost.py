@@ -14,10 +14,10 @@ FIRST = INPUTS * HIDDEN / (INPUTS * HIDDEN + HIDDEN * CLASSES)
 """Share of the first layer in a forward pass."""
 
 
-def cost(trainer, optimizer="adam"):
+def cost(trainer, optimizer="adam", model=None):
     settings = {
         "dataset": {"name": "synthetic", "shape": [1, 8, 8], "classes": CLASSES, "train": 40, "test": 8},
-        "model": {"name": "fc", "hidden": HIDDEN},
+        "model": model or {"name": "fc", "hidden": HIDDEN},
         "trainer": trainer,
         "optimizer": {"name": optimizer},
         "batch_size": 8,
@@ -44,6 +44,16 @@ def test_a_forward_gradient_costs_the_outputs_and_two_passes_for_every_tangent()
 
 def test_central_differences_cost_two_forward_passes():
     assert passes({"name": "zeroth-order"}) == pytest.approx(2)
+
+
+def test_products_that_are_added_in_place_count_too():
+    """Rank-one differences: twice W x and w^T x, w a vector, and one product of vectors in place of 8."""
+    rank_one = {"name": "zeroth-order", "guess": "rademacher", "structure": "rank1"}
+    weights = INPUTS * HIDDEN + HIDDEN * CLASSES
+    assert passes(rank_one) == pytest.approx(2 * (1 + (INPUTS + HIDDEN) / weights) + 1 / 8, rel=2e-3)
+    feedback = passes({"name": "feedback-forward-gradient"})
+    matrix = HIDDEN * CLASSES / weights  # y, what F says of it, learning F, guiding by it
+    assert feedback == pytest.approx(passes({"name": "frozen"}) + FIRST + 4 * matrix)
 
 
 def test_a_frozen_body_costs_a_forward_pass_and_the_output_layers_gradient():
@@ -88,3 +98,10 @@ def test_every_draw_is_timed_once_while_a_clock_runs(monkeypatch):
             sampling.sample_tangents(params, guess, generator)
     assert clock.seconds == 3.5
     sampling.sample_tangents(params, "normal", generator)
+
+
+def test_attention_counts_alike_in_a_pass_and_in_a_step():
+    """Tangents cost two products for every one, of attention too, but for the images, which have none."""
+    vit = {"name": "vit", "width": 16, "depth": 2, "heads": 2, "patch": 1}
+    assert cost({"name": "zeroth-order"}, model=vit).forward_passes == pytest.approx(2, rel=1e-3)
+    assert 2.9 < cost({"name": "forward-gradient"}, model=vit).forward_passes < 3

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fgbench import measure
 from fgbench.bench.backprop_forms import COMPILED
@@ -184,7 +183,7 @@ def _row(
         row,
         sampling_s=tuple(parts.get("sampling", ())),
         update_s=tuple(parts.get("update", ())),
-        gflop=_count_gflop(case.step) if case.counted else 0.0,
+        gflop=measure.count_operations(case.step) / 1e9 if case.counted else 0.0,
         peak_memory_mib=total,
         parameters_mib=parameters,
         gradients_mib=gradients,
@@ -215,13 +214,6 @@ def _turn(step: Callable[[], object], device: torch.device) -> float:
         step()
     measure.synchronize(device)
     return (time.perf_counter() - start) / repeats
-
-
-def _count_gflop(step: Callable[[], object]) -> float:
-    """Floating-point operations of a step's matrix products and convolutions, in GFLOP."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops() / 1e9
 
 
 def _step_memory_mib(case: Case, device: torch.device) -> float:

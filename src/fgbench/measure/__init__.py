@@ -16,12 +16,14 @@ from fgbench.measure.memory import (
     step_memory,
     tensor_bytes,
 )
+from fgbench.measure.operations import count_operations
 
 __all__ = [
     "MIB",
     "GpuEnergy",
     "OtherLoad",
     "PeakMemory",
+    "count_operations",
     "describe_environment",
     "keep_allocations",
     "nvml_process_memory_mib",

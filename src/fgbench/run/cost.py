@@ -5,8 +5,8 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from fgbench import measure
 from fgbench.config.config import Config
 from fgbench.datasets.base import Splits
 from fgbench.run.build import build_training
@@ -40,16 +40,13 @@ def measure_step_cost(config: Config, device: torch.device, splits: Splits) -> S
     inputs, _ = splits.train.batch(
         torch.arange(min(config.batch_size, len(splits.train)), device=device), None
     )
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        copy.deepcopy(training.model).train()(inputs)
+    model = copy.deepcopy(training.model).train()
+    with torch.no_grad():
+        passes = measure.count_operations(lambda: model(inputs))
     draws = _time_drawing(training) > 0  # this step also does a trainer's one-time work
-    with FlopCounterMode(display=False) as step:
-        _step(training)
-    passes = forward.get_total_flops()
+    operations = measure.count_operations(lambda: _step(training))
     seconds = [_time_drawing(training) for _ in range(DRAWING_STEPS if draws else 0)]
-    return StepCost(
-        step.get_total_flops() / passes if passes else None, 1000 * median(seconds) if seconds else 0.0
-    )
+    return StepCost(operations / passes if passes else None, 1000 * median(seconds) if seconds else 0.0)
 
 
 def _time_drawing(training: TrainingState) -> float:
