@@ -4,9 +4,11 @@ import struct
 import zlib
 
 import pytest
+import yaml
 from data_files import hide_installed_data
 from PIL import Image
 
+from fgbench.config.config import Config, to_yaml
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.options import ImageFolderOptions
 from fgbench.datasets.search import DataSearch
@@ -135,6 +137,17 @@ def test_validation_images_are_those_of_their_folder(folder, name):
     assert splits.validation.labels.tolist() == [1]
     assert (splits.validation.images == 7).all()
     assert splits.fingerprint.images == {"train": 3, "test": 3, "validation": 1}
+
+
+def test_a_config_written_out_in_full_is_read_again_beside_validation_images(folder):
+    """So do the runs of a sweep, tuned configs and a run's own config.yaml."""
+    save_image(folder / "val" / "dog" / "a.png", value=7)
+    settings = {"dataset": {"name": "imagefolder", "dir": str(folder)}}
+    config = Config.model_validate(settings | {"model": {"name": "fc"}, "trainer": {"name": "backprop"}})
+    again = Config.model_validate(yaml.safe_load(to_yaml(config)))
+    assert len(load_splits(again.dataset, 0, "cpu", DataSearch()).validation) == 1
+    with pytest.raises(DataError, match=r"leave out dataset\.validation_fraction"):
+        load_splits(ImageFolderOptions(dir=str(folder), validation_fraction=0.3), 0, "cpu", DataSearch())
 
 
 @pytest.mark.parametrize("tested", ["testing", "val"])

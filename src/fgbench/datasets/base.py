@@ -233,7 +233,7 @@ def load_splits(options: Options, seed: int, device: torch.device | str, search:
         return Split(images.to(device), labels.to(device), mean.to(device), std.to(device), augment)
 
     if data.validation is not None:
-        if "validation_fraction" in options.model_fields_set:
+        if options.validation_fraction != type(options).model_fields["validation_fraction"].default:
             raise DataError(
                 f"{options.name}: {data.source} brings validation images, so leave out "
                 "dataset.validation_fraction"
