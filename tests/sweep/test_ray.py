@@ -13,10 +13,13 @@ from sweep_runs import BASE, TWELVE, finish, reproducible, start, wait_for, writ
 
 from fgbench.cli.app import app
 from fgbench.storage.run_directory import RunDirectory
-from fgbench.sweep.ray_node import claim_directory
+from fgbench.sweep.executor import Job, RunFlags
+from fgbench.sweep.ray_node import JobResult, claim_directory, pack
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
+
+from fgbench.sweep.ray_pool import _Run
 
 NAME = f"held-{os.getpid()}"
 HELD = BASE.replace("backprop", "held:Trainer").replace("epochs: 2", f"epochs: 12\n  name: {NAME}")
@@ -253,6 +256,27 @@ def test_a_run_directory_is_taken_over_from_a_node_that_died_but_not_from_a_proc
         assert RunDirectory(directory.path).status()["state"] == "running"
     claim_directory(RunDirectory(directory.path), lambda: False)
     assert RunDirectory(directory.path).status()["reason"] == "its node died"
+
+
+def test_what_a_node_sends_is_all_of_the_run_and_nothing_of_the_one_before_stays(tmp_path):
+    """A node that does not see the results folder; the run before had diagnostics, this one TensorBoard."""
+    here, there = (RunDirectory(tmp_path / name / "run").create() for name in ("here", "there"))
+    for name in ("metrics.csv", "layers.csv", "confusion.csv", "state.pt"):
+        (here.path / name).write_text("old")
+    (there.path / "metrics.csv").write_text("new")
+    (there.path / "tensorboard").mkdir()
+    (there.path / "tensorboard" / "events.out.1").write_bytes(b"new")
+    there.write_status("finished")
+    job = Job("", tmp_path / "here", Path("run"), RunFlags())
+    job.log.parent.mkdir()
+    run = _Run(job, None, None, 0)
+    run._directory = here
+    run._gather(here, JobResult(0, files=pack(there)))
+    run.release()
+    found = {path.relative_to(here.path).as_posix() for path in here.path.rglob("*") if path.is_file()}
+    assert found - {".lock"} == {"metrics.csv", "status.json", "tensorboard/events.out.1"}
+    assert (here.path / "metrics.csv").read_text() == "new"
+    assert here.status()["state"] == "finished"
 
 
 @pytest.mark.nightly

@@ -20,6 +20,9 @@ from fgbench.storage.run_directory import RunDirectory
 from fgbench.sweep.executor import Job
 from fgbench.sweep.local import LocalPool
 
+OF_A_RUN = (".csv", ".json", ".pt", ".yaml")
+"""How the names of a run's own files end; what its loggers write is in folders."""
+
 POLL_S = 0.1
 RELEASE_S = 120.0
 """How long to wait for a run that is saving because its node died; file servers keep locks for a while."""
@@ -124,11 +127,14 @@ def claim_directory(directory: RunDirectory, give_up: Callable[[], bool]) -> Non
 
 
 def pack(directory: RunDirectory) -> dict[str, bytes]:
-    """The files of a run directory by name; empty if it does not exist."""
+    """The files of a run directory by their path in it; empty if it does not exist."""
     if not directory.path.is_dir():
         return {}
-    paths = [path for path in directory.path.iterdir() if path.suffix in (".csv", ".json", ".pt", ".yaml")]
-    return {path.name: path.read_bytes() for path in paths}
+    return {
+        path.relative_to(directory.path).as_posix(): path.read_bytes()
+        for path in directory.path.rglob("*")
+        if path.is_file() and (path.suffix in OF_A_RUN or path.parent != directory.path)
+    }
 
 
 def unpack(directory: RunDirectory, files: Mapping[str, bytes]) -> None:
@@ -136,7 +142,9 @@ def unpack(directory: RunDirectory, files: Mapping[str, bytes]) -> None:
     if files:
         directory.create()
     for name in sorted(files, key=lambda name: name == "status.json"):
-        atomic_write(directory.path / name, files[name])
+        path = directory.path / name
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, files[name])
 
 
 def _move_apart(job: Job) -> Job:

@@ -17,9 +17,8 @@ from tqdm import tqdm
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.storage.files import atomic_write
 from fgbench.storage.run_directory import ENDED, RunDirectory
-from fgbench.storage.state import state_files
 from fgbench.sweep.executor import Job
-from fgbench.sweep.ray_node import JobResult, NodeRunner, pack, unpack
+from fgbench.sweep.ray_node import OF_A_RUN, JobResult, NodeRunner, pack, unpack
 
 # Read when Ray is imported: otherwise Ray replaces 127.0.0.1 by this machine's external address.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -264,9 +263,9 @@ class _Run:
         if "config.yaml" in files:
             files["config.yaml"] = self.job.config.encode()  # which has the driver's results folder
         unpack(directory, files)
-        for path in state_files(directory.path):
-            if path.name not in files:
-                path.unlink()
+        for path in directory.path.iterdir():
+            if path.suffix in OF_A_RUN and path.name not in {*files, "status.json"}:
+                path.unlink()  # of the run that this one replaces
         self._status = status
 
     def release(self) -> None:
