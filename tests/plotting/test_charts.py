@@ -132,6 +132,16 @@ def test_a_negative_cosine_is_inside_the_axes(tmp_path):
     assert low < -0.2 < high
 
 
+def test_the_noise_of_seeds_is_averaged_while_all_of_them_have_one(tmp_path):
+    for seed, epochs in ((0, 3), (1, 2)):
+        folder = make_run(tmp_path, seed=seed, epochs=3)
+        for epoch in range(1, epochs + 1):
+            row = {"layer": "1", "noise": 10.0 * epoch + seed, "cosine": 0.1, "gradient_norm": 1.0}
+            RunDirectory(folder).write_layers(epoch, [row])
+    noise, _ = draw(tmp_path, "noise").axes
+    assert [list(line.get_ydata()) for line in noise.lines] == [[10.5, 20.5]]
+
+
 def test_noise_is_drawn_for_every_layer_that_was_compared(tmp_path):
     make_run(tmp_path, "backprop")
     folder = make_run(tmp_path, "forward-gradient")

@@ -441,3 +441,15 @@ def test_timings_beside_a_busy_process_are_flagged(tmp_path: Path) -> None:
         busy.kill()
         busy.wait()
     assert "CPU cores busy" in load.reason
+
+
+def test_the_other_workers_of_torchrun_are_no_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, own = iter([100.0, 104.0]), iter([10.0, 12.0])  # this one and its twin: 2 s each, in 2 s
+    clock = iter([0.0, 2.0])
+    monkeypatch.setattr("fgbench.measure.load._busy_cpu_s", lambda: next(busy))
+    monkeypatch.setattr("fgbench.measure.load.os.times", lambda: (next(own), 0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr("fgbench.measure.load.time.perf_counter", lambda: next(clock))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with OtherLoad() as load:
+        pass
+    assert load.reason is None

@@ -15,6 +15,8 @@ BUSY_CORES = 0.3
 class OtherLoad:
     """How busy other processes kept this machine over a ``with`` block: why its timings may be noisy.
 
+    Under torchrun the workers of this machine are no others: each is taken to work as much as this one.
+
     Attributes:
         reason: set when the block ends: what kept the machine busy besides this process; None when it was
             quiet.
@@ -33,7 +35,8 @@ class OtherLoad:
         now = _busy_cpu_s()
         if busy is not None and now is not None:
             elapsed = max(time.perf_counter() - start, 0.1)  # the kernel counts in hundredths of a second
-            cores = (now - busy - (sum(os.times()[:4]) - own)) / elapsed
+            workers = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            cores = (now - busy - workers * (sum(os.times()[:4]) - own)) / elapsed
             if cores > BUSY_CORES:
                 reasons.append(f"other processes kept {cores:.1f} of {os.cpu_count()} CPU cores busy")
         if torch.cuda.is_available() and (nvml := load_nvml()) is not None:

@@ -23,13 +23,16 @@ def draw_layer_cosine(axes: Axes, series: Sequence[Series], looks: Sequence[Look
 
 
 def _draw_layers(axes: Axes, series: Sequence[Series], looks: Sequence[Look], column: str) -> set[str]:
-    """A line for every layer of every series, named where it ends; the mean over seeds."""
+    """A line for every layer of every series, named where it ends; the mean while all seeds have one."""
     axes.set_xlabel("epoch")
     for each, look in zip(series, looks, strict=True):
         layers = pd.concat([run.layers for run in each.averaged])
         names = list(dict.fromkeys(layers["layer"]))
         for place, name in enumerate(names):
-            curve = layers[layers["layer"] == name].groupby("epoch")[column].mean()
+            by_epoch = layers[layers["layer"] == name].groupby("epoch")[column]
+            curve = by_epoch.mean()[by_epoch.size() == len(each.averaged)]
+            if curve.empty:
+                continue
             faint = {"alpha": 1 - 0.7 * place / len(names), "linewidth": 1.0}
             axes.plot(curve.index, curve, **(look | faint))
             axes.annotate(
