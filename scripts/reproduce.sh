@@ -85,7 +85,7 @@ sweep timing
 for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 local_mixer; do
     sweep "$name" --jobs "$jobs"
 done
-for name in deep deep_group; do
+for name in deep deep_control deep_group; do
     sweep "$name" --jobs "$jobs" "${tiny[@]}"
 done
 
@@ -127,7 +127,7 @@ else
 fi
 
 step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
-for part in fc fc_mnist_cifar10 cnn cnn_mnist trainers mlp cnn_trainers deep timing; do
+for part in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 trainers mlp cnn_trainers deep timing; do
     fgbench plot "$out/$part" --kind all
 done
 fgbench compare "$out" --metric test_accuracy --metric epoch_time_s --metric peak_memory_mib --format markdown \

@@ -80,6 +80,7 @@ def test_accuracies_on_other_images_are_those_of_the_runs(name):
         ("fc_mnist_cifar10", "mnist"),
         ("fc_mnist_cifar10", "cifar10"),
         ("cnn_mnist", "mnist"),
+        ("cnn_cifar10", "cifar10"),
     ):
         runs = select(RESULTS / folder, STUDY[name] | {"dataset.name": dataset})
         cells.append(interval_text(accuracies(runs)))
@@ -219,14 +220,15 @@ DEEP = {
     "backprop, `recompute: true`": {"trainer.recompute": True},
     "forward-gradient (the study's)": STUDY["forward-gradient (the study's)"],
     "forward-gradient, rank-one": STUDY["forward-gradient, rank-one"],
+    "frozen, the control": {"trainer.name": "frozen"},
 }
 
 
 @pytest.mark.parametrize("name", DEEP)
 def test_the_table_of_deep_networks_is_that_of_the_runs(name):
-    cells = []
+    cells, folder = [], RESULTS / ("deep_control" if name.startswith("frozen") else "deep")
     for model in ("vgg16", "resnet18"):
-        runs = select(RESULTS / "deep", DEEP[name] | {"model.name": model})
+        runs = select(folder, DEEP[name] | {"model.name": model})
         memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], run.last_epoch) for run in runs)
         cells += [interval_text(accuracies(runs)), f"{memory:.0f}"]
     assert f"| {name} | {' | '.join(cells)} |" in PAGE
