@@ -14,6 +14,7 @@ from fgbench.analysis.series import group_series
 from fgbench.errors import ConfigError
 from fgbench.plotting import figures as plotting
 from fgbench.plotting.figures import four_panels, plot_results
+from fgbench.plotting.panels import _shorten
 from fgbench.plotting.style import trainer_hue
 from fgbench.registry import TRAINERS
 
@@ -190,3 +191,18 @@ def test_no_text_is_cut_off_or_overlaps_another(tmp_path, case):
 def test_plotting_imports_no_torch():
     code = "import sys, fgbench.plotting.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_tells_one_bar_from_another_is_not_cut_from_its_name():
+    trainers = [
+        "activity-forward-gradient, guess=normal",
+        "activity-forward-gradient, exact_output, guess=normal",
+    ]
+    trainers += ["backprop", "frozen", "local-forward-gradient"]
+    models = ["channels=256, groups=1", "channels=512, groups=16"]
+    labels = [f"{trainer}, {model}" for trainer in trainers for model in models]
+    short = _shorten(labels)
+    assert len(set(short)) == len(labels)
+    assert max(map(len, short)) <= 58
+    assert short[2] == "activity-forward-gradient, exact_output, groups=1, …"
+    assert short[4:] == labels[4:]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -204,13 +205,22 @@ def count_runs(series: Series) -> str:
 
 
 def _shorten(labels: Sequence[str], length: int = 58) -> list[str]:
-    """Labels in so many letters each: the words that most of them share are left out, the trainer never."""
-    uses = Counter(word for label in labels for word in label.split(", "))
+    """Labels in so many letters each: words that most of them share are left out, the trainer never.
+
+    As long as possible, none that tells a label from others.
+    """
+    words = [label.split(", ") for label in labels]
+    uses = Counter(word for each in words for word in each)
+
+    def rank(kept: list[str], word: str) -> tuple[int, int]:
+        rest = {*kept} - {word}
+        return -sum(rest <= {*each} for each in words), uses[word]
+
     short = []
     for label in labels:
         kept, whole = label.split(", "), label
         while len(whole) > length and len(kept) > 1:
-            kept.remove(max(kept[1:], key=uses.__getitem__))
+            kept.remove(max(kept[1:], key=partial(rank, kept)))
             whole = ", ".join([*kept, "…"])
         end = length // 2
         short.append(whole if len(whole) <= length else f"{whole[: length - end - 1]}…{whole[-end:]}")
