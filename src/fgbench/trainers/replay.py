@@ -36,8 +36,8 @@ class RandomStates:
 
 
 _OF_EVERY_MODULE = {name for name, value in vars(nn.Module()).items() if not isinstance(value, bool)}
-_CONTAINERS = (list, dict, set, deque)
-_ATTRIBUTES = (bool, int, float, str, NoneType, Tensor, torch.Generator, *_CONTAINERS)
+_CHANGING = (Tensor, torch.Generator, list, dict, set, deque)
+_KEPT = (bool, int, float, str, NoneType, *_CHANGING)
 
 
 class _Attributes:
@@ -45,52 +45,57 @@ class _Attributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._of = vars(module)
-        self._kept = {name: (value, _content(value)) for name, value in self._own().items()}
-
-    def restore(self) -> str:
-        """Restore them; returns the name of one that was written into, which cannot be, or nothing."""
-        for name in self._own().keys() - self._kept.keys():
-            del self._of[name]
-        written = ""
-        for name, (value, content) in self._kept.items():
-            self._of[name] = value
-            if isinstance(value, torch.Generator):
-                value.set_state(content)
-            elif isinstance(value, list):
-                value[:] = content
-            elif isinstance(value, dict | set):
-                value.clear()
-                value.update(content)
-            elif isinstance(value, deque):
-                value.clear()
-                value.extend(content)
-            elif isinstance(value, Tensor) and content != _content(value):
-                written = name
-        return written
-
-    def _own(self) -> dict[str, Any]:
-        return {
+        self._names = set(self._of)
+        self._values = {
             name: value
             for name, value in self._of.items()
-            if isinstance(value, _ATTRIBUTES) and name not in _OF_EVERY_MODULE
+            if name not in _OF_EVERY_MODULE and isinstance(value, _KEPT)
         }
+        self._contents = [
+            (name, value, _content(value))
+            for name, value in self._values.items()
+            if isinstance(value, _CHANGING)
+        ]
+
+    def restore(self, *, copies: bool = False) -> None:
+        """Restore them; with ``copies``, tensors without a graph by copies, so that they are not touched."""
+        for name in self._of.keys() - self._names:
+            if isinstance(self._of[name], _KEPT):
+                del self._of[name]
+        self._of.update(self._values)
+        for name, value, content in self._contents:
+            if not copies or not isinstance(value, Tensor):
+                _refill(value, content)
+            elif not value.requires_grad:
+                self._of[name] = content[1].clone()
 
 
 def _content(value: Any) -> Any:
-    """What tells whether an attribute's value has changed, or restores it."""
+    """What restores an attribute that can be changed in place; of a tensor also when it was."""
     if isinstance(value, torch.Generator):
         return value.get_state()
-    if isinstance(value, Tensor):
-        return None if value.is_inference() else value._version
-    return copy.copy(value) if isinstance(value, _CONTAINERS) else None
+    return (_version(value), value.detach().clone()) if isinstance(value, Tensor) else copy.copy(value)
+
+
+def _refill(value: Any, content: Any) -> None:
+    if isinstance(value, torch.Generator):
+        value.set_state(content)
+    elif isinstance(value, Tensor):
+        if content[0] != _version(value):
+            with torch.no_grad():
+                value.copy_(content[1])
+    else:
+        value.clear()
+        (value.update if isinstance(value, dict | set) else value.extend)(content)
+
+
+def _version(value: Tensor) -> int:
+    """How often it was written into; inference tensors do not count that."""
+    return 0 if value.is_inference() else value._version
 
 
 class ModelState:
-    """A model's buffers and other attributes (counters, flags, running tensors) as they are now.
-
-    Raises:
-        ConfigError: on restoring, where a tensor that is no buffer was written into.
-    """
+    """A model's buffers and other attributes (counters, flags, running tensors) as they are now."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -108,11 +113,12 @@ class ModelState:
             buffers[name] = buffer
             with torch.no_grad():
                 buffer.copy_(value)
-        self._restore_attributes()
+        for each in self._attributes:
+            each.restore()
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Replace the buffers by copies of their saved values inside this context; they are not touched.
+        """Replace buffers and tensors by copies of their saved values in this context; they are not touched.
 
         Raises:
             ConfigError: the model wrote to one of them under another name.
@@ -122,25 +128,19 @@ class ModelState:
         copies: dict[int, Tensor] = {}
         for buffers, name, buffer, value in self._kept:
             buffers[name] = copies.setdefault(id(buffer), value.clone())
-        self._restore_attributes()
+        for each in self._attributes:
+            each.restore(copies=True)
         try:
             yield
         finally:
             for buffers, name, buffer, _ in now._kept:
                 buffers[name] = buffer
-            now._restore_attributes()
+            for each in now._attributes:
+                each.restore()
         if versions != [buffer._version for _, _, buffer, _ in now._kept]:
             raise ConfigError(
                 "the model writes to a buffer under another name than the one it is registered with, so "
                 "parts of it cannot be run twice"
-            )
-
-    def _restore_attributes(self) -> None:
-        written = [name for each in self._attributes if (name := each.restore())]
-        if written:
-            raise ConfigError(
-                f"the model writes into its tensor {written[0]!r}, which is no buffer, so parts of it cannot "
-                "be run twice: give it to register_buffer"
             )
 
 
