@@ -153,6 +153,16 @@ CASES = {
         module(detaches_in_place, a=nn.Linear(8, 8), head=nn.Linear(8, 3)),
         torch.randn(6, 8),
     ),
+    "asks what is a leaf": lambda: (
+        module(
+            lambda self, x: self.head(
+                (h := self.a(x)) * (1 + x.is_leaf + 2 * h.is_leaf + self.a.weight.is_leaf)
+            ),
+            a=nn.Linear(8, 8),
+            head=nn.Linear(8, 3),
+        ),
+        torch.randn(6, 8),
+    ),
     "a backward pass of its own on a constant": lambda: (
         module(lambda self, x: self.head(sign(x)) * sign(x).sum(), head=nn.Linear(8, 3)),
         torch.randn(6, 8),
@@ -302,6 +312,10 @@ REFUSED = {
     ),
     "one by another name": (on_hidden(lambda hidden: sign(hidden)), r"call Square\.apply\("),
     "one that hands its argument on": (on_hidden(lambda hidden: reverse(hidden)), r"call Square\.apply\("),
+    "a look at the graph": (
+        on_hidden(lambda hidden: hidden if hidden.grad_fn is None else 2 * hidden),
+        "looks at a grad_fn",
+    ),
     "an operator of the user's own": (on_hidden(square), "operator of your own"),
     "products in places": (on_hidden(multiplied_into_places), "formula of scattered products is wrong"),
     "a sparse matrix": (

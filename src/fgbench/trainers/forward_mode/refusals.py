@@ -1,7 +1,7 @@
 """Where forward mode is not backprop: what a pass checks, and what it holds off while a model runs."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -105,22 +105,40 @@ def constant_parameters(model: nn.Module) -> Iterator[None]:
 def backprop_semantics(mode: TangentMode) -> Iterator[None]:
     """Let a model see what it sees under backprop, and catch what would go past the pass.
 
-    ``tensor.requires_grad`` says whether there is a tangent, so that code which asks takes the way it takes
-    in training. Hooks on tensors are refused, as are functions with a backward pass of their own, unless they
-    have a forward-mode derivative too. Checkpointed parts run as they are.
+    ``tensor.requires_grad`` and ``is_leaf`` say whether there is a tangent, so that code which asks takes the
+    way it takes in training. A look at ``grad_fn`` and hooks on tensors are refused, as are functions with a
+    backward pass of their own, unless they have a forward-mode derivative too. Checkpointed parts run as they
+    are.
     """
     shadows = mode.shadows
     apply, register, detach_ = Function.__dict__["apply"], Tensor.register_hook, Tensor.detach_
     fast = torch.backends.mha.get_fastpath_enabled()
-    plain: Any = torch._C.TensorBase.__dict__["requires_grad"]
 
-    def requires_grad(value: Tensor) -> bool:
-        asked_by = sys._getframe(1).f_globals.get("__name__", "")
-        with torch._C.DisableTorchFunction():  # a function mode would come back here, asking for itself
-            real = bool(plain.__get__(value))
-        if real or mode.handling or asked_by.startswith("torch."):
-            return real  # torch's own code would look for a graph
-        return torch.is_grad_enabled() and shadows.has(value)
+    def of_graph(name: str, answer: Callable[[Tensor, Any], Any]) -> property:
+        """A property of tensors: the model is answered as under backprop, torch's own code as it is."""
+        plain: Any = torch._C.TensorBase.__dict__[name]
+
+        def get(value: Tensor) -> Any:
+            asked_by = sys._getframe(1).f_globals.get("__name__", "")
+            with torch._C.DisableTorchFunction():  # a function mode would come back here, asking for itself
+                real = plain.__get__(value)
+            own = mode.handling or asked_by.startswith("torch.")  # which would look for a graph
+            return real if own else answer(value, real)
+
+        return property(get, getattr(plain, "__set__", None))
+
+    def requires_grad(value: Tensor, real: bool) -> bool:
+        return real or (torch.is_grad_enabled() and shadows.has(value))
+
+    def is_leaf(value: Tensor, real: bool) -> bool:
+        return real and (isinstance(value, nn.Parameter) or not shadows.has(value))
+
+    def grad_fn(value: Tensor, real: Any) -> Any:
+        if not is_leaf(value, True):
+            raise RefusedError("the model looks at a grad_fn, which no forward trainer has")
+        return real
+
+    answers = {"requires_grad": requires_grad, "is_leaf": is_leaf, "grad_fn": grad_fn}
 
     def refuse_hook(value: Tensor, hook: Any) -> Any:
         raise RefusedError("the model hooks a gradient (register_hook), which no forward trainer has")
@@ -135,11 +153,11 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
             return function(*rest)
         original = apply.__get__(None, cls)
         if not any(isinstance(each, Tensor) and shadows.has(each) for each in args):
-            mode.in_function = True
+            outer, mode.in_function = mode.in_function, True
             try:
                 return original(*args, **kwargs)
             finally:
-                mode.in_function = False
+                mode.in_function = outer
         if cls.jvp is Function.jvp:
             raise RefusedError(f"{cls.__name__} has a backward pass of its own, and no jvp")
         with torch.utils._python_dispatch._disable_current_modes():
@@ -148,7 +166,8 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
     Function.apply = classmethod(apply_forward)
     Tensor.register_hook = refuse_hook  # type: ignore[method-assign]
     Tensor.detach_ = detach_in_place  # type: ignore[assignment]
-    Tensor.requires_grad = property(requires_grad, plain.__set__)  # type: ignore[assignment]
+    for name, answer in answers.items():
+        setattr(Tensor, name, of_graph(name, answer))
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
@@ -156,7 +175,8 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
         Function.apply = apply
         Tensor.register_hook = register  # type: ignore[method-assign]
         Tensor.detach_ = detach_
-        del Tensor.requires_grad
+        for name in answers:
+            delattr(Tensor, name)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
