@@ -85,9 +85,10 @@ sweep timing
 for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 local_mixer; do
     sweep "$name" --jobs "$jobs"
 done
-for name in deep deep_control deep_group; do
-    sweep "$name" --jobs "$jobs" "${tiny[@]}"
+for name in deep deep_control; do
+    sweep "$name" --jobs "$jobs" "${tiny[@]}" ${quick:+-o model=resnet18}
 done
+sweep deep_group --jobs "$jobs" "${tiny[@]}" ${quick:+-o "model={name: resnet18, normalization: group}"}
 
 tune=(fgbench tune --jobs "$jobs" "${data[@]}")
 "${tune[@]}" configs/sweeps/trainers.yaml --results "$out/trainers" "${small[@]}" "${one[@]}" \
@@ -127,7 +128,7 @@ else
 fi
 
 step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
-for part in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 trainers mlp cnn_trainers deep timing; do
+for part in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 trainers mlp cnn_trainers deep local_mixer timing; do
     fgbench plot "$out/$part" --kind all
 done
 fgbench compare "$out" --metric test_accuracy --metric epoch_time_s --metric peak_memory_mib --format markdown \
