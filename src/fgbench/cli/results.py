@@ -113,8 +113,9 @@ def compare(
 def claims(results: ResultsFolders, form: Form = Format.text, out: Out = None) -> None:
     """Compare published claims with the runs and benchmarks in a folder.
 
-    Every claim is supported, refuted, mixed, not testable, without a difference, or there is not enough data;
-    with the numbers, the seeds, the rule that decided, and the device.
+    Every claim is supported or refuted (in part, where some cases are open), mixed, not testable, without a
+    difference, or there is not enough data; with the numbers, the seeds, the rule that decided, and the
+    device.
     """
     from fgbench.analysis.claims.claims import claims_report
     from fgbench.analysis.records import read_results

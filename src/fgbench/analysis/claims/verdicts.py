@@ -10,7 +10,9 @@ class Verdict(StrEnum):
     """What the runs say about a claim."""
 
     supported = "supported"
+    supported_in_part = "supported in part"
     refuted = "refuted"
+    refuted_in_part = "refuted in part"
     no_difference = "no difference"
     mixed = "mixed"
     not_testable = "not testable"
@@ -61,9 +63,10 @@ class Finding:
 def conclude(outcomes: Iterable[Outcome], some: bool = False) -> Finding:
     """A verdict from what each case says; cases that say nothing, and notes, do not count.
 
-    All for: supported. All against, or some of them as good as equal: refuted. All as good as equal: no
-    difference. None but unclear: not enough data. Anything else: mixed. With ``some``, one for is enough,
-    and without one there is not enough data: no number of cases shows that there is none.
+    All for: supported. All against, or some of them as good as equal: refuted. Either, beside unclear ones:
+    in part. All as good as equal: no difference. None but unclear: not enough data. Anything else: mixed.
+    With ``some``, one for is enough, and without one there is not enough data: no number of cases shows that
+    there is none.
     """
     cases = tuple(outcomes)
     stances = {outcome.stance for outcome in cases} - set(NOT_COUNTED)
@@ -73,10 +76,14 @@ def conclude(outcomes: Iterable[Outcome], some: bool = False) -> Finding:
         verdict = Verdict.not_enough_data
     elif stances == {Stance.for_}:
         verdict = Verdict.supported
+    elif stances == {Stance.for_, Stance.unclear}:
+        verdict = Verdict.supported_in_part
     elif stances == {Stance.equal}:
         verdict = Verdict.no_difference
     elif stances <= {Stance.against, Stance.equal}:
         verdict = Verdict.refuted
+    elif Stance.against in stances and stances <= {Stance.against, Stance.equal, Stance.unclear}:
+        verdict = Verdict.refuted_in_part
     else:
         verdict = Verdict.mixed
     return Finding(verdict, cases)
