@@ -82,7 +82,7 @@ else
     step "$out/baydin/functions.csv" python scripts/baydin_functions.py --out "$out/baydin"
 fi
 sweep timing
-for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 local_mixer; do
+for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 local_mixer local_mixer_global; do
     sweep "$name" --jobs "$jobs"
 done
 for name in deep deep_control; do

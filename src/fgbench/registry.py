@@ -192,7 +192,7 @@ TRAINERS = {
         "fgbench.trainers.options:LocalForwardGradientOptions",
         "random perturbation of activations, by derivatives of losses of each block, patch and group",
         "Ren et al. (2023), arXiv 2210.03310",
-        bias="the gradient of another loss in all blocks but the last",
+        bias="the gradient of another loss in all blocks but the last; losses global: none",
         cost="2, and the weight-gradient products",
         backwards="nothing but each layer's own normalisation",
     ),

@@ -92,15 +92,17 @@ def test_guided_steps_are_verified(options, model):
 
 @pytest.mark.parametrize("guess", ["normal", "rademacher"])
 @pytest.mark.parametrize("changes", [{}, {"blocks": 1, "patches": 1}, {"blocks": 3, "groups": 4}], ids=str)
-def test_steps_by_local_losses_of_patches_are_verified(changes, guess):
+@pytest.mark.parametrize("losses", ["local", "global"])
+def test_steps_by_losses_of_a_local_mixer_are_verified(changes, guess, losses):
     model = shipped("local-mixer", **changes).double()
     nn.init.normal_(model[-1][-1].weight, std=0.1)
-    trainer = load("trainer", "local-forward-gradient")(guess=guess)
+    trainer = load("trainer", "local-forward-gradient")(guess=guess, losses=losses)
     trainer.set_up(model, batch(torch.float64)[0], 3, torch.Generator().manual_seed(0))
     found = verify(trainer, model, torch.float64, tolerance=1e-8)
     assert found.verdict == "verified"
     options = {"blocks": 2, "patches": 2, "groups": 2} | changes
-    assert found.derivatives == 6 * options["blocks"] * options["patches"] ** 2 * options["groups"]
+    copies = options["blocks"] * options["patches"] ** 2 * options["groups"]
+    assert found.derivatives == 6 * (copies if losses == "local" else 1)
 
 
 def test_a_step_by_local_losses_that_is_not_what_it_says_is_found(monkeypatch):

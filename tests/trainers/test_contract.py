@@ -58,6 +58,7 @@ VARIANTS = [
     ("frozen", {"exact_stages": 1}),
     ("local-loss", {"head": "projection"}),
     ("local-forward-gradient", {"guess": "rademacher"}),
+    ("local-forward-gradient", {"losses": "global"}),
 ]
 FORWARD = [name for name in TRAINERS if "exact_output" in options_model("trainer", name).model_fields]
 DEFAULTS = [(name, {}) for name in TRAINERS]

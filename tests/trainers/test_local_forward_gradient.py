@@ -18,8 +18,8 @@ LOSS = nn.CrossEntropyLoss(reduction="none")
 GROUPS, PATCHES, CHANNELS, BATCH, CLASSES = 2, 4, 6, 5, 3
 
 
-def ready(blocks=2, **options):
-    settings = {"channels": CHANNELS, "groups": GROUPS, "patches": 2, "blocks": blocks}
+def ready(blocks=2, groups=GROUPS, patches=2, **options):
+    settings = {"channels": CHANNELS, "groups": groups, "patches": patches, "blocks": blocks}
     model = build_model(
         options_model("model", "local-mixer")(**settings), (1, 4, 4), CLASSES, 0, "cpu"
     ).double()
@@ -31,7 +31,9 @@ def ready(blocks=2, **options):
 
 
 def local_gradient(trainer, model, inputs, labels):
-    """The gradient of all blocks' own losses, by backprop within each block."""
+    """The gradient of the trainer's losses by backprop: within each block, or of the model's alone."""
+    if trainer.options.losses == "global":
+        return torch.autograd.grad(LOSS(model(inputs), labels).mean(), list(model.parameters()))
     value, losses = model[0](inputs), []
     for block, head in zip(list(model)[1:-1], [*trainer.heads, model[-1][-1]], strict=True):
         value = block(value.detach())
@@ -89,6 +91,40 @@ def test_every_derivative_is_that_of_its_copy_along_the_noise(monkeypatch):
         value = block(value)
 
 
+def test_the_derivative_of_the_models_loss_is_that_along_all_noise(monkeypatch):
+    trainer, model, inputs, labels = ready(losses="global")
+    drawn, draw = [], local_forward_gradient.sample_tangents
+
+    def note(*args):
+        drawn.append(draw(*args)["noise"])
+        return {"noise": drawn[-1]}
+
+    monkeypatch.setattr(local_forward_gradient, "sample_tangents", note)
+    stats = trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator().manual_seed(3))
+
+    def losses(*given):
+        value, given = model[0](inputs), list(given)
+        for block in list(model)[1:-1]:
+            start = value
+            for place, layer in enumerate(block.layers, 1):
+                value = layer(value) + given.pop(0)
+                value = (value + start if block.residual and place == len(block.layers) else value).relu()
+        return LOSS(model[-1](value), labels)
+
+    assert len(drawn) == 5
+    expected = jvp(losses, tuple(torch.zeros_like(each) for each in drawn), tuple(drawn))[1]
+    assert torch.allclose(stats.directional_derivatives.flatten(), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_with_one_block_patch_and_group_the_local_loss_is_the_models():
+    found = []
+    for losses in ("local", "global"):
+        trainer, model, inputs, labels = ready(blocks=1, losses=losses, groups=1, patches=1)
+        trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator().manual_seed(3))
+        found.append([param.grad for param in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def mean_projections(trainer, model, inputs, labels, draws):
     """<g_hat, g> / |g|^2 of every draw, g the gradient of the local losses."""
     names = [name for name, _ in model.named_parameters()]
@@ -103,15 +139,16 @@ def mean_projections(trainer, model, inputs, labels, draws):
     return torch.stack(values)
 
 
+@pytest.mark.parametrize("losses", ["local", "global"])
 @pytest.mark.parametrize("guess", ["normal", "rademacher"])
-def test_the_mean_is_the_gradient_of_the_local_losses(guess):
-    trainer, model, inputs, labels = ready(guess=guess)
+def test_the_mean_is_the_gradient_of_its_losses(guess, losses):
+    trainer, model, inputs, labels = ready(guess=guess, losses=losses)
     inputs, labels = inputs.repeat(100, 1, 1, 1), labels.repeat(100)  # every copy has its own noise
     values = mean_projections(trainer, model, inputs, labels, 100)
     error = values.std().item() / math.sqrt(len(values))
-    assert error < 0.0125
+    assert error < {"local": 0.0125, "global": 0.03}[losses]
     assert abs(values.mean().item() - 1) < 4 * error
-    wrong = 1.1 * values
+    wrong = {"local": 1.1, "global": 1.25}[losses] * values
     assert abs(wrong.mean().item() - 1) > 4 * wrong.std().item() / math.sqrt(len(values))
 
 

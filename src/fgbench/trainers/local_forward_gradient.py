@@ -13,7 +13,7 @@ from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.forward_mode.refusals import refuse_hooks
 from fgbench.trainers.options import LocalForwardGradientOptions
 from fgbench.trainers.passes import accumulating, begin_step, gradient_norm, sample_losses
-from fgbench.trainers.reference import forward_product, gradient_by_blocks
+from fgbench.trainers.reference import forward_product, gradient_by_blocks, true_gradient
 from fgbench.trainers.sampling import sample_tangents
 
 EPSILON = 1e-5
@@ -37,6 +37,21 @@ class Perturbed(NamedTuple):
     active: Tensor
 
 
+class Perturbable(NamedTuple):
+    """A layer of a block in a pass that keeps a graph; all of shape (B, patches, channels).
+
+    Attributes:
+        product: its outputs, with a graph of its weights alone.
+        leaf: the zeros that are added to its outputs.
+        after: what the ReLU is given.
+    """
+
+    layer: MixerLayer
+    product: Tensor
+    leaf: Tensor
+    after: Tensor
+
+
 class LocalForwardGradient(Trainer):
     """Perturb the activations of every block of ``local-mixer``, weighted by derivatives of its own loss.
 
@@ -51,14 +66,20 @@ class LocalForwardGradient(Trainer):
     by (sum_g d) u; it is propagated back through the layer's own normalisation, exactly, and to the weights
     by one product. Nothing is sent between blocks. Heads get the exact gradients of their losses.
 
-    Bias: none as an estimate of the gradient of the block's own loss, which is not the gradient of the
-    model's loss (unless there is one block). Variance: for each sample that of activity perturbation with the
-    layers' outputs of one patch and one group alone: about (n + 1) times the squared gradient, n their
-    number. Cost: 2 forward passes, the weights' gradient products and the heads; drawing one number for every
-    activation takes time as well. Used backwards: no weights and no layers but each layer's own
-    normalisation.
+    ``losses: global`` keeps the perturbation and leaves out the local losses: the model's loss alone, whose
+    derivative d_i, of a sample, is that of the whole network and weighs the noise of all its layers. That is
+    activity perturbation as the source has it: after the normalisation, which ``activity-forward-gradient``
+    perturbs before.
 
-    Source: Ren, Kornblith, Liao and Hinton (2023), arXiv 2210.03310, LG-FG-A. Their last head has a tenth of
+    Bias: none as an estimate of the gradient of the block's own loss, which is not the gradient of the
+    model's loss (unless there is one block, or ``losses: global``). Variance: for each sample that of
+    activity perturbation with the layers' outputs of one patch and one group alone (``global``: of all
+    layers, patches and groups together): about (n + 1) times the squared gradient, n their number. Cost: 2
+    forward passes, the weights' gradient products and the heads; drawing one number for every activation
+    takes time as well. Used backwards: no weights and no layers but each layer's own normalisation.
+
+    Source: Ren, Kornblith, Liao and Hinton (2023), arXiv 2210.03310, LG-FG-A; with
+    ``losses: global`` their FG-A. Their last head has a tenth of
     the learning rate: ``optimizer.exact_lr``.
 
     Example:
@@ -81,11 +102,11 @@ class LocalForwardGradient(Trainer):
         self.heads = nn.ModuleList()
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
-        """Build the heads of all blocks but the last; see :meth:`Trainer.set_up`."""
-        blocks = self._blocks(model)
+        """Build the heads of all local losses but the last; see :meth:`Trainer.set_up`."""
+        spans = self._spans(model)
         output = model[-1][-1]  # type: ignore[index]
         place: dict[str, Any] = {"device": output.weight.device, "dtype": output.weight.dtype}
-        heads = [nn.Linear(output.in_features, num_classes, **place) for _ in blocks[:-1]]
+        heads = [nn.Linear(output.in_features, num_classes, **place) for _ in spans[:-1]]
         for head in heads:
             deviation = min(2 / head.in_features**0.5, 0.1)
             drawn = torch.empty(head.weight.shape, device="cpu").normal_(0, deviation, generator=generator)
@@ -127,24 +148,28 @@ class LocalForwardGradient(Trainer):
             ConfigError: the model is not a ``local-mixer``, or ``set_up`` has not been called with it.
         """
         begin_step(model, labels, accumulate=accumulate)
-        blocks = self._blocks(model)
-        if len(self.heads) != len(blocks) - 1:
+        spans = self._spans(model)
+        if len(self.heads) != len(spans) - 1:
             raise ConfigError(f"{self.options.name}: call set_up with this model before the first step")
         heads = [*self.heads, model[-1][-1]]  # type: ignore[index]
         value = model[0](inputs)  # type: ignore[index]
         derivatives = []
         with accumulating([*model.parameters(), *self.parameters()], accumulate):
-            for block, head in zip(blocks, heads, strict=True):
-                value, tangent, layers = self._push(block, value, generator)
+            for span, head in zip(spans, heads, strict=True):
+                tangent, layers = torch.zeros_like(value), []
+                for block in span:
+                    value, tangent, perturbed = self._push(block, value, tangent, generator)
+                    layers += perturbed
                 mean = value.mean(1)
                 outputs = head(mean)
                 error = loss_gradient(loss_fn, outputs, labels)
                 _fill(head, {"weight": error.T @ mean / len(labels), "bias": error.mean(0)})
-                groups = (block.groups, -1)
+                groups = (span[-1].groups, -1)
                 moves = torch.einsum(
                     "bpgc,kgc->bpgk", tangent.unflatten(-1, groups), head.weight.unflatten(-1, groups)
                 )
-                derivatives.append(torch.einsum("bpgk,bk->bpg", moves, error) / value.shape[1])
+                copies = torch.einsum("bpgk,bk->bpg", moves, error) / value.shape[1]
+                derivatives.append(self._shared(copies))
                 for each in layers:
                     _fill(each.layer, _gradients(each, derivatives[-1]))
         loss = sample_losses(loss_fn, outputs, labels).mean()
@@ -159,16 +184,20 @@ class LocalForwardGradient(Trainer):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Reference:
-        """Derivatives and gradients by reverse mode, block by block; see :meth:`Trainer.reference`."""
+        """Derivatives and gradients by reverse mode, loss by loss; see :meth:`Trainer.reference`."""
         value = model[0](inputs).detach()  # type: ignore[index]
         names = {param: name for name, param in model.named_parameters()}
         gradient: dict[str, Tensor] = {}
         derivatives = []
-        for block, head in zip(self._blocks(model), [*self.heads, model[-1][-1]], strict=True):  # type: ignore[index]
+        for span, head in zip(self._spans(model), [*self.heads, model[-1][-1]], strict=True):  # type: ignore[index]
             with torch.enable_grad():
-                outputs, layers, leaves = self._perturbable(block, value)
+                outputs, layers = value, []
+                for block in span:
+                    outputs, perturbable = self._perturbable(block, outputs)
+                    layers += perturbable
                 mean = outputs.mean(1)
                 losses = sample_losses(loss_fn, head(mean), labels)
+            leaves = [each.leaf for each in layers]
             noises = [
                 sample_tangents({"noise": leaf}, self.options.guess, generator)["noise"] for leaf in leaves
             ]
@@ -176,10 +205,11 @@ class LocalForwardGradient(Trainer):
             own = [param for param in head.parameters() if param in names]
             (at_mean, *parts) = torch.autograd.grad(losses.sum(), [mean, *own], retain_graph=True)
             gradient |= {names[param]: part / len(labels) for param, part in zip(own, parts, strict=True)}
-            products = (moved * at_mean[:, None] / outputs.shape[1]).unflatten(-1, (block.groups, -1))
-            derivatives.append(products.sum(-1))
-            for layer, noise, (product, after) in zip(block.layers, noises, layers, strict=True):
-                own_derivative = derivatives[-1].repeat_interleave(noise.shape[-1] // block.groups, -1)
+            products = (moved * at_mean[:, None] / outputs.shape[1]).unflatten(-1, (span[-1].groups, -1))
+            derivatives.append(self._shared(products.sum(-1)))
+            for (layer, product, _, after), noise in zip(layers, noises, strict=True):
+                groups = derivatives[-1].shape[-1]
+                own_derivative = derivatives[-1].repeat_interleave(noise.shape[-1] // groups, -1)
                 if layer.kind == "token":
                     own_derivative = derivatives[-1].sum(-1, keepdim=True)
                 delta = own_derivative * noise * (after > 0) / len(labels)
@@ -193,33 +223,42 @@ class LocalForwardGradient(Trainer):
     def mean_gradient(
         self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Every block's gradient of its own loss; see :meth:`Trainer.mean_gradient`."""
+        """Every block's gradient of its own loss, or backprop's; see :meth:`Trainer.mean_gradient`."""
+        if self.options.losses == "global":
+            return true_gradient(model, loss_fn, inputs, labels)
         *hidden, last = self._blocks(model)
         heads = [nn.Sequential(TokenMean(), head) for head in self.heads]
         blocks: list[tuple[nn.Module, nn.Module]] = [*zip(hidden, heads, strict=True)]
         blocks.append((nn.Sequential(last, model[-1]), nn.Identity()))  # type: ignore[index]
         return gradient_by_blocks(model, blocks, loss_fn, model[0](inputs), labels)  # type: ignore[index]
 
-    def _perturbable(
-        self, block: MixerBlock, inputs: Tensor
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """The block's outputs; each layer's outputs before the ReLU; the zeros added to them."""
-        value, layers, leaves = inputs, [], []
+    def _spans(self, model: nn.Module) -> list[list[MixerBlock]]:
+        """Consecutive blocks that are trained by one loss."""
+        blocks = self._blocks(model)
+        return [blocks] if self.options.losses == "global" else [[block] for block in blocks]
+
+    def _shared(self, derivatives: Tensor) -> Tensor:
+        """Derivatives of the copies of a loss, shape (B, patches, groups), or their sum, (B, 1, 1)."""
+        return derivatives.sum((1, 2), keepdim=True) if self.options.losses == "global" else derivatives
+
+    def _perturbable(self, block: MixerBlock, inputs: Tensor) -> tuple[Tensor, list[Perturbable]]:
+        """The block's outputs with zeros added to those of its layers."""
+        value, layers = inputs, []
         for place, layer in enumerate(block.layers, 1):
             alone = layer(value.detach())
-            leaves.append(torch.zeros_like(alone, requires_grad=True))
-            value = layer(value) + leaves[-1]
+            leaf = torch.zeros_like(alone, requires_grad=True)
+            value = layer(value) + leaf
             if block.residual and place == len(block.layers):
                 value = value + inputs
-            layers.append((alone, value))
+            layers.append(Perturbable(layer, alone, leaf, value))
             value = value.relu()
-        return value, layers, leaves
+        return value, layers
 
     def _push(
-        self, block: MixerBlock, inputs: Tensor, generator: torch.Generator
+        self, block: MixerBlock, inputs: Tensor, input_tangent: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, list[Perturbed]]:
-        """The block's outputs, their tangent under the noise of all its layers, and the perturbed layers."""
-        value, tangent = inputs, torch.zeros_like(inputs)
+        """The block's outputs, their tangent under its inputs' and its layers' noise, and the layers."""
+        value, tangent = inputs, input_tangent
         layers = []
         for place, layer in enumerate(block.layers, 1):
             assert isinstance(layer, MixerLayer)
@@ -232,7 +271,7 @@ class LocalForwardGradient(Trainer):
             noise = sample_tangents({"noise": value}, self.options.guess, generator)["noise"]
             tangent = differentiate_normalize(tangent, product, layer.groups) + noise
             if block.residual and place == len(block.layers):
-                value = value + inputs
+                value, tangent = value + inputs, tangent + input_tangent
             active = value > 0
             layers.append(Perturbed(layer, normal, product, noise, active))
             value, tangent = value.relu(), tangent * active
@@ -271,7 +310,7 @@ def differentiate_normalize(tangent: Tensor, value: Tensor, groups: int) -> Tens
 
 
 def _gradients(perturbed: Perturbed, derivatives: Tensor) -> dict[str, Tensor]:
-    """The weights' gradient of the batch's mean loss, from derivatives of shape (B, patches, groups)."""
+    """The weights' gradient of the batch's mean loss; derivatives: (B, patches, groups) or (B, 1, 1)."""
     layer, noise = perturbed.layer, perturbed.noise
     if layer.kind == "token":
         shares = derivatives.sum(-1, keepdim=True)

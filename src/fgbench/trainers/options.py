@@ -227,6 +227,8 @@ class LocalForwardGradientOptions(TrainerOptions):
     """Options of ``local-forward-gradient``."""
 
     name: str = "local-forward-gradient"
+    losses: Literal["local", "global"] = "local"
+    """One for each block, patch and group of channels, or the model's loss alone."""
     guess: Literal["normal", "rademacher"] = "normal"
     """Distribution of the perturbations."""
 
