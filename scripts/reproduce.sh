@@ -85,6 +85,10 @@ sweep timing
 for name in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 local_mixer local_mixer_global; do
     sweep "$name" --jobs "$jobs"
 done
+if [ -z "$quick" ]; then
+    fgbench run configs/fc_fmnist_bp.yaml configs/fc_fmnist_fg.yaml --epochs 5 --seeds 0-2 --results "$out/fmnist" \
+        "${data[@]}"
+fi
 for name in deep deep_control; do
     sweep "$name" --jobs "$jobs" "${tiny[@]}" ${quick:+-o model=resnet18}
 done

@@ -272,6 +272,15 @@ def test_leads_are_not_compared_across_different_experiments():
     assert verdict("study-larger-for-cifar10", records) == "supported"
 
 
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", "refuted"), ("cosine", "not enough data")])
+def test_leads_of_shorter_runs_are_compared_where_the_rate_stays_as_it_is(schedule, expected):
+    records = both({"test_accuracy": [0.6, 0.9]}, {"test_accuracy": [0.9, 0.9]}, schedule__name=schedule)
+    records += both(
+        {"test_accuracy": [0.8]}, {"test_accuracy": [0.9]}, dataset="cifar10", schedule__name=schedule
+    )
+    assert verdict("study-larger-for-cifar10", records) == expected
+
+
 def test_diverged_runs_leave_the_difference_of_leads_open():
     records = both({"test_accuracy": 0.7}, {"test_accuracy": 0.9}, model="vgg16")
     records += both({"test_accuracy": 0.5}, {"test_accuracy": 0.9}, model="cnn", state="diverged")

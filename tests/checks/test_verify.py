@@ -135,10 +135,23 @@ def test_a_guided_step_that_is_not_what_it_says_is_found(options, change, words,
         verify(trainer, model)
 
 
-@pytest.mark.parametrize("name", ["backprop", "frozen"])
-def test_a_trainer_without_a_derivative_has_nothing_to_verify(name):
+@pytest.mark.parametrize("name", ["backprop", "frozen", "local-loss", "feedback-alignment"])
+def test_the_gradient_of_a_trainer_without_a_derivative_is_verified(name, monkeypatch):
     model = shipped("fc")
-    assert verify(ready(name, {}, model), model).verdict == "nothing to verify"
+    trainer = ready(name, {}, model)
+    found = verify(trainer, model)
+    assert (found.verdict, found.derivatives) == ("verified", 0)
+    compute = type(trainer).compute_gradients
+
+    def wrong(self, model, *args, **given):
+        stats = compute(self, model, *args, **given)
+        next(param for param in model.parameters() if param.grad is not None).grad.mul_(1.1)
+        list(model.parameters())[-1].grad.mul_(1.1)
+        return stats
+
+    monkeypatch.setattr(type(trainer), "compute_gradients", wrong)
+    with pytest.raises(FgbenchError, match="the gradient it makes"):
+        verify(trainer, model)
 
 
 def leaves(*values):

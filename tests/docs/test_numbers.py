@@ -113,13 +113,14 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     text = plain(PAGE)
     study = fc["forward-gradient_guess_normal_structure_full"]
     assert (
-        f"reach {fc['frozen']} on the FC. A forward gradient at a tuned rate is below them, at {study},"
-        in text
+        f"reach {fc['frozen']} on the FC. A forward gradient at a tuned rate with a "
+        f"cosine schedule is below them, at {study}," in text
     )
     assert f"is not shown to beat them: {fc[exact]}." in text
     assert f"0.00056 for 0.001, and reaches {study} with it" in text
-    assert f"At a tuned rate it reaches {study} on the FC (20 epochs), below the {fc['frozen']} of" in plain(
-        README
+    assert (
+        f"At a tuned rate, with a cosine schedule, it reaches {study} on the FC (20 epochs), below the {fc['frozen']} of"
+        in plain(README)
     )
     said = f"reaches {fc[feedback]} on the FC (backprop {fc['backprop']}) and {mlp[feedback]} on three hidden"
     (control,) = mean_accuracies("mlp/control").values()
@@ -194,7 +195,7 @@ def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say
     assert whole.interval[0] > 0
     assert f"it beats the control by {whole.mean:.4f} {interval} on five seeds" in text
     stages = gain("exact_lr_whole", "cnn_fashion-mnist_frozen_exact_stages_2", "not shown")
-    assert f"(`exact_stages: 2`; {stages:.4f} on three seeds)" in text
+    assert f"(`exact_stages: 2`, at a rate of short runs) by {stages:.4f} only, on three seeds" in text
     behind = -gain("exact_lr_whole", "cnn_fashion-mnist_backprop", "worse")
     said = f"it beats an untrained body by {whole.mean:.4f} only: {exact} to {control}, {behind:.4f}"
     assert f"{said} behind backprop" in text
@@ -365,7 +366,9 @@ def test_what_is_said_of_a_step_is_what_was_measured():
         [f"{rows.loc[('forward-gradient, rank-one, compiled', model), column]:.2f}" for model in models]
         for column in ("time_to_best_backprop", "memory_to_best_backprop")
     )
-    said = "takes {} (FC), {} (CNN), {} (VGG-16) and {} (ResNet-18) of the time of backprop at its fastest, "
-    said = said.format(*time) + "{}, {}, {} and {} of its memory at its leanest".format(*memory)
+    said = "takes {} (FC: no difference shown), {} (CNN), {} (VGG-16) and {} (ResNet-18) of the time of "
+    said = said.format(
+        *time
+    ) + "backprop at its fastest, {}, {}, {} and {} of its memory at its leanest".format(*memory)
     for page in (README, PAGE):
         assert said in plain(page)

@@ -48,6 +48,17 @@ def test_a_run_keeps_how_far_its_first_step_was_off(tmp_path: Path) -> None:
     assert kept["tolerance"] == 1e-2
 
 
+@pytest.mark.parametrize(
+    ("trainer", "verdict"),
+    [({"name": "backprop"}, "nothing to verify"), ({"name": "backprop", "recompute": True}, "verified")]
+    + [({"name": name}, "verified") for name in ("frozen", "local-loss", "feedback-alignment")],
+    ids=str,
+)
+def test_every_trainer_but_backprop_is_compared_with_it(tmp_path: Path, trainer, verdict: str) -> None:
+    assert run_configs([config(tmp_path, trainer=trainer)]).code == 0
+    assert only_run(tmp_path).read_summary()["verification"]["verdict"] == verdict
+
+
 def test_what_trains_is_what_is_verified(tmp_path: Path) -> None:
     run_configs([config(tmp_path, optimizer={"name": "adam"}, precision="bf16")])
     kept = only_run(tmp_path).read_summary()["verification"]

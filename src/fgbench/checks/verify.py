@@ -81,15 +81,7 @@ def verify(
         'verified'
     """
     return compare_step(
-        trainer,
-        model,
-        loss_fn,
-        inputs,
-        labels,
-        generator,
-        sgd_step=sgd_step,
-        tolerance=tolerance,
-        exact=False,
+        trainer, model, loss_fn, inputs, labels, generator, sgd_step=sgd_step, tolerance=tolerance
     )
 
 
@@ -105,7 +97,7 @@ def compare_step(
     tolerance: float | None = None,
     exact: bool = True,
 ) -> Verification:
-    """:func:`verify`, which with ``exact`` also compares the gradients of trainers without derivatives."""
+    """:func:`verify`; without ``exact``, trainers whose step has no directional derivatives are left out."""
     require_trainable(model, labels)
     generator = generator or torch.Generator(inputs.device).manual_seed(0)
     adaptive = tolerance is None

@@ -102,7 +102,8 @@ def gap_larger(
 ) -> Finding:
     """For: the baseline leads by more there, by the 95 % paired-t interval of the leads' differences.
 
-    Nothing is decided without those named.
+    They are read at the last epoch that both have, if their schedules are equal until then. Nothing is
+    decided without those named.
     """
     column = find_measure(measure)
     cases = [
@@ -208,8 +209,14 @@ def _setting(pair: Pair, key: str) -> object:
 
 
 def _same_but(first: Pair, second: Pair, key: str) -> bool:
-    """Whether two pairs were run alike, but for the model or the dataset's name."""
+    """Whether two pairs were run alike, but for the model or the dataset's name.
+
+    How long they were run makes no difference to the epochs that both have, if the rate stays as it is.
+    """
     ignored = ("model.",) if key.startswith("model.") else (key,)
+    every = (first.series, first.baseline, second.series, second.baseline)
+    if all(settings(each).get("schedule.name") == "constant" for each in every):
+        ignored += ("epochs",)
     return not any(
         not name.startswith(ignored)
         for mine, other in ((first.series, second.series), (first.baseline, second.baseline))
