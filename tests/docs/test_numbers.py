@@ -119,8 +119,8 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     assert f"is not shown to beat them: {fc[exact]}." in text
     assert f"0.00056 for 0.001, and reaches {study} with it" in text
     assert (
-        f"At a tuned rate, with a cosine schedule, it reaches {study} on the FC (20 epochs), below the {fc['frozen']} of"
-        in plain(README)
+        f"At a tuned rate, with a cosine schedule, it reaches {study} on the FC (20 epochs), below the "
+        f"{fc['frozen']} of" in plain(README)
     )
     said = f"reaches {fc[feedback]} on the FC (backprop {fc['backprop']}) and {mlp[feedback]} on three hidden"
     (control,) = mean_accuracies("mlp/control").values()

@@ -18,6 +18,7 @@ from fgbench.models.options import FCOptions
 from fgbench.registry import options_model
 from fgbench.trainers.activity_forward_gradient import ActivityForwardGradient
 from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
 from fgbench.trainers.next_weights import find_next_layers
 
 SHAPE, CLASSES, SAMPLES = (1, 8, 8), 3, 3
@@ -125,6 +126,43 @@ def test_a_model_whose_samples_interact_is_refused_and_its_generators_are_left_a
     first = flat_gradient(trainer, model, inputs, labels, torch.Generator().manual_seed(1))  # looks first
     torch.manual_seed(0)
     assert torch.equal(first, flat_gradient(trainer, model, inputs, labels, torch.Generator().manual_seed(1)))
+
+
+def test_one_sample_says_nothing_of_whether_samples_interact_nor_one_mode_of_the_other():
+    class CentredInTraining(Centred):
+        def forward(self, value):
+            return super().forward(value) if self.training else value
+
+    _, inputs, labels = shipped("fc")
+    layers = nn.Flatten(), nn.Linear(64, 4), CentredInTraining(), nn.ReLU(), nn.Linear(4, 3)
+    model, trainer = nn.Sequential(*layers).double(), ActivityForwardGradient()
+    trainer.compute_gradients(model, LOSS, inputs[:1], labels[:1], torch.Generator())
+    trainer.compute_gradients(model.eval(), LOSS, inputs, labels, torch.Generator())
+    with pytest.raises(ConfigError, match="in this model samples interact"):
+        trainer.compute_gradients(model.train(), LOSS, inputs, labels, torch.Generator())
+
+
+@pytest.mark.parametrize("trainer", [ActivityForwardGradient(), FeedbackForwardGradient()])
+def test_layers_that_run_without_a_gradient_are_not_trained(trainer):
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(64, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                h = self.a(x.flatten(1))
+            return self.c(self.b(h.relu()).relu())
+
+    torch.manual_seed(0)
+    _, inputs, labels = shipped("fc")
+    model = Backbone().double()
+    trainer.set_up(model, inputs, CLASSES, torch.Generator())
+    assert fgbench.verify(trainer, model, LOSS, inputs, labels).verdict == "verified"
+    for seed in range(3):
+        trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator().manual_seed(seed))
+        assert not any(param.grad is not None and param.grad.any() for param in model.a.parameters())
+    assert model.b.weight.grad.any()
 
 
 def chain(*, seed=0):

@@ -196,6 +196,18 @@ def test_tangents_are_the_same_on_any_number_of_threads_and_in_portions(guess):
         torch.testing.assert_close(torch.cat([each[name] for each in portions]), one[name], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("guess", ["normal", "rademacher", "sphere"])
+def test_tangents_in_portions_are_the_same_where_a_model_has_several_dtypes(guess):
+    params = {"one": torch.zeros(5, 4), "two": torch.zeros(7, dtype=torch.float64), "three": torch.zeros(3)}
+    whole = sample_tangents(params, guess, torch.Generator().manual_seed(2), 3)
+    generator = torch.Generator().manual_seed(2)
+    portions = [sample_tangents(params, guess, generator, count) for count in (1, 2)]
+    for name in params:
+        torch.testing.assert_close(
+            torch.cat([each[name] for each in portions]), whole[name], rtol=1e-6, atol=0
+        )
+
+
 def test_tangents_have_unit_variance_entries():
     params = {"weight": torch.zeros(400, 500), "bias": torch.zeros(3), "filters": torch.zeros(8, 4, 3, 3)}
     count = sum(param.numel() for param in params.values())

@@ -1,6 +1,7 @@
 """Passes that count as one: the same masks, and buffers that move once."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,17 +122,72 @@ class Scaled(nn.Module):
         return outputs
 
 
-def test_a_buffer_that_is_written_to_by_another_name_cannot_be_run_twice_with_a_graph():
-    class Aliased(nn.BatchNorm1d):
+class Aliased(nn.Module):
+    """Writes to what it keeps by one name, and reads it by another."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+        self.register_buffer("stats", torch.ones(3, 4))
+        self.kept, self.how = self.stats if how == "buffer" else torch.ones(3, 4), how
+        views = {"row": self.kept[1], "list": [self.kept[1]], "columns": self.kept.t()}
+        self.other = views.get(how, self.kept)
+        self.wide = torch.ones(1).expand(4)
+
+    def forward(self, x):
+        h = self.linear(x) * self.kept[1].clone() * self.wide
+        other = self.other[0] if self.how == "list" else self.other
+        with torch.no_grad():
+            self.other.data.add_(0.5) if self.how == "data" else other.add_(0.5)
+        return h * (1 + self.kept[1])
+
+
+ALIASES = ("buffer", "row", "list", "columns", "data")
+
+
+@pytest.mark.parametrize("how", ALIASES)
+def test_tensors_that_share_memory_share_it_in_every_pass(how):
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 8), torch.arange(5) % 4
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    models = [nn.Sequential(Aliased(how), nn.Linear(4, 4)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for _ in range(2):
+        for model, recompute in zip(models, (False, True), strict=True):
+            Backprop(recompute=recompute).compute_gradients(model, loss_fn, x, y, torch.Generator())
+        for param, twin in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(param.grad, twin.grad)
+        assert torch.equal(models[0][0].kept, models[1][0].kept)
+
+
+@pytest.mark.parametrize("how", ALIASES)
+def test_verification_leaves_tensors_sharing_the_memory_they_shared(how):
+    torch.manual_seed(0)
+    model, x, y = Aliased(how), torch.randn(5, 8), torch.arange(5) % 4
+    kept, other = model.kept, model.other
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    assert verify(ForwardGradient(), model, loss_fn, x, y).verdict == "verified"
+    assert model.kept is kept
+    assert model.other is other
+    assert torch.equal(model.kept, torch.ones(3, 4))
+    model(x)
+    assert float(model.kept[1].sum()) == 6
+
+
+def test_a_buffer_that_is_written_to_by_a_name_outside_of_the_model_cannot_be_run_twice_with_a_graph():
+    norm = nn.BatchNorm1d(3)
+    other = norm.running_mean
+
+    class Hidden(nn.Module):
         def __init__(self):
-            super().__init__(3)
-            self.other = [self.running_mean]
+            super().__init__()
+            self.norm = norm
 
         def forward(self, x):
-            self.other[0].add_(1)
-            return super().forward(x)
+            other.add_(1)
+            return self.norm(x)
 
-    model, x = Aliased(), torch.randn(4, 3)
+    model, x = Hidden(), torch.randn(4, 3)
     one_pass = OnePass(model, with_graph=True)
     with one_pass:
         model(x)
@@ -147,6 +203,9 @@ class Keeping(nn.Module):
         self.linear, self.how = nn.Linear(8, 4), how
         self.centre, self.seen, self.latest, self.calls = torch.zeros(4), [0.0], None, 0
         self.generator, self.named = torch.Generator().manual_seed(0), {"last": 0.0}
+        self.tensors, self.pair = {"a": [torch.zeros(4)]}, (torch.zeros(4), 0)
+        self.counter = SimpleNamespace(count=0, moved=torch.zeros(4))
+        self.register_buffer("absent", None)
 
     def forward(self, x):
         h = self.linear(x)
@@ -161,6 +220,28 @@ class Keeping(nn.Module):
         if self.how == "dict":
             self.named["last"] += 1.0
             return h * self.named["last"]
+        if self.how == "tensors":
+            h = h * (1 + self.tensors["a"][0])
+            self.tensors["a"][0].add_(1)
+            return h
+        if self.how == "pair":
+            h = h * (1 + self.pair[0])
+            self.pair[0].add_(1)
+            return h
+        if self.how == "data":
+            h = h * (1 + self.centre.data)
+            self.centre.data.add_(1)
+            return h
+        if self.how == "object":
+            self.counter.count += 1
+            h = h * (self.counter.count + self.counter.moved)
+            self.counter.moved += 1
+            return h
+        if self.how == "absent":
+            if self.absent is None:
+                self.absent = x[:, :4].clone()
+                return h
+            return h * self.absent
         if self.how == "none":
             if self.latest is None:
                 self.latest = x[:, :4].clone()
@@ -179,6 +260,7 @@ class Keeping(nn.Module):
 
 
 KEPT = ("tensor", "in place", "list", "dict", "none", "new", "generator")
+KEPT += ("tensors", "pair", "data", "object", "absent")
 
 
 @pytest.mark.parametrize("how", KEPT)
@@ -224,6 +306,25 @@ def test_recomputation_is_the_first_pass_again_whatever_a_stage_keeps(how):
             Backprop(recompute=recompute).compute_gradients(model, loss_fn, x, y, torch.Generator())
         for param, twin in zip(models[0].parameters(), models[1].parameters(), strict=True):
             assert torch.equal(param.grad, twin.grad)
+
+
+@pytest.mark.parametrize("by", ["name", "data"])
+def test_a_parameter_that_is_not_trained_may_not_be_written_to(by):
+    class Codebook(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 4)
+            self.code = nn.Parameter(torch.ones(4), requires_grad=False)
+
+        def forward(self, x):
+            (self.code if by == "name" else self.code.data).mul_(0.9)
+            return self.linear(x) * self.code
+
+    batch = torch.randn(5, 8), torch.arange(5) % 4
+    with pytest.raises(ConfigError, match="writes to its parameter 'code'"):
+        ZerothOrder().compute_gradients(
+            Codebook(), nn.CrossEntropyLoss(reduction="none"), *batch, torch.Generator()
+        )
 
 
 def test_a_state_that_cannot_be_kept_is_found_by_verification():

@@ -4,7 +4,6 @@ import contextlib
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from fgbench.errors import ConfigError, FgbenchError
 from fgbench.trainers.base import LossFunction, Reference, Trainer
 from fgbench.trainers.passes import require_trainable
 from fgbench.trainers.reference import gradient_length
-from fgbench.trainers.replay import RandomStates
+from fgbench.trainers.replay import ModelState, RandomStates
 from fgbench.trainers.rounding import allowance, largest, moved_by_rounding
 
 TOLERANCE = 1e-2
@@ -243,29 +242,21 @@ def put_back(
 ) -> Iterator[None]:
     """Restore parameters, buffers, gradients, modes, the trainer's state and generators afterwards.
 
-    Tensors keep their identity. Plain attributes of modules (a counter, a running average) are restored too,
-    if they are numbers or tensors.
+    Tensors keep their identity. Attributes of modules (a counter, a running average) are restored too; see
+    :class:`ModelState`.
     """
     gradients = _take_gradients([*model.parameters(), *trainer.parameters()])
-    tensors = [(each, each.detach().clone()) for each in (*model.parameters(), *model.buffers())]
-    modules = [
-        (module, dict(module._buffers), _plain(vars(module)))
-        for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)  # whose buffers cannot be replaced
-    ]
+    params, kept = [(each, each.detach().clone()) for each in model.parameters()], ModelState(model)
     state = copy.deepcopy(trainer.state_dict())
     generator_state = generator.get_state() if generator else None
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
-        for module, buffers, plain in modules:
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            vars(module).update(plain)
+        kept.restore()
         with torch.no_grad():
-            for tensor, before in tensors:
-                tensor.copy_(before)
+            for param, before in params:
+                param.copy_(before)
         trainer.load_state_dict(state)
         for param, gradient in gradients:
             param.grad = gradient
@@ -280,14 +271,3 @@ def _take_gradients(params: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, 
         taken.append((param, param.grad))
         param.grad = None
     return taken
-
-
-def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The attributes that are numbers or tensors, tensors copied."""
-    kept: dict[str, Any] = {}
-    for name, value in attributes.items():
-        if isinstance(value, Tensor):
-            kept[name] = value.detach().clone() if value.is_leaf else value
-        elif isinstance(value, int | float | str | type(None)):
-            kept[name] = value
-    return kept

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.datasets.base import Split, Splits
+from fgbench.run.attributes import attribute_digests, changed_attributes, restore_attributes
 from fgbench.run.optimizers import is_plain_sgd
 from fgbench.seeds import derive_generator, derive_seed
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
@@ -50,6 +51,7 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._attributes = attribute_digests(self.model)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -78,9 +80,18 @@ class TrainingState:
         return loss / images, correct / images, grad_norm / self.batches_done
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume bit for bit; ``epoch`` and ``batch`` count completed ones."""
+        """Everything needed to resume bit for bit; ``epoch`` and ``batch`` count completed ones.
+
+        ``unsaved`` names what the model keeps and no file can hold; with several workers, whose models may
+        keep different things, all that is not in its ``state_dict``.
+        """
+        kept, unsaved = changed_attributes(self.model, self._attributes)
+        if self.workers.size > 1:
+            kept, unsaved = {}, [*kept, *unsaved]
         return {
             "model": self.model.state_dict(),
+            "attributes": kept,
+            "unsaved": unsaved,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "trainer": self.trainer.state_dict(),
@@ -95,6 +106,7 @@ class TrainingState:
         """Restore what ``state_dict`` returned."""
         for part in ("model", "optimizer", "schedule", "trainer"):
             getattr(self, part).load_state_dict(state[part])
+        restore_attributes(self.model, state.get("attributes", {}))
         self.epochs_done, self.batches_done = state["epoch"], state["batch"]
         self.epoch_time_s, self.epoch_lr = state["epoch_time_s"], state["epoch_lr"]
         self.sums = state["sums"][self.workers.rank].to(self.device)

@@ -226,6 +226,11 @@ def _resume(
             f"the state file is of a run on other data: {changed}; restore that data, or use --no-resume "
             "to start this run again"
         )
+    if unsaved := saved["training"].get("unsaved"):
+        raise StateError(
+            f"the model keeps {unsaved[0]!r} outside of its state_dict, so this run cannot be resumed: make "
+            "it a buffer; --no-resume starts this run again"
+        )
     if not is_known(saved.get("data")) and plan.world.is_main:
         print(
             f"fgbench: the data this run started on was not recorded; it resumes with {training.splits}",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fgbench.config.config import load_config
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.models.build import build_model
+from fgbench.run.attributes import restore_attributes
 from fgbench.run.validation import find_best
 from fgbench.storage.files import atomic_write
 from fgbench.storage.state import load_state, state_files
@@ -41,9 +42,13 @@ def load_model(run_directory: str | Path, which: Which = "last") -> nn.Module:
             f"{folder}: an earlier version of fgbench saved this state, without the shape of the images; "
             f"`fgbench export {folder}` writes its weights"
         )
+    attributes, unsaved = (state["training"].get(key, ()) for key in ("attributes", "unsaved"))
+    if lost := [*unsaved, *(attributes if which == "best" else ())]:
+        raise FgbenchError(f"{folder}: the model keeps {lost[0]!r}, which was not saved: make it a buffer")
     model = build_model(config.model, tuple(images["shape"]), images["classes"], config.seed, "cpu")
     try:
         model.load_state_dict(weights)
+        restore_attributes(model, dict(attributes))
     except RuntimeError as error:
         text = str(error).splitlines()[-1].strip()
         raise FgbenchError(f"{folder}: its weights do not fit model {config.model.name}: {text}") from error

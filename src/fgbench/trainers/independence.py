@@ -1,7 +1,7 @@
 """The rule that samples must not interact, for trainers that take one derivative per sample."""
 
 from collections.abc import Callable
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgbench.errors import ConfigError
 
-_INDEPENDENT: WeakSet[nn.Module] = WeakSet()
-"""Models whose samples are known not to interact; each is checked once, since that takes a pass."""
+_INDEPENDENT: WeakKeyDictionary[nn.Module, set[tuple[bool, ...]]] = WeakKeyDictionary()
+"""Models whose samples are known not to interact, with their modules' modes; each is checked once in every
+mode, since that takes a pass."""
 
 
 def require_independent_samples(model: nn.Module, trainer: str) -> None:
@@ -30,7 +31,7 @@ def require_independent_samples(model: nn.Module, trainer: str) -> None:
 
 def is_known_independent(model: nn.Module) -> bool:
     """Whether ``refuse_interacting_samples`` has passed this model."""
-    return model in _INDEPENDENT
+    return _modes(model) in _INDEPENDENT.get(model, ())
 
 
 def refuse_interacting_samples(
@@ -41,8 +42,8 @@ def refuse_interacting_samples(
     Perturbs the first half of the batch and checks whether any loss of the second half changes.
 
     Args:
-        model: once it has passed, it is not checked again.
-        samples: B.
+        model: once it has passed with two samples or more, it is not checked again in this mode.
+        samples: B; of a single one, nothing can be said.
         trainer: its name.
         derive: ``derive(perturb)`` runs a pass in which activations are perturbed by ``perturb(values)``, and
             returns the derivatives of the samples' losses, shape (B,).
@@ -51,6 +52,8 @@ def refuse_interacting_samples(
         ConfigError: samples interact, so a derivative per sample would be biased.
     """
     half = samples // 2
+    if not half:
+        return
 
     def perturb(values: Tensor) -> Tensor:
         change = torch.zeros_like(values)
@@ -60,9 +63,13 @@ def refuse_interacting_samples(
     moved = derive(perturb)[half:]
     if isinstance(moved, FakeTensor):  # of a simulated device: it has no values
         return
-    if half and bool(moved.any()):
+    if bool(moved.any()):
         raise ConfigError(
             f"trainer {trainer} takes one derivative per sample, but in this model samples interact: a "
             f"change of the first {half} changes the losses of others; train it with another trainer"
         )
-    _INDEPENDENT.add(model)
+    _INDEPENDENT.setdefault(model, set()).add(_modes(model))
+
+
+def _modes(model: nn.Module) -> tuple[bool, ...]:
+    return tuple(module.training for module in model.modules())

@@ -245,6 +245,7 @@ class LocalForwardGradient(Trainer):
         """The block's outputs with zeros added to those of its layers."""
         value, layers = inputs, []
         for place, layer in enumerate(block.layers, 1):
+            assert isinstance(layer, MixerLayer)
             alone = layer(value.detach())
             leaf = torch.zeros_like(alone, requires_grad=True)
             value = layer(value) + leaf

@@ -159,7 +159,7 @@ class WatchedOutputs(TorchFunctionMode):
     ) -> Any:
         """Add zeros to differentiate with respect to; other calls are unchanged."""
         kwargs = kwargs or {}
-        if func not in LAYERS:
+        if func not in LAYERS or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given = dict(zip(names, args, strict=False)) | kwargs

@@ -133,15 +133,17 @@ def _blocks(
     count: int,
 ) -> dict[str, Tensor]:
     """``count`` filled tensors per parameter, shape (count, ...), each with the parameter's strides."""
-    tangents = {}
+    tangents, groups = {}, []
     for dtype in dict.fromkeys(param.dtype for param in params.values()):
         group = {name: param for name, param in params.items() if param.dtype == dtype}
         sizes = {name: -(-param.numel() // ALIGNMENT) * ALIGNMENT for name, param in group.items()}
         total = -(-sum(sizes.values()) // 64) * 64
-        block = torch.empty(count, total, dtype=dtype, device=generator.device)
-        for row in block:
-            fill(row, generator)
-        offset = 0
+        groups.append((group, sizes, torch.empty(count, total, dtype=dtype, device=generator.device)))
+    for k in range(count):  # one direction after the other, so that portions of them are the same directions
+        for _, _, block in groups:
+            fill(block[k], generator)
+    for group, sizes, block in groups:
+        total, offset = block.shape[1], 0
         for name, param in group.items():
             strides = torch.empty_like(param, device="meta").stride()
             tangents[name] = block.as_strided((count, *param.shape), (total, *strides), offset)

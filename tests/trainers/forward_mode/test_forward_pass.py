@@ -39,6 +39,42 @@ class StraightThrough(torch.autograd.Function):
         return gradient
 
 
+class Masked(torch.autograd.Function):
+    """Draws a mask, and has both derivatives."""
+
+    @staticmethod
+    def forward(ctx, x):
+        mask = torch.rand_like(x) > 0.5
+        ctx.save_for_backward(mask)
+        ctx.save_for_forward(mask)
+        return x * mask
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * ctx.saved_tensors[0]
+
+
+class Tripled(torch.autograd.Function):
+    """Writes into its argument."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(3)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * gradient
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.mul_(3)
+
+
 class Reverse(torch.autograd.Function):
     """As for adversarial features; runs no operation of its own."""
 
@@ -106,6 +142,20 @@ def detaches_in_place(self, x):
     return self.head(hidden * self.a(x))
 
 
+def detaches_by_function(self, x):
+    hidden = self.a(x) * 1.0
+    torch.detach_(hidden)
+    return self.head(hidden * self.a(x))
+
+
+def writes_into_a_copy_of_a_weight(self, x):
+    weight = self.a.weight.clone()
+    dense = weight.sum()  # a look at all of it first
+    weight[0] = 0
+    weight.mul_(self.mask)
+    return self.head(F.linear(x, weight) * dense)
+
+
 def constant_region(self, x):
     hidden = self.a(x)
     with torch.no_grad():
@@ -152,6 +202,43 @@ CASES = {
     "detached in place": lambda: (
         module(detaches_in_place, a=nn.Linear(8, 8), head=nn.Linear(8, 3)),
         torch.randn(6, 8),
+    ),
+    "detached by torch.detach_": lambda: (
+        module(detaches_by_function, a=nn.Linear(8, 8), head=nn.Linear(8, 3)),
+        torch.randn(6, 8),
+    ),
+    "a function of its own that draws": lambda: (
+        module(lambda self, x: self.head(Masked.apply(self.a(x))), a=nn.Linear(8, 8), head=nn.Linear(8, 3)),
+        torch.randn(6, 8),
+    ),
+    "a pruned copy of a weight": lambda: (
+        module(
+            writes_into_a_copy_of_a_weight,
+            a=nn.Linear(8, 8),
+            mask=(torch.randn(8, 8) > 0).double(),
+            head=nn.Linear(8, 3),
+        ),
+        torch.randn(6, 8),
+    ),
+    "normalised sequences, time first": lambda: (
+        module(
+            lambda self, x: self.head(
+                self.norm(self.a(x.transpose(0, 1).contiguous()).permute(1, 2, 0)).mean(2)
+            ),
+            a=nn.Linear(8, 6),
+            norm=nn.BatchNorm1d(6),
+            head=nn.Linear(6, 3),
+        ),
+        torch.randn(6, 5, 8),
+    ),
+    "normalised images turned round": lambda: (
+        module(
+            lambda self, x: self.head(self.norm(self.a(x).transpose(2, 3)).square().mean((2, 3))),
+            a=nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last),
+            norm=nn.BatchNorm2d(4),
+            head=nn.Linear(4, 3),
+        ),
+        images(),
     ),
     "asks what is a leaf": lambda: (
         module(
@@ -312,6 +399,10 @@ REFUSED = {
     ),
     "one by another name": (on_hidden(lambda hidden: sign(hidden)), r"call Square\.apply\("),
     "one that hands its argument on": (on_hidden(lambda hidden: reverse(hidden)), r"call Square\.apply\("),
+    "one that writes into its argument": (
+        on_hidden(lambda hidden: Tripled.apply(hidden * 1.0)),
+        "writes into its arguments",
+    ),
     "a look at the graph": (
         on_hidden(lambda hidden: hidden if hidden.grad_fn is None else 2 * hidden),
         "looks at a grad_fn",

@@ -213,7 +213,7 @@ def _same_but(first: Pair, second: Pair, key: str) -> bool:
 
     How long they were run makes no difference to the epochs that both have, if the rate stays as it is.
     """
-    ignored = ("model.",) if key.startswith("model.") else (key,)
+    ignored: tuple[str, ...] = ("model.",) if key.startswith("model.") else (key,)
     every = (first.series, first.baseline, second.series, second.baseline)
     if all(settings(each).get("schedule.name") == "constant" for each in every):
         ignored += ("epochs",)

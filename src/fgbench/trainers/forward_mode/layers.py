@@ -117,7 +117,7 @@ class PerturbedLayers(TorchFunctionMode):
     ) -> Any:
         """Catch layers, leave everything else alone."""
         kwargs = kwargs or {}
-        if func not in LAYERS:
+        if func not in LAYERS or not torch.is_grad_enabled():  # a layer without a graph is not trained
             return func(*args, **kwargs)
         arguments = layer_arguments(func, args, kwargs)
         if not any(

@@ -112,6 +112,7 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
     """
     shadows = mode.shadows
     apply, register, detach_ = Function.__dict__["apply"], Tensor.register_hook, Tensor.detach_
+    detach_function = torch.detach_
     fast = torch.backends.mha.get_fastpath_enabled()
 
     def of_graph(name: str, answer: Callable[[Tensor, Any], Any]) -> property:
@@ -165,7 +166,7 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
 
     Function.apply = classmethod(apply_forward)
     Tensor.register_hook = refuse_hook  # type: ignore[method-assign]
-    Tensor.detach_ = detach_in_place  # type: ignore[assignment]
+    Tensor.detach_ = torch.detach_ = detach_in_place  # type: ignore[assignment]
     for name, answer in answers.items():
         setattr(Tensor, name, of_graph(name, answer))
     torch.backends.mha.set_fastpath_enabled(False)
@@ -174,7 +175,7 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
     finally:
         Function.apply = apply
         Tensor.register_hook = register  # type: ignore[method-assign]
-        Tensor.detach_ = detach_
+        Tensor.detach_, torch.detach_ = detach_, detach_function
         for name in answers:
             delattr(Tensor, name)
         torch.backends.mha.set_fastpath_enabled(fast)

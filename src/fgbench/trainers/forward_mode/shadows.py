@@ -191,14 +191,15 @@ class Shadows:
         Raises:
             RefusedError: the model detached it, so that its tangent must not change.
         """
-        storage = value.untyped_storage()
+        key = value.untyped_storage()._cdata
         if self.is_detached(value):
             raise RefusedError("the model writes in place into a tensor that it detached")
-        if storage._cdata not in self._shadows:
-            if storage._cdata in self._factors:
-                self._make_dense(storage._cdata)
+        if key not in self._shadows:
+            if key in self._factors:
+                self._make_dense(key)
             else:
                 self._allocate(value, zeros=zeros)
+        self._factors.pop(key, None)  # what is written has other tangents than these
         tangent = self.get(value)
         assert tangent is not None
         return tangent

@@ -46,8 +46,10 @@ def apply_torch_formula(
     if any(isinstance(leaf, Tensor) and leaf.layout != torch.strided for leaf in leaves):
         raise RefusedError("there are no tangents of products with sparse tensors")
     tangents = [_in_full_precision(shadows, leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
-    is_random = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+    own = not isinstance(func, torch._ops.OpOverload)  # a function of the user's: it may do anything
+    is_random = own or torch.Tag.nondeterministic_seeded in func.tags
     states = RandomStates() if shadows.count > 1 and is_random else None
+    versions = [leaf._version if own and isinstance(leaf, Tensor) else 0 for leaf in leaves]
     columns: list[tuple[Tensor | None, ...]] = []  # of every pass: the tangents of its results
     for k in range(shadows.count):
         if states is not None and k > 0:
@@ -56,6 +58,8 @@ def apply_torch_formula(
         if targets:
             values, one = _apart(leaves, one, targets, copy_targets=k < shadows.count - 1)
         result, duals, after = _forward_formula(func, values, one, structure, bool(targets))
+        if own and versions != [leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves]:
+            raise RefusedError("it is a function of your own that writes into its arguments")
         for target, tangent in zip(targets, target_tangents, strict=True):
             index = next(i for i, leaf in enumerate(leaves) if leaf is target)
             _store_tangent(tangent[k], after[index])

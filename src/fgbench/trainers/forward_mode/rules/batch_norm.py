@@ -63,8 +63,7 @@ def normalize(
         bias_tangent: shape (K, C).
     """
     std = variance.sqrt()
-    channels_last = value.stride(1) == 1 and tangent.stride(2) == 1
-    if not channels_last:  # in one piece
+    if not all(map(_is_channels_last, (value, output, *tangent, *output_tangent))):  # in one piece
         _normalize(
             *(value, tangent, output, output_tangent), mean, std, weight, bias, weight_tangent, bias_tangent
         )
@@ -97,6 +96,11 @@ def normalize(
             y[span] = z
         else:
             torch.add(z, bias, out=y[span])
+
+
+def _is_channels_last(value: Tensor) -> bool:
+    """Whether its memory is a matrix with a column for each channel, as ``normalize`` reads and writes it."""
+    return value.movedim(1, -1).is_contiguous()
 
 
 def _normalize(
