@@ -1,20 +1,24 @@
 """What a user's model keeps besides its state_dict goes on where it was, or the run is not resumed."""
 
+import logging
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from interrupts import interrupt_at
 from run_directories import only_run
+from torch import nn
 
 import fgbench
 from fgbench.config.config import Config
-from fgbench.errors import FgbenchError
+from fgbench.run.attributes import Attributes, restore_attributes
 from fgbench.run.runner import run_configs
 from fgbench.run.signals import Interrupted
 
 MODULE = """
 from collections import deque
+import numpy as np
 import torch
 from torch import nn
 from fgbench.options import Options
@@ -29,6 +33,9 @@ class Keeping(nn.Module):
         self.centre, self.seen, self.last = torch.zeros(classes), [0.0], deque([0.0], maxlen=2)
         self.latest, self.named = None, {"count": 1, "mean": [torch.zeros(classes)]}
         self.generator = torch.Generator().manual_seed(0)
+        self.scale, self.number, self.later = np.float64(1.0), torch.tensor(0), None
+        self.ring = [1.0]
+        self.ring.append(self.ring)  # holds itself
         self.register_buffer("running", torch.zeros(classes), persistent=False)
         self.register_buffer("saved", torch.zeros(classes))
         self.view = self.saved[:]
@@ -45,6 +52,14 @@ class Keeping(nn.Module):
             kept = self.named["mean"][0] * self.named["count"]
         elif self.how == "none":
             kept = 0.0 if self.latest is None else self.latest
+        elif self.how == "numpy":
+            kept = float(self.scale)
+        elif self.how == "another dtype":
+            kept = self.number
+        elif self.how == "a deque that comes":
+            kept = 0.0 if self.later is None else self.later[0]
+        elif self.how == "a buffer that comes":
+            kept = self.mask if hasattr(self, "mask") else 0.0
         elif self.how == "generator":
             kept = torch.rand(len(mean), generator=self.generator)
         outputs = h + kept
@@ -55,6 +70,12 @@ class Keeping(nn.Module):
             self.last.append(float(mean[0]))
             self.named["count"] = self.named["count"] % 3 + 1
             self.latest = mean.clone()
+            self.scale *= np.exp(-1e-2)
+            self.number = torch.tensor(0.1 * (self.number + 1))
+            self.later = deque([float(mean[0])], maxlen=3) if self.later is None else self.later
+            self.later.append(float(mean[0]))
+            if self.how == "a buffer that comes" and not hasattr(self, "mask"):
+                self.register_buffer("mask", mean.clone(), persistent=False)
         return outputs.clamp(-5, 5)
 
 def build_keeping(options, image_shape, num_classes):
@@ -95,7 +116,11 @@ def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda how: {"name": "keeping_model:build_keeping", "how": how}
 
 
-@pytest.mark.parametrize("how", ["tensor", "buffer", "view", "list", "deque", "dict", "none"])
+HOW = ("tensor", "buffer", "view", "list", "deque", "dict", "none", "numpy", "another dtype")
+HOW += ("a deque that comes", "a buffer that comes")
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_what_a_model_keeps_goes_on_bit_for_bit(how, keeping, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_configs([make_config(whole, keeping(how))])
@@ -116,8 +141,48 @@ def test_what_no_file_can_hold_is_not_resumed(keeping, tmp_path, monkeypatch, ca
         interrupt_at(9, patch)
         with pytest.raises(Interrupted):
             run_configs([make_config(tmp_path / "runs", keeping("generator"))])
+    assert "this run cannot be resumed" in capsys.readouterr().err, "said while it ran"
     assert run_configs([make_config(tmp_path / "runs", keeping("generator"))]).code == 1
     assert "the model keeps 'generator' outside of its state_dict" in capsys.readouterr().err
-    with pytest.raises(FgbenchError, match="the model keeps 'generator', which was not saved"):
+    with pytest.warns(UserWarning, match="the model keeps 'generator', which was not saved"):
         fgbench.load_model(only_run(tmp_path / "runs").path)
     assert run_configs([make_config(tmp_path / "runs", keeping("generator"))], resume=False).code == 0
+
+
+class Odd(nn.Module):
+    """Holds what no state file needs, or can."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.utils.weight_norm(nn.Linear(4, 3))
+        self.log, self.lock = logging.getLogger("odd"), threading.Lock()
+        self.far, self.turned = torch.empty(2, device="meta"), torch.ones(2, dtype=torch.cfloat).conj()
+        self.shape, self.device, self.last = None, None, None
+        self.me = self.linear.bias
+
+    def forward(self, x):
+        self.log.isEnabledFor(10)
+        self.shape, self.device, self.last = x.shape, x.device, x
+        return self.linear(x)
+
+
+def test_what_needs_no_saving_is_in_nobodys_way(tmp_path):
+    model = Odd()
+    attributes = Attributes(model)
+    model(torch.ones(2, 4, requires_grad=True)).sum().backward()
+    kept, unsaved = attributes.changed(model)
+    assert unsaved == []
+    torch.save(kept, tmp_path / "kept.pt")
+    twin = Odd()
+    restore_attributes(twin, torch.load(tmp_path / "kept.pt", weights_only=True))
+    assert (twin.shape, twin.device) == ((2, 4), torch.device("cpu"))
+    twin(torch.ones(2, 4))
+
+
+def test_what_was_deleted_or_would_no_longer_share_memory_is_told():
+    model = nn.Linear(2, 2)
+    model.fresh, model.alias = True, None
+    attributes = Attributes(model)
+    del model.fresh
+    model.alias = model.bias.detach()
+    assert sorted(attributes.changed(model)[1]) == ["alias", "fresh"]

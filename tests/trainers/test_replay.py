@@ -1,6 +1,7 @@
 """Passes that count as one: the same masks, and buffers that move once."""
 
 import random
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from fgbench.checks.verify import verify
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.trainers.backprop import Backprop
 from fgbench.trainers.forward_gradient import ForwardGradient
-from fgbench.trainers.replay import OnePass
+from fgbench.trainers.replay import OnePass, restoring_state
 from fgbench.trainers.zeroth_order import ZerothOrder
 
 
@@ -195,6 +196,13 @@ def test_a_buffer_that_is_written_to_by_a_name_outside_of_the_model_cannot_be_ru
         model(x)
 
 
+class Counts(OrderedDict):
+    """A container that is not to be refilled as others are."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("not like this")
+
+
 class Keeping(nn.Module):
     """Keeps running statistics in everything but a buffer."""
 
@@ -206,6 +214,10 @@ class Keeping(nn.Module):
         self.tensors, self.pair = {"a": [torch.zeros(4)]}, (torch.zeros(4), 0)
         self.counter = SimpleNamespace(count=0, moved=torch.zeros(4))
         self.register_buffer("absent", None)
+        self.array, self.own = np.zeros(4, dtype=np.float32), Counts(n=0)
+        self.chance = random.Random(0)
+        self.rope = torch.ones(2, dtype=torch.cfloat)
+        self.real = torch.view_as_real(self.rope)
 
     def forward(self, x):
         h = self.linear(x)
@@ -220,6 +232,19 @@ class Keeping(nn.Module):
         if self.how == "dict":
             self.named["last"] += 1.0
             return h * self.named["last"]
+        if self.how == "array":
+            h = h * (1 + torch.from_numpy(self.array.copy()))
+            self.array += 1
+            return h
+        if self.how == "own container":
+            self.own["n"] += 1
+            return h * self.own["n"]
+        if self.how == "python's chance":
+            return h * self.chance.random()
+        if self.how == "complex":
+            h = h * (1 + self.real[0, 0].clone())
+            self.rope += 1
+            return h
         if self.how == "tensors":
             h = h * (1 + self.tensors["a"][0])
             self.tensors["a"][0].add_(1)
@@ -260,7 +285,17 @@ class Keeping(nn.Module):
 
 
 KEPT = ("tensor", "in place", "list", "dict", "none", "new", "generator")
-KEPT += ("tensors", "pair", "data", "object", "absent")
+KEPT += (
+    "tensors",
+    "pair",
+    "data",
+    "object",
+    "absent",
+    "array",
+    "own container",
+    "python's chance",
+    "complex",
+)
 
 
 @pytest.mark.parametrize("how", KEPT)
@@ -306,6 +341,24 @@ def test_recomputation_is_the_first_pass_again_whatever_a_stage_keeps(how):
             Backprop(recompute=recompute).compute_gradients(model, loss_fn, x, y, torch.Generator())
         for param, twin in zip(models[0].parameters(), models[1].parameters(), strict=True):
             assert torch.equal(param.grad, twin.grad)
+
+
+def test_a_file_in_memory_that_cannot_be_written_is_left_alone(tmp_path):
+    np.save(tmp_path / "bank.npy", np.ones(4, dtype=np.float32))
+    model, x = nn.Linear(4, 3), torch.randn(2, 4)
+    model.bank = torch.from_numpy(np.load(tmp_path / "bank.npy", mmap_mode="r"))
+    one_pass = OnePass(model, 2)
+    for _ in range(2):
+        with one_pass:
+            model(x * model.bank)
+    assert torch.equal(model.bank, torch.ones(4))
+
+
+def test_a_scripted_part_keeps_its_mode():
+    model = nn.Sequential(torch.jit.script(nn.BatchNorm1d(3)), nn.Linear(3, 2))
+    with restoring_state(model):
+        model.eval()
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("by", ["name", "data"])

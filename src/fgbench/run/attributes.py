@@ -1,7 +1,7 @@
 """What a model keeps besides its ``state_dict``, such as running tensors and counters, to resume it too."""
 
 import hashlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from types import NoneType
 from typing import Any
@@ -9,53 +9,71 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgbench.trainers.replay import is_plain_object
+from fgbench.trainers.replay import is_array, is_plain_object, refill
 
 _OF_EVERY_MODULE = {"training", *vars(nn.Module())}
 _SIMPLE = (bool, int, float, str, NoneType)
+_STORED = {*_SIMPLE, torch.Size, torch.device, torch.dtype}
+"""What a state file can hold as it is."""
+_DEQUE, _BUFFER = "deque of at most", "buffer"
+"""Keys of what stands for these."""
 
 
-def attribute_digests(model: nn.Module) -> dict[str, str]:
-    """Of everything that a model keeps and its ``state_dict`` does not, by dotted name."""
-    saved = {
-        tensor.untyped_storage()._cdata
-        for tensor in model.state_dict(keep_vars=True).values()
-        if isinstance(tensor, Tensor) and tensor.layout == torch.strided
-    }
-    found = {}
-    for name, value in _attributes(model):
-        digest = hashlib.sha256()
-        for part in _parts(value, saved):
-            digest.update(part)
-        found[name] = digest.hexdigest()
-    return found
+class Attributes:
+    """What a model keeps and its ``state_dict`` does not, as it was when this was made.
 
+    As far as :class:`ModelState` follows it. Holds digests only.
 
-def changed_attributes(model: nn.Module, before: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """What has changed since ``attribute_digests`` gave ``before``.
-
-    Returns:
-        By name, what is made of tensors and plain values, as a state file can hold it; the names of the rest.
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> model.seen = [1]
+        >>> attributes = Attributes(model)
+        >>> model.seen.append(2)
+        >>> attributes.changed(model)
+        ({'seen': [1, 2]}, [])
     """
-    kept: dict[str, Any] = {}
-    rest = []
-    now, values = attribute_digests(model), dict(_attributes(model))
-    for name, digest in now.items():
-        if digest != before.get(name):
-            try:
-                kept[name] = _plain(values[name])
-            except TypeError:
-                rest.append(name)
-    return kept, rest
+
+    def __init__(self, model: nn.Module) -> None:
+        self._before = _digests(model)
+
+    def changed(self, model: nn.Module) -> tuple[dict[str, Any], list[str]]:
+        """What has changed since then.
+
+        Returns:
+            By dotted name, what is made of tensors and plain values, as a state file can hold it; the names
+            of the rest.
+        """
+        kept: dict[str, Any] = {}
+        rest = [name for name in self._before if name not in dict(_attributes(model))]
+        saved, values = _saved(model), dict(_attributes(model))
+        for name, digest in _digests(model).items():
+            if digest != self._before.get(name):
+                try:
+                    kept[name] = _stored(values[name], saved)
+                    if _place(model, name)[1] in _place(model, name)[0]._buffers:
+                        kept[name] = {_BUFFER: kept[name]}
+                except (TypeError, RecursionError):
+                    rest.append(name)
+        return kept, rest
 
 
+@torch.no_grad()
 def restore_attributes(model: nn.Module, kept: dict[str, Any]) -> None:
-    """Put back what ``changed_attributes`` returned; tensors and containers keep their identity."""
+    """Put back what :meth:`Attributes.changed` returned; tensors and containers keep their identity."""
+    device = next((param.device for param in model.parameters()), torch.device("cpu"))
     for name, value in kept.items():
-        path, _, attribute = name.rpartition(".")
-        module = model.get_submodule(path)
-        found = module._buffers if attribute in module._buffers else vars(module)
-        found[attribute] = _filled(found.get(attribute), value)
+        module, attribute = _place(model, name)
+        is_buffer = isinstance(value, dict) and _BUFFER in value
+        if is_buffer and attribute not in module._buffers:  # it came into being
+            vars(module).pop(attribute, None)
+            module.register_buffer(attribute, None, persistent=False)
+        found = module._buffers if is_buffer else vars(module)
+        found[attribute] = _filled(found.get(attribute), value[_BUFFER] if is_buffer else value, device)
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -72,62 +90,104 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield prefix + name, value
 
 
-def _parts(value: Any, saved: set[int], *, inside: bool = False) -> Iterator[bytes]:
-    """Bytes that differ where values do; nothing of what is saved, or cannot be looked into."""
-    if isinstance(value, _SIMPLE):
+def _saved(model: nn.Module) -> set[int]:
+    """The memory of what is in the ``state_dict``."""
+    return {
+        tensor.untyped_storage()._cdata
+        for tensor in model.state_dict(keep_vars=True).values()
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided
+    }
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    """By dotted name; nothing of what cannot be looked into."""
+    saved, found = _saved(model), {}
+    for name, value in _attributes(model):
+        parts = list(_parts(value, saved, set()))
+        if parts:
+            digest = hashlib.sha256()
+            for part in parts:
+                digest.update(part)
+            found[name] = digest.hexdigest()
+    return found
+
+
+def _parts(value: Any, saved: set[int], seen: set[int], *, inside: bool = False) -> Iterator[Any]:
+    """Bytes that differ where values do."""
+    if isinstance(value, (*_SIMPLE, torch.Size, torch.device, torch.dtype)):
         yield repr(value).encode()
-    elif isinstance(value, nn.Parameter):
+    elif id(value) in seen:
         return
     elif isinstance(value, Tensor):
-        if value.layout == torch.strided and value.untyped_storage()._cdata not in saved:
-            yield f"{value.dtype} {tuple(value.shape)}".encode()
-            yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        yield f"{value.dtype} {tuple(value.shape)} {value.layout}".encode()
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            return
+        if value.untyped_storage()._cdata in saved:
+            yield b"in the state_dict"
+        elif not isinstance(value, nn.Parameter):
+            plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            yield plain.flatten().view(torch.uint8).numpy()
     elif isinstance(value, torch.Generator):
-        yield value.get_state().numpy().tobytes()
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield repr(key).encode()
-            yield from _parts(each, saved, inside=inside)
-    elif isinstance(value, list | tuple | deque):
-        yield str(len(value)).encode()
-        for each in value:
-            yield from _parts(each, saved, inside=inside)
+        yield value.get_state().numpy()
+    elif is_array(value):
+        yield value.tobytes()
     elif isinstance(value, set):
         yield from sorted(repr(each).encode() for each in value)
+        yield b"set"
+    elif isinstance(value, dict | list | tuple | deque):
+        seen.add(id(value))
+        yield f"{type(value).__name__} of {len(value)}".encode()
+        if isinstance(value, dict):
+            yield repr(list(value)).encode()
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _parts(each, saved, seen, inside=inside)
     elif not inside and is_plain_object(value):
-        yield from _parts(vars(value), saved, inside=True)
+        seen.add(id(value))
+        yield from _parts(vars(value), saved, seen, inside=True)
 
 
-def _plain(value: Any) -> Any:
+def _stored(value: Any, saved: set[int]) -> Any:
     """A copy that a state file can hold.
 
     Raises:
-        TypeError: it cannot.
+        TypeError: it cannot, or would no longer share memory with what is saved besides.
     """
-    if isinstance(value, _SIMPLE):
+    kind = type(value)
+    if kind in _STORED:
         return value
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.layout == torch.strided:
+    if kind.__module__ == "numpy" and issubclass(kind, _SIMPLE):
+        return value.item()
+    if kind is Tensor and value.layout == torch.strided and value.untyped_storage()._cdata not in saved:
         return value.detach().cpu().clone()
-    if type(value) in (list, tuple):
-        return type(value)(map(_plain, value))
-    if type(value) in (set, deque):
-        return list(map(_plain, value))
-    if type(value) is dict and all(isinstance(key, _SIMPLE) for key in value):
-        return {key: _plain(each) for key, each in value.items()}
-    raise TypeError(type(value).__name__)
+    if kind in (list, tuple, set):
+        return kind(_stored(each, saved) for each in value)
+    if kind is deque:
+        return {_DEQUE: value.maxlen, "holding": [_stored(each, saved) for each in value]}
+    if kind in (dict, OrderedDict) and all(type(key) in _SIMPLE for key in value):
+        return kind((key, _stored(each, saved)) for key, each in value.items())
+    raise TypeError(kind.__name__)
 
 
-@torch.no_grad()
-def _filled(found: Any, value: Any) -> Any:
-    if isinstance(found, Tensor) and isinstance(value, Tensor) and found.shape == value.shape:
-        found.copy_(value)
-        return found
-    if isinstance(found, list | deque) and isinstance(value, list):
-        found.clear()
-        found.extend(value)
-        return found
-    if isinstance(found, set | dict):
-        found.clear()
-        found.update(value)
+def _filled(found: Any, value: Any, device: torch.device) -> Any:
+    """``value`` in its place: in ``found`` if that can hold it."""
+    value = _moved(value, device)
+    if type(found) is Tensor and type(value) is Tensor:
+        alike = (found.dtype, found.shape) == (value.dtype, value.shape)
+        if alike and 0 not in found.stride() and not found.is_inference():
+            found.copy_(value)
+            return found
+        return value
+    if type(found) is type(value) and isinstance(value, list | dict | set | deque):
+        refill(found, value)
         return found
     return value
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict) and _DEQUE in value:
+        return deque((_moved(each, device) for each in value["holding"]), value[_DEQUE])
+    if isinstance(value, dict):
+        return type(value)((key, _moved(each, device)) for key, each in value.items())
+    return type(value)(_moved(each, device) for each in value) if type(value) in (list, tuple) else value

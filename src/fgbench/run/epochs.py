@@ -1,6 +1,7 @@
 """The loop over a run's epochs: train, evaluate, write the row, save."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,7 @@ class EpochLoop:
         self.training, self.rows, self.stop = training, rows, stop
         self.world, self.best, self.after_epoch = world or World(), best, after_epoch
         self.cpu_memory_mib: float | None = None
+        self._warned = False
 
     @property
     def diverged(self) -> bool:
@@ -186,12 +188,19 @@ class EpochLoop:
 
     def save(self) -> None:
         """Write a state file to resume from."""
-        splits = self.training.splits
+        splits, training = self.training.splits, self.training.state_dict()
+        if training["unsaved"] and self.world.is_main and not self._warned:
+            self._warned = True
+            print(
+                f"fgbench: the model keeps {training['unsaved'][0]!r} where no state file can hold it, so "
+                "this run cannot be resumed: make it a buffer",
+                file=sys.stderr,
+            )
         state = {
             "run": self.run,
             "data": splits.fingerprint.to_dict() if splits.fingerprint else None,
             "images": {"shape": list(splits.image_shape), "classes": splits.num_classes},
-            "training": self.training.state_dict(),
+            "training": training,
             "rows": self.rows,
             "best": self.best,
         }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.datasets.base import Split, Splits
-from fgbench.run.attributes import attribute_digests, changed_attributes, restore_attributes
+from fgbench.run.attributes import Attributes, restore_attributes
 from fgbench.run.optimizers import is_plain_sgd
 from fgbench.seeds import derive_generator, derive_seed
 from fgbench.trainers.base import LossFunction, StepStats, Trainer
@@ -51,7 +51,7 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        self._attributes = attribute_digests(self.model)
+        self._attributes = Attributes(self.model)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -82,12 +82,10 @@ class TrainingState:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume bit for bit; ``epoch`` and ``batch`` count completed ones.
 
-        ``unsaved`` names what the model keeps and no file can hold; with several workers, whose models may
-        keep different things, all that is not in its ``state_dict``.
+        ``unsaved`` names what the model keeps and no file can hold. Of several workers, the model's state is
+        that of the first.
         """
-        kept, unsaved = changed_attributes(self.model, self._attributes)
-        if self.workers.size > 1:
-            kept, unsaved = {}, [*kept, *unsaved]
+        kept, unsaved = self._attributes.changed(self.model)
         return {
             "model": self.model.state_dict(),
             "attributes": kept,

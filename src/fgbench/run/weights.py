@@ -1,6 +1,7 @@
 """The weights of a run: as a module, or as a file that any PyTorch program can read."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,13 +43,20 @@ def load_model(run_directory: str | Path, which: Which = "last") -> nn.Module:
             f"{folder}: an earlier version of fgbench saved this state, without the shape of the images; "
             f"`fgbench export {folder}` writes its weights"
         )
-    attributes, unsaved = (state["training"].get(key, ()) for key in ("attributes", "unsaved"))
-    if lost := [*unsaved, *(attributes if which == "best" else ())]:
-        raise FgbenchError(f"{folder}: the model keeps {lost[0]!r}, which was not saved: make it a buffer")
+    attributes = dict(state["training"].get("attributes", {}))
+    lost = list(state["training"].get("unsaved", ()))
+    if which == "best":  # those are of the last epoch
+        lost, attributes = [*lost, *attributes], {}
+    if lost:
+        warnings.warn(
+            f"{folder}: the model keeps {lost[0]!r}, which was not saved, so it is as in a new model: make "
+            "it a buffer",
+            stacklevel=2,
+        )
     model = build_model(config.model, tuple(images["shape"]), images["classes"], config.seed, "cpu")
     try:
         model.load_state_dict(weights)
-        restore_attributes(model, dict(attributes))
+        restore_attributes(model, attributes)
     except RuntimeError as error:
         text = str(error).splitlines()[-1].strip()
         raise FgbenchError(f"{folder}: its weights do not fit model {config.model.name}: {text}") from error

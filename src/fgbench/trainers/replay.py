@@ -1,11 +1,11 @@
 """Several passes over one batch that count as one: the same random numbers, and buffers updated once."""
 
-import copy
 import random
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import NoneType, TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -39,10 +39,9 @@ class RandomStates:
 
 _OF_EVERY_MODULE = {name for name, value in vars(nn.Module()).items() if not isinstance(value, bool)}
 _SIMPLE = (bool, int, float, str, NoneType)
-_CONTAINERS = {list, dict, set, deque, OrderedDict, defaultdict, Counter}
-"""Whose contents are followed; others may not take them back."""
-_KEPT = (*_SIMPLE, Tensor, torch.Generator, tuple, list, dict, set, deque)
-_NOT_PLAIN = {"builtins", "functools", "numpy", "torch"}
+_CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
+_KEPT = (*_SIMPLE, Tensor, torch.Generator, random.Random, tuple, *_CONTAINERS)
+_NOT_PLAIN = {"builtins", "functools", "logging", "numpy", "torch"}
 """Packages whose objects are not looked into."""
 
 
@@ -65,22 +64,25 @@ class _Names:
     def _is_kept(self, name: str, value: Any) -> bool:
         if self._everything:
             return True
-        return name not in _OF_EVERY_MODULE and (isinstance(value, _KEPT) or is_plain_object(value))
+        kept = isinstance(value, _KEPT) or is_array(value) or is_plain_object(value)
+        return kept and name not in _OF_EVERY_MODULE
 
 
 class ModelState:
     """A model's buffers and other attributes (counters, flags, running tensors) as they are now.
 
-    Attributes are followed through lists, tuples, dicts, sets and one plain object; parameters do not count.
+    Attributes are followed through lists, tuples, dicts, sets, arrays and one plain object. Parameters do not
+    count, nor what is kept elsewhere: in objects within objects, ``__slots__``, closures, globals.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._names: list[_Names] = []
         self._containers: list[tuple[Any, Any]] = []
-        self._generators: list[tuple[torch.Generator, Tensor]] = []
+        self._others: list[Callable[[], Any]] = []
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: set[int] = set()
+        self._scripted = False
         self._trained = {
             param.untyped_storage()._cdata
             for param in model.parameters()
@@ -88,7 +90,9 @@ class ModelState:
         }
         for module in model.modules():
             if isinstance(module, torch.jit.ScriptModule):  # whose buffers cannot be replaced
+                self._others.append(partial(module.train, module.training))
                 for buffer in module.buffers(recurse=False):
+                    self._scripted = True
                     self._note(buffer)
                 continue
             self._note_names(_Names(module._buffers, everything=True))
@@ -105,8 +109,13 @@ class ModelState:
         """Replace buffers and tensors by copies of their saved values in this context; they are not touched.
 
         Raises:
-            ConfigError: the model wrote to one of them under another name.
+            ConfigError: the model wrote to one of them under another name, or a part of it is scripted.
         """
+        if self._scripted:
+            raise ConfigError(
+                "a scripted module (torch.jit) has buffers, so it cannot be run twice with a graph: use the "
+                "module it was made from"
+            )
         now = ModelState(self._model)
         written = now._versions()
         self._restore_references(_Copies(self._tensors))
@@ -133,11 +142,18 @@ class ModelState:
         if isinstance(value, Tensor):
             self._note_tensor(value)
         elif isinstance(value, torch.Generator):
-            self._generators.append((value, value.get_state()))
-        elif isinstance(value, tuple) or type(value) in _CONTAINERS:
+            self._others.append(partial(value.set_state, value.get_state()))
+        elif isinstance(value, random.Random):
+            self._others.append(partial(value.setstate, value.getstate()))
+        elif is_array(value):
+            if value.flags.writeable:
+                self._others.append(partial(value.__setitem__, ..., value.copy()))
+        elif isinstance(value, (tuple, *_CONTAINERS)):
             if not isinstance(value, tuple):
-                self._containers.append((value, copy.copy(value)))
-            for each in value.values() if isinstance(value, dict) else value:
+                content: Any = dict if isinstance(value, dict) else list
+                self._containers.append((value, content(value)))
+            held: Any = value
+            for each in held.values() if isinstance(held, dict) else held:
                 self._note(each, inside=inside)
         elif not inside and is_plain_object(value):
             self._note_names(_Names(vars(value)), inside=True)
@@ -153,9 +169,9 @@ class ModelState:
         for names in self._names:
             names.restore(replaced)
         for container, content in self._containers:
-            _refill(container, content, replaced)
-        for generator, state in self._generators:
-            generator.set_state(state)
+            refill(container, content, replaced)
+        for restore in self._others:
+            restore()
 
     def _versions(self) -> list[int]:
         return [_version(tensor) for tensor, _ in self._tensors.values()]
@@ -168,43 +184,34 @@ class _Copies:
         self._copies: dict[int, Tensor] = {}
         by_memory: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for tensor, value in tensors.values():
-            if tensor.requires_grad:  # it belongs to a graph
-                continue
-            strided = tensor.layout == torch.strided
-            key = tensor.untyped_storage()._cdata if strided else id(tensor)
-            by_memory.setdefault(key, []).append((tensor, value))
+            if not tensor.requires_grad:  # else it belongs to a graph
+                strided = tensor.layout == torch.strided
+                key = tensor.untyped_storage()._cdata if strided else id(tensor)
+                by_memory.setdefault(key, []).append((tensor, value))
         for group in by_memory.values():
             if len(group) == 1:
                 ((tensor, value),) = group
                 self._copies[id(tensor)] = value.clone()
                 continue
-            memory = _flat(group[0][0]).clone()
+            memory = group[0][0].untyped_storage().clone()
             for tensor, value in group:
-                if tensor.dtype != memory.dtype:
-                    raise ConfigError(
-                        "the model keeps tensors of several dtypes in one memory, so parts of it cannot "
-                        "be run twice"
-                    )
-                view = memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+                view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                view.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
+                view = view.conj() if tensor.is_conj() else view
                 _write(view, value)
                 self._copies[id(tensor)] = view
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._copies.get(id(value), value)
-        if type(value) is tuple:
-            return tuple(map(self, value))
-        return value
-
-
-def _flat(value: Tensor) -> Tensor:
-    """All of a tensor's memory."""
-    return value.detach().as_strided((value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
+        return tuple(map(self, value)) if type(value) is tuple else value
 
 
 def _write(tensor: Tensor, value: Tensor) -> None:
-    """Write a value back, into memory that several entries may share."""
-    if any(stride == 0 < size - 1 for size, stride in zip(value.shape, _strides(tensor), strict=False)):
+    """Write a value back where it has changed, into memory that several entries may share."""
+    if tensor.device.type == "cpu" and _equal(tensor, value):  # it may be a file that cannot be written
+        return
+    if tensor.layout == torch.strided and 0 in tensor.stride():
         shape = [
             1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
         ]
@@ -214,18 +221,30 @@ def _write(tensor: Tensor, value: Tensor) -> None:
         tensor.copy_(value)
 
 
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    return tensor.stride() if tensor.layout == torch.strided else ()
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.layout != torch.strided or isinstance(one, FakeTensor) or one.is_quantized:
+        return False
+    if torch.equal(one, other):
+        return True
+    return one.is_floating_point() and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _refill(container: Any, content: Any, replaced: Callable[[Any], Any]) -> None:
-    container.clear()
-    if isinstance(container, dict):
-        container.update({key: replaced(value) for key, value in content.items()})
-    elif isinstance(container, set):
-        container.update(content)
+def refill(container: Any, content: Any, replaced: Callable[[Any], Any] = lambda value: value) -> None:
+    """Let a list, dict, set or deque hold this instead, past whatever its class makes of that."""
+    kind = next(each for each in _CONTAINERS if isinstance(container, each))
+    kind.clear(container)
+    if issubclass(kind, dict):
+        for key, value in content.items():
+            kind.__setitem__(container, key, replaced(value))
+    elif kind is set:
+        set.update(container, content)
     else:
-        container.extend(map(replaced, content))
+        kind.extend(container, map(replaced, content))
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is a numpy array."""
+    return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
 
 
 def is_plain_object(value: Any) -> bool:
@@ -279,9 +298,12 @@ class _Constants:
 
     def _sums(self, param: Tensor) -> str:
         """What a write past the version, by ``.data``, changes."""
-        if not self._closely or isinstance(param, FakeTensor) or not param.is_floating_point():
+        seen = (
+            param.layout == torch.strided and param.is_floating_point() and not isinstance(param, FakeTensor)
+        )
+        if not self._closely or not seen:
             return ""
-        value = param.detach()
+        value = param.detach().float() if param.element_size() == 1 else param.detach()
         return str([float(value.sum()), float(torch.linalg.vector_norm(value))])
 
 

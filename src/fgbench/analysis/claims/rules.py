@@ -102,8 +102,8 @@ def gap_larger(
 ) -> Finding:
     """For: the baseline leads by more there, by the 95 % paired-t interval of the leads' differences.
 
-    They are read at the last epoch that both have, if their schedules are equal until then. Nothing is
-    decided without those named.
+    They are read at the last epoch that both have; of different lengths they are compared only if their rate
+    stays as it is. Nothing is decided without those named.
     """
     column = find_measure(measure)
     cases = [
