@@ -120,19 +120,20 @@ if [ -z "$quick" ]; then # variants of the same
     "${tune[@]}" configs/sweeps/cnn_exact_lr_whole.yaml --results "$out/cnn_trainers/exact_lr_whole"
     train exact_lr_whole cnn_trainers/exact_lr_whole 5 "[0, 1, 2, 3, 4]" "*"
 fi
-best() { # best FROM NAMES: on all images of Fashion-MNIST, and on CIFAR-10
-    local all=(-o dataset.limit=null -o dataset.test_limit=null)
-    train "$1" cnn_best 5 "[0, 1, 2]" "$2" "${all[@]}"
-    train "$1" cnn_best_cifar10 3 "[0, 1, 2]" "$2" -o dataset=cifar10 "${all[@]}"
-}
+all=(-o dataset.limit=null -o dataset.test_limit=null)
 if [ -n "$quick" ]; then
-    best cnn_trainers "$telling"
-else
+    from=cnn_trainers
+    train cnn_trainers cnn_best 5 "[0, 1, 2]" "$telling" "${all[@]}"
+else # on all images of Fashion-MNIST, and with the same rates on CIFAR-10
+    from="cnn_best cnn_best/control"
     "${tune[@]}" configs/sweeps/cnn_best.yaml --results "$out/cnn_best" -o epochs=1
     "${tune[@]}" configs/sweeps/cnn_best_control.yaml --results "$out/cnn_best/control"
-    best cnn_best "backprop feedback-forward-gradient"
-    best cnn_best/control frozen
+    train cnn_best cnn_best 5 "[0, 1, 2]" "*" "${all[@]}"
+    train control cnn_best/control 5 "[0, 1, 2]" "*" "${all[@]}"
 fi
+for name in $from; do
+    train "$name" cnn_best_cifar10 3 "[0, 1, 2]" "${telling:-*}" -o dataset=cifar10 "${all[@]}"
+done
 
 step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
 for part in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 trainers mlp cnn_trainers cnn_best cnn_best_cifar10 deep local_mixer timing; do
