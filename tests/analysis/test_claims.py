@@ -281,6 +281,22 @@ def test_leads_of_shorter_runs_are_compared_where_the_rate_stays_as_it_is(schedu
     assert verdict("study-larger-for-cifar10", records) == expected
 
 
+@pytest.mark.parametrize(("groups", "expected"), [(16, "supported"), (1, "not enough data")])
+def test_local_losses_are_compared_with_the_models_where_there_are_several_groups(groups, expected):
+    records = [
+        make_record(
+            *("local-forward-gradient", seed),
+            trainer_options={"losses": losses},
+            test_accuracy=accuracy + 0.001 * seed,
+            model="local-mixer",
+            model__groups=groups,
+        )
+        for losses, accuracy in (("local", 0.97), ("global", 0.95))
+        for seed in range(3)
+    ]
+    assert verdict("ren-local-beats-global", records) == expected
+
+
 def test_diverged_runs_leave_the_difference_of_leads_open():
     records = both({"test_accuracy": 0.7}, {"test_accuracy": 0.9}, model="vgg16")
     records += both({"test_accuracy": 0.5}, {"test_accuracy": 0.9}, model="cnn", state="diverged")
