@@ -147,7 +147,7 @@ BLOCKS = {
     "trainer_table": trainer_table,
     "trainer_options": trainer_options,
     "summary": summary,
-    **{name: partial(tuned_trainers, name) for name in ("trainers", "cnn_trainers")},
+    **{name: partial(tuned_trainers, name) for name in ("trainers", "cnn_trainers", "cnn_best")},
 }
 """What stands between the comments of its name."""
 

@@ -27,6 +27,7 @@ SUMMARY = {
     "trainers": "FC, 20 epochs",
     "mlp": "MLP of 3 x 512, 10 epochs",
     "cnn_trainers": "CNN, 10,000 images, 5 epochs",
+    "cnn_best": "CNN, 48,000 images, 5 epochs",
 }
 """Folders of tuned trainers, each with what its column of the summary is called."""
 
@@ -78,7 +79,7 @@ def trainers_rows(folder: Path) -> list[tuple[str, ...]]:
             interval_text(values),
             "" if each.trainer == "backprop" else interval_text(behind, "+.4f"),
             judged.verdict if judged else "",
-            f"{tuning_noise(trials_of(each.runs[0])):.4f}",
+            f"{tuning_noise(trials_of(each.runs[0])):.4f}" if each.runs[0].config["tuned"] else "",
             number(each, lambda run: run.forward_passes_per_step, ".2f"),
             number(each, lambda run: read(run, "peak_memory_mib"), ".1f"),
         )
