@@ -216,6 +216,30 @@ def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say
     )
 
 
+def test_the_sentences_about_the_cnn_on_all_images_are_what_the_runs_say():
+    names = ("cnn_fashion-mnist_feedback-forward-gradient", "cnn_fashion-mnist_backprop", "control")
+    feedback, backprop, control = (load_results(RESULTS / "cnn_best" / name) for name in names)
+    reached = [f"{statistics.mean(accuracies(runs)):.4f}" for runs in (feedback, control, backprop)]
+    lead, lag = (
+        summarise_differences([a - b for a, b in zip(accuracies(feedback), accuracies(other), strict=True)])
+        for other in (control, backprop)
+    )
+    assert 0 < lead.interval[0] < lead.mean < TUNING_NOISE
+    assert lag.interval[1] < 0
+    said = "to {}, {:.4f} behind backprop and {:.4f} [{:+.4f}, {:+.4f}] above the control"
+    assert said.format(reached[0], -lag.mean, lead.mean, *lead.interval) in plain(PAGE)
+    assert "on all images {} to {}, which tuning may decide (backprop {})".format(*reached) in plain(PAGE)
+    assert "on all images, with one rate, it reaches {}, frozen {}, backprop {}, a lead".format(
+        *reached
+    ) in plain(README)
+    (stopped,) = load_results(RESULTS / "cnn_best_rate")
+    assert stopped.last_epoch == 2
+    assert (
+        f"seed 0 had a validation loss of {read(stopped, 'val_loss', 1):.0f} after its first epoch"
+        in plain(PAGE)
+    )
+
+
 DEEP = {
     "backprop": {"trainer.name": "backprop", "trainer.recompute": False},
     "backprop, `recompute: true`": {"trainer.recompute": True},

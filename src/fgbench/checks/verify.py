@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.trainers.base import LossFunction, Reference, Trainer
+from fgbench.trainers.model_state import ModelState
 from fgbench.trainers.passes import require_trainable
 from fgbench.trainers.reference import gradient_length
-from fgbench.trainers.replay import ModelState, RandomStates
+from fgbench.trainers.replay import RandomStates
 from fgbench.trainers.rounding import allowance, largest, moved_by_rounding
 
 TOLERANCE = 1e-2

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgbench.trainers.replay import is_array, is_plain_object, refill
+from fgbench.trainers.model_state import is_array, is_plain_object, refill
 
 _OF_EVERY_MODULE = {"training", *vars(nn.Module())}
 _SIMPLE = (bool, int, float, str, NoneType)

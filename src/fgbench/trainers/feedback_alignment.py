@@ -13,9 +13,10 @@ from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.feedback_passes import FeedbackPass, SurrogatePass, output_error
 from fgbench.trainers.forward_mode.refusals import refuse_lazy
+from fgbench.trainers.model_state import ModelState
 from fgbench.trainers.options import FeedbackAlignmentOptions
 from fgbench.trainers.passes import begin_step, gradient_norm
-from fgbench.trainers.replay import ModelState, RandomStates
+from fgbench.trainers.replay import RandomStates
 
 
 class FeedbackAlignment(Trainer):
