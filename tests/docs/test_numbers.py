@@ -289,6 +289,11 @@ def test_the_sentences_about_that_network_are_what_the_runs_say():
         ]
         error[channels] = [100 * (1 - statistics.mean(each)) for each in found]
     local, backprop, frozen = error[512]
+    trials = pd.read_csv(RESULTS / "local_mixer_control" / "tuned" / "local_mixer_control_grid.csv")
+    means = trials.groupby(["run", "value"])["val_accuracy"].mean()
+    small, large = ((rates.max(), rates.xs(0.1, level="value").item()) for _, rates in means.groupby("run"))
+    said = "validation accuracy is {:.4f}, for {:.4f} at this one, and {:.4f} for {:.4f} on S/1/1"
+    assert said.format(*large, *small) in plain(PAGE)
     runs = select(RESULTS / "local_mixer_global", {"model.channels": 512})
     alone = 100 * (1 - statistics.mean(accuracies(runs)))
     assert f"FG-A) the same perturbation leaves {alone:.2f} % there" in plain(PAGE)
