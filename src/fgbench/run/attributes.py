@@ -3,17 +3,15 @@
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fgbench.trainers.model_state import is_array, is_plain_object, refill
+from fgbench.trainers.model_state import SIMPLE, is_array, is_plain_object, refill
 
 _OF_EVERY_MODULE = {"training", *vars(nn.Module())}
-_SIMPLE = (bool, int, float, str, NoneType)
-_STORED = {*_SIMPLE, torch.Size, torch.device, torch.dtype}
+_STORED = {*SIMPLE, torch.Size, torch.device, torch.dtype}
 """What a state file can hold as it is."""
 _DEQUE, _BUFFER = "deque of at most", "buffer"
 """Keys of what stands for these."""
@@ -34,7 +32,7 @@ class Attributes:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._before = _digests(model)
+        self._before = _digests(dict(_attributes(model)), _saved(model))
 
     def changed(self, model: nn.Module) -> tuple[dict[str, Any], list[str]]:
         """What has changed since then.
@@ -43,17 +41,19 @@ class Attributes:
             By dotted name, what is made of tensors and plain values, as a state file can hold it; the names
             of the rest.
         """
+        values, saved = dict(_attributes(model)), _saved(model)
         kept: dict[str, Any] = {}
-        rest = [name for name in self._before if name not in dict(_attributes(model))]
-        saved, values = _saved(model), dict(_attributes(model))
-        for name, digest in _digests(model).items():
-            if digest != self._before.get(name):
-                try:
-                    kept[name] = _stored(values[name], saved)
-                    if _place(model, name)[1] in _place(model, name)[0]._buffers:
-                        kept[name] = {_BUFFER: kept[name]}
-                except (TypeError, RecursionError):
-                    rest.append(name)
+        rest = [name for name in self._before if name not in values]
+        for name, digest in _digests(values, saved).items():
+            if digest == self._before.get(name):
+                continue
+            module, attribute = _place(model, name)
+            try:
+                value = _stored(values[name], saved)
+            except (TypeError, RecursionError):
+                rest.append(name)
+            else:
+                kept[name] = {_BUFFER: value} if attribute in module._buffers else value
         return kept, rest
 
 
@@ -99,10 +99,10 @@ def _saved(model: nn.Module) -> set[int]:
     }
 
 
-def _digests(model: nn.Module) -> dict[str, str]:
-    """By dotted name; nothing of what cannot be looked into."""
-    saved, found = _saved(model), {}
-    for name, value in _attributes(model):
+def _digests(values: dict[str, Any], saved: set[int]) -> dict[str, str]:
+    """By name; nothing of what cannot be looked into."""
+    found = {}
+    for name, value in values.items():
         parts = list(_parts(value, saved, set()))
         if parts:
             digest = hashlib.sha256()
@@ -114,7 +114,7 @@ def _digests(model: nn.Module) -> dict[str, str]:
 
 def _parts(value: Any, saved: set[int], seen: set[int], *, inside: bool = False) -> Iterator[Any]:
     """Bytes that differ where values do."""
-    if isinstance(value, (*_SIMPLE, torch.Size, torch.device, torch.dtype)):
+    if isinstance(value, (*SIMPLE, torch.Size, torch.device, torch.dtype)):
         yield repr(value).encode()
     elif id(value) in seen:
         return
@@ -155,7 +155,7 @@ def _stored(value: Any, saved: set[int]) -> Any:
     kind = type(value)
     if kind in _STORED:
         return value
-    if kind.__module__ == "numpy" and issubclass(kind, _SIMPLE):
+    if kind.__module__ == "numpy" and issubclass(kind, SIMPLE):
         return value.item()
     if kind is Tensor and value.layout == torch.strided and value.untyped_storage()._cdata not in saved:
         return value.detach().cpu().clone()
@@ -163,7 +163,7 @@ def _stored(value: Any, saved: set[int]) -> Any:
         return kind(_stored(each, saved) for each in value)
     if kind is deque:
         return {_DEQUE: value.maxlen, "holding": [_stored(each, saved) for each in value]}
-    if kind in (dict, OrderedDict) and all(type(key) in _SIMPLE for key in value):
+    if kind in (dict, OrderedDict) and all(type(key) in SIMPLE for key in value):
         return kind((key, _stored(each, saved)) for key, each in value.items())
     raise TypeError(kind.__name__)
 

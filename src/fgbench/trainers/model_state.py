@@ -15,9 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fgbench.errors import ConfigError
 
 _OF_EVERY_MODULE = {name for name, value in vars(nn.Module()).items() if not isinstance(value, bool)}
-_SIMPLE = (bool, int, float, str, NoneType)
+SIMPLE = (bool, int, float, str, NoneType)
+"""Types of values that nothing can be written into."""
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
-_KEPT = (*_SIMPLE, Tensor, torch.Generator, random.Random, tuple, *_CONTAINERS)
+_KEPT = (*SIMPLE, Tensor, torch.Generator, random.Random, tuple, *_CONTAINERS)
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an entry in bytes."""
 _NOT_PLAIN = {"builtins", "functools", "logging", "numpy", "torch"}
 """Packages whose objects are not looked into."""
 
@@ -39,10 +42,9 @@ class _Names:
             self._of[name] = replaced(value)
 
     def _is_kept(self, name: str, value: Any) -> bool:
-        if self._everything:
-            return True
-        kept = isinstance(value, _KEPT) or is_array(value) or is_plain_object(value)
-        return kept and name not in _OF_EVERY_MODULE
+        if self._everything or name in _OF_EVERY_MODULE:
+            return self._everything
+        return isinstance(value, _KEPT) or is_array(value) or is_plain_object(value)
 
 
 class ModelState:
@@ -113,7 +115,7 @@ class ModelState:
 
     def _note(self, value: Any, *, inside: bool = False) -> None:
         """Note what a value holds; ``inside`` of a plain object, no others are followed."""
-        if isinstance(value, _SIMPLE) or id(value) in self._seen:
+        if isinstance(value, SIMPLE) or id(value) in self._seen:
             return
         self._seen.add(id(value))
         if isinstance(value, Tensor):
@@ -199,11 +201,12 @@ def _write(tensor: Tensor, value: Tensor) -> None:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.layout != torch.strided or isinstance(one, FakeTensor) or one.is_quantized:
+    """Whether they are equal bit for bit; False where that is not known."""
+    bits = _BITS.get(one.element_size())
+    known = one.layout == torch.strided and not (one.is_quantized or one.is_conj() or one.is_neg())
+    if bits is None or not known or isinstance(one, FakeTensor):
         return False
-    if torch.equal(one, other):
-        return True
-    return one.is_floating_point() and torch.equal(one.nan_to_num(), other.nan_to_num())
+    return torch.equal(one.detach().view(bits), other.view(bits))
 
 
 def refill(container: Any, content: Any, replaced: Callable[[Any], Any] = lambda value: value) -> None:

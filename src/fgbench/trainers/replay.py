@@ -88,7 +88,8 @@ class OnePass:
     """``with one_pass:`` around every pass of a step: all start alike, and only the first has side effects.
 
     Every later pass starts with the random states, buffers, counters and flags that the first started with,
-    and restores what it found; so all passes together draw, and update running statistics, as one pass does.
+    and restores what it found, as far as :class:`ModelState` follows what a model keeps; so all passes
+    together draw, and update running statistics, as one pass does.
 
     Args:
         model: whose buffers.

@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fgbench.trainers.forward_mode.shadows import RefusedError, Shadows
+from fgbench.trainers.model_state import version
 from fgbench.trainers.replay import RandomStates
 
 # Forward AD is off where a mode handles an operation; these switch it on again, as outside of all modes.
@@ -49,7 +50,7 @@ def apply_torch_formula(
     own = not isinstance(func, torch._ops.OpOverload)  # a function of the user's: it may do anything
     is_random = own or torch.Tag.nondeterministic_seeded in func.tags
     states = RandomStates() if shadows.count > 1 and is_random else None
-    versions = [leaf._version if own and isinstance(leaf, Tensor) else 0 for leaf in leaves]
+    versions = _versions(leaves) if own else []
     columns: list[tuple[Tensor | None, ...]] = []  # of every pass: the tangents of its results
     for k in range(shadows.count):
         if states is not None and k > 0:
@@ -58,7 +59,7 @@ def apply_torch_formula(
         if targets:
             values, one = _apart(leaves, one, targets, copy_targets=k < shadows.count - 1)
         result, duals, after = _forward_formula(func, values, one, structure, bool(targets))
-        if own and versions != [leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves]:
+        if own and versions != _versions(leaves):
             raise RefusedError("it is a function of your own that writes into its arguments")
         for target, tangent in zip(targets, target_tangents, strict=True):
             index = next(i for i, leaf in enumerate(leaves) if leaf is target)
@@ -79,6 +80,10 @@ def apply_torch_formula(
                 _put(shadows, value, [column[index] for column in columns])
         out.append(value)
     return type(result)(out) if isinstance(result, tuple | list) else out[0]
+
+
+def _versions(leaves: list[Any]) -> list[int]:
+    return [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _refuse_constant(func: Any, duals: list[Dual]) -> None:
