@@ -612,6 +612,12 @@ def test_a_smaller_gap_counts_as_generalisation_only_where_the_training_images_a
     assert verdict("study-better-generalisation", records) == expected
 
 
+def test_a_gap_within_an_epoch_of_fast_learning_is_none():
+    first_epoch = {"train_accuracy": 0.45, "test_accuracy": 0.65}  # a mean over the epoch, and its end
+    records = both({"train_accuracy": 0.44, "test_accuracy": 0.42}, first_epoch)
+    assert verdict("study-better-generalisation", records) == "not enough data"
+
+
 FLAT = [1.0 - 0.9 * min(1.0, epoch / 10) for epoch in range(30)]
 RISING = [0.1 + 0.05 * epoch for epoch in range(30)]
 JUMPING = [1.0 + 0.2 * (epoch % 2) for epoch in range(30)]

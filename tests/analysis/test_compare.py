@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_records import make_record, make_seeds
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from fgbench.analysis.compare import compare, compare_pair, find_measure, pair_all
 from fgbench.analysis.compare_tables import compare_report, cost_table
 from fgbench.analysis.pairing import describe_unknown_data, make_tasks, may_pair
+from fgbench.analysis.series import group_series
 from fgbench.analysis.time_to import time_to_accuracy, time_to_same_loss
 from fgbench.cli.app import app
 from fgbench.errors import ConfigError
@@ -363,23 +365,85 @@ def test_an_unknown_baseline_or_metric_names_what_there_is():
         compare(records, ["accuracy"])
 
 
-def test_runs_of_other_data_are_not_paired_and_unknown_data_is_said():
-    def on(digests):
-        return [{"data": {"loaded": digest}} if digest else {} for digest in digests]
+def on(digests):
+    """The env.json of runs that saw this data; None for one that did not record it."""
+    return [{"data": {"loaded": digest}} if digest else {} for digest in digests]
 
+
+def test_runs_on_unknown_data_are_paired_as_if_it_were_the_others_and_that_is_said():
     runs = [make_record(seed=seed, test_accuracy=0.9, env=env) for seed, env in enumerate(on("aaa"))]
     others = [
         make_record("forward-gradient", seed, test_accuracy=0.7, env=env)
-        for seed, env in enumerate(on(["a", "b", None]))
+        for seed, env in enumerate(on(["a", "a", None]))
     ]
-    found = at(runs + others)
-    assert found.pair.seeds == (0, 2)
-    assert not may_pair(runs[1], others[1])
-    assert may_pair(runs[2], others[2])
+    assert at(runs + others).pair.seeds == (0, 1, 2)
     assert describe_unknown_data(runs + others) == (
         "1 of 6 runs did not record their data: taken to be that of the others"
     )
     assert describe_unknown_data(runs) == ""
+
+
+def test_runs_on_other_images_are_another_task_and_another_series():
+    folders = {"easy": "aaa", "hard": "bbb"}
+    records = [
+        make_record(
+            *(trainer, seed),
+            test_accuracy=accuracy - 0.4 * (digest == "bbb"),
+            env=on([digest])[0],
+            dataset__dir=folder,
+        )
+        for folder, digest in folders.items()
+        for trainer, accuracy in (("backprop", 0.9), ("forward-gradient", 0.7))
+        for seed in range(3)
+    ]
+    found = {each.pair.task: each.pair for each in compare(records) if each.budget == "epochs"}
+    assert list(found) == ["fc on fashion-mnist, dir=easy", "fc on fashion-mnist, dir=hard"]
+    for pair, folder in zip(found.values(), folders, strict=True):
+        assert pair.seeds == (0, 1, 2)
+        assert {run.settings["dataset.dir"] for run in pair.all_runs} == {folder}
+
+
+def test_seeds_on_data_that_has_changed_are_not_averaged_with_the_others():
+    records = [make_record(seed=seed, env=env) for seed, env in enumerate(on("aabb"))]
+    other = replace(make_record(seed=0, env=on("b")[0]), path=Path("results/other/s0"))
+    records.append(other)  # it does not replace the one on other images
+    groups = group_series(records)
+    assert [dataset for dataset, _ in groups] == ["fashion-mnist, data=a", "fashion-mnist, data=b"]
+    assert [[run.seed for run in series.runs] for (series,) in groups.values()] == [[0, 1], [0, 2, 3]]
+
+
+def test_seeds_of_code_that_has_changed_are_not_averaged_with_the_others():
+    records = [
+        make_record("lab:Mine", seed, env={"code": {"lab:Mine": digest}}) for seed, digest in enumerate("aab")
+    ]
+    ((old, new),) = group_series(records).values()
+    assert [run.seed for run in old.runs] == [0, 1]
+    assert old.label.endswith(", code a")
+    assert new.label.endswith(", code b")
+    other_model = [
+        make_record(seed=0, env={"code": {"lab:Net": "a"}}),
+        make_record(seed=0, env={"code": {"lab:Net": "b"}}),
+    ]
+    assert not may_pair(*other_model)
+    assert may_pair(records[0], other_model[0])
+
+
+@pytest.mark.parametrize("trainer", ["backprop", "frozen"])
+def test_of_several_rates_none_is_the_baseline_where_no_validation_images_tell_the_best(trainer):
+    def at_rates(**given):
+        rates = [make_seeds(trainer, [0.1] * 3, optimizer__lr=1e-6, **given.get("low", {}))]
+        rates += [make_seeds(trainer, [0.8, 0.81, 0.82], optimizer__lr=1e-2, **given.get("high", {}))]
+        others = make_seeds("forward-gradient", [0.6, 0.6, 0.61], optimizer__lr=1e-3)
+        [[pair]] = pair_all(make_tasks(sum(rates, others)), trainer)
+        return pair
+
+    blind = at_rates()
+    assert blind.rivals == 1
+    assert compare_pair(blind, find_measure("test_accuracy")).conclusion == (
+        f"no claim: one of 2 {trainer} series, and no validation images to choose it by"
+    )
+    seen = at_rates(low={"val_accuracy": 0.1}, high={"val_accuracy": 0.8})
+    assert (seen.rivals, seen.baseline.label) == (0, f"{trainer}, lr=0.01")
 
 
 def test_environments_that_differ_are_named():

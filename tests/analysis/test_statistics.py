@@ -87,3 +87,13 @@ def test_holm_adjusts_in_order_and_never_above_one():
     assert adjust_holm([0.9, 0.8]) == [1.0, 1.0]
     assert adjust_holm([None, 0.02]) == [None, 0.02]
     assert adjust_holm([]) == []
+
+
+def test_accuracies_of_few_images_that_agree_by_chance_are_no_proof():
+    agreeing = [0.05, 0.05, 0.05]
+    exact, of_20_images = summarise_differences(agreeing), summarise_differences(agreeing, 1 / 20)
+    assert exact.p_value == 0
+    assert of_20_images.p_value == pytest.approx(0.0513, abs=1e-4)
+    assert of_20_images.interval == pytest.approx((-0.0007, 0.1007), abs=1e-4)
+    spread = [0.01, 0.05, 0.09]
+    assert summarise_differences(spread, 1 / 10_000) == summarise_differences(spread)

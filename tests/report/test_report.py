@@ -349,7 +349,7 @@ def test_the_command_writes_the_page_without_torch(tmp_path):
 
 def test_each_trainer_is_said_to_beat_a_frozen_body_or_not_and_what_it_uses_backwards(no_figures):
     page = Page(page_of(three_seeds(), "fgbench report results"))
-    assert "Beats a frozen body: no frozen run here." in page.text
+    assert "Beats a frozen body: no frozen run with its settings here." in page.text
     assert "Uses backwards: nothing." in page.text
     frozen = [accurate("frozen", seed, 0.6 + 0.001 * seed) for seed in range(3)]
     page = Page(page_of([*three_seeds(), *frozen], "fgbench report results"))

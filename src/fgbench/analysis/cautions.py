@@ -19,6 +19,9 @@ freedom, so it is 12.7 standard errors wide on either side, against 4.3 with thr
 
 def find_caution(pair: Pair, measure: Column, budget: Budget = "epochs") -> str:
     """Why a difference that was seen says nothing, whatever its size; empty where it does."""
+    if pair.rivals:
+        known = f"one of {pair.rivals + 1} {pair.baseline.trainer} series"
+        return f"{known}, and no validation images to choose it by"
     timed = measure.timed or budget == "time"
     if (timed or not measure.learns or budget == "memory") and (different := pair.environments):
         return f"different environments ({', '.join(different)})"

@@ -184,9 +184,7 @@ def pair_all(tasks: Sequence[Task], baseline: str = "backprop") -> list[list[Pai
             each for each in task.series if each.trainer == baseline
         )
         others = [each for each in task.series if each not in candidates]
-        paired.append(
-            [Pair(task.title, each, found) for each in others if (found := nearest(each, candidates))]
-        )
+        paired.append([pair for each in others if (pair := nearest(task.title, each, candidates))])
     if not any(paired) and not any(each.trainer == baseline for task in tasks for each in task.series):
         labels = dict.fromkeys(each.label for task in tasks for each in task.series)
         make = "; `fgbench run CONFIG -o trainer=backprop` makes one" if baseline == "backprop" else ""
@@ -202,8 +200,15 @@ def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comp
         for (run, other), (first, second) in zip(pair.runs, epochs, strict=True)
     )
     obstacle = obstacle or _obstacle(pair, measure, epochs, values)
-    paired = None if obstacle else summarise_differences([value - other for value, other in values])
+    differences = [value - other for value, other in values]
+    paired = None if obstacle else summarise_differences(differences, _resolution(pair, measure))
     return Comparison(pair, measure, budget, limit, epochs, values, paired, obstacle=obstacle)
+
+
+def _resolution(pair: Pair, measure: Column) -> float:
+    """The step in which the measure's values come; 0 where it is unknown or none."""
+    counts = [run.num_test_images for run in pair.all_runs] if measure.name == "test_accuracy" else []
+    return max((1 / count for count in counts if count), default=0.0)
 
 
 def _obstacle(pair: Pair, measure: Column, epochs: Epochs, values: Sequence[tuple[float, float]]) -> str:

@@ -13,9 +13,9 @@ from fgbench.analysis.pairing import (
     Pair,
     Task,
     make_tasks,
-    mean_validation_accuracy,
     setting_differences,
     settings,
+    strongest,
     trainer_options,
 )
 from fgbench.analysis.readings import MEASURES
@@ -29,7 +29,7 @@ UNCOMPARED = (CONTROL, "backprop")
 
 MEASURE = MEASURES["test_accuracy"]
 
-ABSENT = "no frozen run here"
+ABSENT = "no frozen run with its settings here"
 NO_CONTROL = "no control: its last block may have more than the output layer"
 
 OF_THE_MACHINE = ("device type", "threads", "allocator", "deterministic")
@@ -88,13 +88,10 @@ def compare_with_control(tasks: Iterable[Task]) -> dict[Path, AgainstControl]:
     for task in tasks:
         controls = [each for each in task.series if each.trainer == CONTROL]
         others = [each for each in task.series if each.trainer not in UNCOMPARED]
-        pairs = [(each, find_control(each, controls)) for each in others]
-        comparisons = [
-            compare_pair(Pair(task.title, each, control), MEASURE) if control else None
-            for each, control in pairs
-        ]
+        pairs = [find_control(task.title, each, controls) for each in others]
+        comparisons = [compare_pair(pair, MEASURE) if pair else None for pair in pairs]
         adjusted = adjust_holm([p_value(each) if each else None for each in comparisons])
-        for (each, _), comparison, p in zip(pairs, comparisons, adjusted, strict=True):
+        for each, comparison, p in zip(others, comparisons, adjusted, strict=True):
             judged = replace(comparison, p_adjusted=p) if comparison else None
             found[each.runs[0].path] = AgainstControl(each, judged)
     return found
@@ -105,17 +102,14 @@ def controls_of(records: Iterable[RunRecord]) -> dict[Path, AgainstControl]:
     return compare_with_control(make_tasks(records))
 
 
-def find_control(series: Series, candidates: Sequence[Series]) -> Series | None:
-    """The control that a series has to beat, among series of the task; None where there is none."""
+def find_control(task: str, series: Series, candidates: Sequence[Series]) -> Pair | None:
+    """A series with the control that it has to beat, among series of the task; None where there is none."""
     if _has_own_blocks(series):
         return None
     stages = _stages(series)
     able = [each for each in candidates if _stages(each) == stages and _differ_in_tuning(series, each)]
-
-    def strength(control: Series) -> tuple[bool, float]:
-        return len(Pair("", series, control).runs) > 1, mean_validation_accuracy(control)
-
-    return max(able, key=strength, default=None)
+    shared = [each for each in able if len(Pair(task, series, each).runs) > 1]
+    return strongest(task, series, shared or able)
 
 
 def _stages(series: Series) -> Any:

@@ -1,6 +1,6 @@
 """Which series can be compared, and what else differs between them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isnan
@@ -9,7 +9,7 @@ from typing import Any
 
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
-from fgbench.analysis.series import Series, distinguishing_words, group_series
+from fgbench.analysis.series import Series, data_words, distinguishing_words, group_series
 from fgbench.analysis.settings import default_options, is_off, not_default
 from fgbench.options import Backwards
 from fgbench.registry import TRAINERS
@@ -50,12 +50,14 @@ class Pair:
     """A series and the one it is compared with.
 
     Attributes:
+        rivals: series that could as well be the baseline, where no validation accuracy says which is best.
         runs: their runs of the same seeds, by ascending seed, those of ``series`` first.
     """
 
     task: str
     series: Series
     baseline: Series
+    rivals: int = 0
 
     @cached_property
     def runs(self) -> tuple[tuple[RunRecord, RunRecord], ...]:
@@ -113,33 +115,29 @@ def environment_differences(runs: Iterable[RunRecord]) -> list[str]:
     return differences
 
 
-def loaded_digest(run: RunRecord) -> str | None:
-    """The digest of the run's data, in order; None if not recorded."""
-    data = run.env.get("data")
-    return data.get("loaded") if isinstance(data, dict) else None
-
-
 def may_pair(first: RunRecord, second: RunRecord) -> bool:
-    """Whether two runs used the same images in the same order, as far as is known."""
-    digests = {loaded_digest(first), loaded_digest(second)} - {None}
-    return len(digests) < 2
+    """Whether two runs used the same images in the same order and the same code, as far as is known."""
+    digests = {first.data_digest, second.data_digest} - {None}
+    both = first.code.keys() & second.code.keys()
+    return len(digests) < 2 and all(first.code[name] == second.code[name] for name in both)
 
 
 def describe_unknown_data(records: Iterable[RunRecord]) -> str:
     """One line about runs that did not record their data; empty if all did."""
     all_records = list(records)
-    unknown = sum(loaded_digest(run) is None for run in all_records)
+    unknown = sum(run.data_digest is None for run in all_records)
     if not unknown:
         return ""
     return f"{unknown} of {len(all_records)} runs did not record their data: taken to be that of the others"
 
 
 def make_tasks(records: Iterable[RunRecord]) -> list[Task]:
-    """The records grouped by task: dataset and model with all their options."""
+    """The records grouped by task: data, and dataset and model with all their options."""
     all_records = list(records)
     by_task: dict[str, list[RunRecord]] = {}
+    data = data_words(all_records)
     for record in all_records:
-        by_task.setdefault(repr(_task_settings(record)), []).append(record)
+        by_task.setdefault(f"{_task_settings(record)} {data[record.path]}", []).append(record)
     words = distinguishing_words(all_records, "dataset", "model")
     tasks = []
     for group in by_task.values():
@@ -196,18 +194,25 @@ def closest_to_defaults(candidates: Iterable[Series]) -> list[Series]:
     return [each for each in all_ if _deviations(each) == fewest]
 
 
-def nearest(series: Series, candidates: Iterable[Series]) -> Series | None:
-    """The candidate to compare a series with, or None.
+def nearest(task: str, series: Series, candidates: Iterable[Series]) -> Pair | None:
+    """A series with the candidate to compare it with; None if there is none.
 
     It differs in the fewest settings besides the trainer's; among those it ends with the best validation
     accuracy, which makes it the strongest baseline.
     """
     mine = settings(series)
+    distances = {
+        each: len(setting_differences(mine, settings(each))) for each in candidates if each is not series
+    }
+    return strongest(task, series, [each for each in distances if distances[each] == min(distances.values())])
 
-    def distance(candidate: Series) -> tuple[int, float]:
-        return len(setting_differences(mine, settings(candidate))), -mean_validation_accuracy(candidate)
 
-    return min((each for each in candidates if each is not series), key=distance, default=None)
+def strongest(task: str, series: Series, candidates: Sequence[Series]) -> Pair | None:
+    """A series with the candidate that ends with the best validation accuracy; None if there is none."""
+    if not candidates:
+        return None
+    rivals = len(candidates) - 1 if any(map(lacks_validation, candidates)) else 0
+    return Pair(task, series, max(candidates, key=mean_validation_accuracy), rivals)
 
 
 def _deviations(series: Series) -> int:
@@ -219,3 +224,8 @@ def mean_validation_accuracy(series: Series) -> float:
     """Mean over seeds of the validation accuracy at the last epoch; 0 where one has none, or has diverged."""
     values = [read(run, "val_accuracy") for run in series.averaged]
     return 0.0 if not values or any(map(isnan, values)) else fmean(values)
+
+
+def lacks_validation(series: Series) -> bool:
+    """Whether a run that has not diverged ends without a validation accuracy, for want of such images."""
+    return any(run.state != "diverged" and isnan(read(run, "val_accuracy")) for run in series.averaged)

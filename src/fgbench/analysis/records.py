@@ -98,6 +98,28 @@ class RunRecord:
         count = recorded or self.config["dataset"].get("classes") or known.get(self.component("dataset"))
         return count if isinstance(count, int) else None
 
+    @property
+    def data_digest(self) -> str | None:
+        """The digest of its images and labels, in order; None if not recorded."""
+        data = self.env.get("data")
+        return data.get("loaded") if isinstance(data, dict) else None
+
+    @property
+    def code(self) -> dict[str, str]:
+        """The digests of the user's own modules, by component; empty if there are none or unknown."""
+        code = self.env.get("code")
+        return code if isinstance(code, dict) else {}
+
+    @property
+    def num_test_images(self) -> int | None:
+        """On how many images its test accuracy is measured; None if not recorded."""
+        data = self.env.get("data")
+        images = data.get("images") if isinstance(data, dict) else None
+        count = images.get("test") if isinstance(images, dict) else None
+        limit = self.settings.get("dataset.test_limit")
+        known = [each for each in (count, limit) if isinstance(each, int) and each > 0]
+        return min(known, default=None)
+
     def component(self, kind: str) -> str:
         """Name of the run's ``dataset``, ``model`` or ``trainer``."""
         return str(self.config[kind]["name"])

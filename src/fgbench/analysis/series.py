@@ -65,7 +65,8 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
 
     A dataset's name includes the part that is used and the options in which a model's datasets differ:
     ``fashion-mnist, limit=2000``.
-    Of two runs of one configuration and seed, the finished one is used, or else the one with more epochs.
+    Of two runs of one configuration and seed, the finished one is used, or else the one with more epochs; of
+    one configuration with two versions of a user's own code, each is a series.
     """
     groups: dict[tuple[str, str], dict[str, dict[int, RunRecord]]] = {}
     all_records = list(records)
@@ -73,7 +74,7 @@ def group_series(records: Iterable[RunRecord]) -> dict[tuple[str, str], list[Ser
     for record in all_records:
         dataset = ", ".join([record.component("dataset"), *words[record.path]])
         by_hash = groups.setdefault((dataset, record.component("model")), {})
-        seeds = by_hash.setdefault(record.hash, {})
+        seeds = by_hash.setdefault(f"{record.hash} {record.code}", {})
         if record.seed not in seeds or _progress(record) > _progress(seeds[record.seed]):
             seeds[record.seed] = record
     series = {
@@ -100,7 +101,8 @@ def _shared_words(runs: Sequence[RunRecord]) -> list[str]:
 def distinguishing_words(records: Sequence[RunRecord], *kinds: str) -> dict[Path, list[str]]:
     """For every run, the part of its dataset that is used and the relevant options (also of its model).
 
-    These are the ones that differ from their defaults or between runs: ``limit=2000``.
+    These are the ones that differ from their defaults or between runs: ``limit=2000``. With ``dataset``, the
+    last word says which data it was, as in ``data_words``.
 
     Args:
         records: the runs.
@@ -134,6 +136,31 @@ def distinguishing_words(records: Sequence[RunRecord], *kinds: str) -> dict[Path
                 for key in keys
                 if (word := setting_word(key, run.settings.get(key), default=defaults.get(key)))
             ]
+    if "dataset" in kinds:
+        for path, word in data_words(records).items():
+            words[path] += [word] if word else []
+    return words
+
+
+def data_words(records: Iterable[RunRecord]) -> dict[Path, str]:
+    """For every run, which data it saw: ``dir=cats``, ``data=cac57380``.
+
+    Empty unless runs of one dataset with the same options saw different images or labels.
+    """
+    alike: dict[str, list[RunRecord]] = {}
+    for run in records:
+        options = {key: value for key, value in run.settings.items() if key.startswith("dataset.")}
+        options.pop("dataset.dir", None)
+        alike.setdefault(repr(sorted(options.items())), []).append(run)
+    words = {}
+    for runs in alike.values():
+        seen = {run.data_digest: str(run.settings.get("dataset.dir")) for run in runs if run.data_digest}
+        named = len({(run.data_digest, run.settings.get("dataset.dir")) for run in runs})
+        by_folder = named == len(set(seen.values())) == len(seen)
+        for run in runs:
+            digest = run.data_digest
+            word = f"dir={seen[digest]}" if by_folder and digest else f"data={(digest or 'unknown')[:8]}"
+            words[run.path] = word if len(seen) > 1 else ""
     return words
 
 
@@ -194,7 +221,7 @@ def _environment(run: RunRecord) -> str:
     machine = [str(run.env[key]) for key in ("device_type", "device") if isinstance(run.env.get(key), str)][
         :1
     ]
-    return ", ".join([*machine, run.hash])
+    return ", ".join([*machine, run.hash, *(f"code {digest[:8]}" for digest in run.code.values())])
 
 
 def label_configs(configs: Sequence[Config]) -> list[str]:

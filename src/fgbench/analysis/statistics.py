@@ -44,13 +44,16 @@ class Paired:
     seeds_needed: int | None = None
 
 
-def summarise_differences(differences: Sequence[float]) -> Paired:
+def summarise_differences(differences: Sequence[float], resolution: float = 0.0) -> Paired:
     """Mean, intervals and effect size of paired differences; for a single one, only the mean.
 
     Source: Student (1908) for the interval; Efron (1987) for BCa; Cohen (1988) for d_z.
 
     Args:
         differences: one per seed, finite, at least one.
+        resolution: of what they are differences of, such as 1 / images of an accuracy. Values that are
+            multiples of it can agree by chance: their deviation is taken to be at least that of rounding to
+            it, for a difference resolution / sqrt(6).
 
     Raises:
         ValueError: there is none, or one is not finite.
@@ -61,7 +64,7 @@ def summarise_differences(differences: Sequence[float]) -> Paired:
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Paired(n, mean)
-    deviation = float(values.std(ddof=1))
+    deviation = max(float(values.std(ddof=1)), resolution / math.sqrt(6))
     if deviation <= 1e-12 * float(np.abs(values).max()):  # no spread except rounding
         return _without_spread(n, mean)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / math.sqrt(n)
@@ -71,7 +74,7 @@ def summarise_differences(differences: Sequence[float]) -> Paired:
         mean,
         interval=(mean - half, mean + half),
         bootstrap=_bootstrap(values) if n >= BOOTSTRAP_FROM else None,
-        p_value=float(stats.ttest_1samp(values, 0.0).pvalue),
+        p_value=2 * float(stats.t.sf(abs(effect) * math.sqrt(n), n - 1)),
         effect_size=effect,
         corrected_effect_size=effect * _small_sample_factor(n - 1) if n > 2 else None,
         seeds_needed=seeds_needed(effect),

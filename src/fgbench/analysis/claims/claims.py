@@ -187,8 +187,8 @@ def find_pairs(tasks: Iterable[Task], claim: Claim) -> list[Pair]:
             for baseline in claim.baseline:
                 others = [each for each in able if _matches(each, baseline) and _comparable(series, each)]
                 frozen = all(each.trainer == CONTROL for each in others)
-                if found := (find_control if frozen else nearest)(series, others):
-                    pairs.append(Pair(task.title, series, found))
+                if pair := (find_control if frozen else nearest)(task.title, series, others):
+                    pairs.append(pair)
     return pairs
 
 

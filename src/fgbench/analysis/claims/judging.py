@@ -1,6 +1,7 @@
 """What one pair of series, or one benchmarked step, says about a claim."""
 
 import math
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -197,7 +198,11 @@ def judge_equal_memory(pair: Pair, measure: Column) -> Outcome:
 
 
 def judge_generalisation(pair: Pair) -> Outcome:
-    """Whether training minus test accuracy is smaller, and not because less was learnt."""
+    """Whether training minus test accuracy is smaller, and not because less was learnt.
+
+    Training accuracy is a mean over the epoch: while a network learns fast, it is below the test accuracy at
+    the epoch's end, and the gap says how fast, not how well it generalises.
+    """
     train, test = find_measure("train_accuracy"), find_measure("test_accuracy")
     fitted = paired_effect(pair, train)
     if isinstance(fitted, Outcome):
@@ -215,6 +220,10 @@ def judge_generalisation(pair: Pair) -> Outcome:
         and stance_within_margin(*gain_interval(fitted, train), negligible(train)) is not Stance.for_
     ):
         return pair_outcome(Stance.no_evidence, pair, f"{text}, at a lower {effect_text(train, fitted)}")
+    if min(fmean(side) for side in zip(*gaps, strict=True)) < -negligible(test):
+        return pair_outcome(
+            Stance.no_evidence, pair, f"{text}; training accuracy is still below that of tests"
+        )
     return pair_outcome(stance, pair, text)
 
 

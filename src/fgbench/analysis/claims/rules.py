@@ -130,7 +130,8 @@ def generalises(pairs: Sequence[Pair]) -> Finding:
     """For: training minus test accuracy at equal epochs is smaller by the 95 % paired-t interval.
 
     A network that fits its training images less well also has less of a gap: where its training accuracy is
-    lower, a smaller gap says nothing. (Training accuracy is the mean over the epoch.)
+    lower, a smaller gap says nothing; nor does any where training accuracy, a mean over an epoch of learning,
+    is below the test accuracy at its end.
     """
     return conclude(map(judge_generalisation, pairs))
 
