@@ -10,6 +10,7 @@ from data_files import write_mnist
 from fgbench.config.config import config_hash, load_config
 from fgbench.config.sweep import load_sweep
 from fgbench.datasets.search import DataSearch
+from fgbench.errors import ConfigError
 from fgbench.run.signals import Interrupted
 from fgbench.sweep.tuned import short_name, tuning_table
 
@@ -29,10 +30,11 @@ tune: {keys: {optimizer.lr: {log: [1e-6, 1]}}, trials: 8, epochs: 2, metric: val
 """
 
 
-def tune_in(folder):
+def tune_in(folder, *overrides, text=TEXT):
     path = folder / "s.yaml"
-    path.write_text(TEXT)
-    return tune.tune_sweep(load_sweep(path, [f"results_dir={folder}/results"]), DataSearch(None, None, False))
+    path.write_text(text)
+    sweep = load_sweep(path, [f"results_dir={folder}/results", *overrides])
+    return tune.tune_sweep(sweep, DataSearch(None, None, False))
 
 
 def test_every_configuration_has_the_same_budget_and_gets_a_config(tmp_path):
@@ -145,6 +147,20 @@ def test_the_journal_answers_for_the_same_metric_alone(tmp_path, count):
         )
         assert count[0] == epochs
         assert all(load_config(each.path).tuned.startswith(metric) for each in results)
+
+
+def test_the_journal_answers_for_the_same_schedule_alone(tmp_path, count):
+    text = TEXT.replace("trials: 8, epochs: 2", "trials: 2, epochs: 1")
+    for epochs, seen in ((2, 4), (2, 4), (200, 8)):
+        tune_in(tmp_path, "schedule=one-cycle", f"epochs={epochs}", text=text)
+        assert count[0] == seen
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "one-cycle"])
+def test_no_trial_trains_on_after_the_end_of_a_schedule(tmp_path, schedule):
+    with pytest.raises(ConfigError, match=r"tune.epochs: got 2, expected at most epochs: 1, where schedule"):
+        tune_in(tmp_path, f"schedule={schedule}", "epochs=1")
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_value_out_of_a_list_is_written_as_it_was_tried(tmp_path):

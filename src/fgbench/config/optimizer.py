@@ -80,3 +80,8 @@ class ScheduleOptions(_ChoiceOptions):
     """What a drop of `step` multiplies the learning rate by."""
     warmup: float = Field(0.3, gt=0.0, lt=1.0)
     """Fraction of all steps during which `one-cycle` rises."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether the learning rate falls to its end at the run's last epoch, and stays there."""
+        return self.name in ("linear", "cosine", "one-cycle")

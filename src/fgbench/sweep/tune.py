@@ -49,6 +49,8 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
     ranges = sweep.ranges or {"optimizer.lr": (1e-5, 1.0)}
     configs = distinct_configs(sweep.configs, list(ranges))
     labels = label_configs(configs)
+    for config, label in zip(configs, labels, strict=True):
+        _check(config, label, options)
     folder = configs[0].results_dir / "tuned"
     results = []
     with RunDirectory(folder).create().lock(), StopRequest() as stop:
@@ -59,6 +61,15 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
             results.append(_write(study, config, label, options, ranges, folder))
             say(f"{label}: {describe_tuned(results[-1])}")
     return results
+
+
+def _check(config: Config, label: str, options: TuneOptions) -> None:
+    """Refuse, before anything is written, what a trial cannot do."""
+    if config.schedule.ends and (options.epochs or 0) > config.epochs:
+        raise ConfigError(
+            f"{label}: tune.epochs: got {options.epochs}, expected at most epochs: {config.epochs}, where "
+            f"schedule {config.schedule.name} ends"
+        )
 
 
 def _tune(
@@ -72,8 +83,9 @@ def _tune(
 ) -> Any:
     epochs = options.epochs or config.epochs
     device = measure.resolve_device(config.device)
-    trained = config.model_copy(update={"results_dir": Path(), "epochs": epochs})
+    trained = config.model_copy(update={"results_dir": Path()})  # its epochs are the schedule's
     content = f"{to_yaml(trained)}{sorted(ranges.items())}{options.metric}{config_hash(trained, device.type)}"
+    content += f"{epochs} epochs"
     splits = load_splits(config.dataset, config.seed, device, replace(search, config_dir=config.data_dir))
     content += splits.fingerprint.loaded if splits.fingerprint else ""
     name = f"{label} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
