@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from data_files import write_mnist
@@ -28,6 +29,7 @@ axes:
 seeds: [3, 4]
 tune: {keys: {optimizer.lr: {log: [1e-6, 1]}}, trials: 8, epochs: 2, metric: val_loss}
 """
+SHORT = TEXT.replace("trials: 8, epochs: 2", "trials: 2, epochs: 1")
 
 
 def tune_in(folder, *overrides, text=TEXT):
@@ -139,9 +141,8 @@ def test_trials_stop_early_as_runs_do(tmp_path, count):
 def test_the_journal_answers_for_the_same_metric_alone(tmp_path, count):
     """A study that maximizes accuracy would choose the largest of the losses."""
     path = tmp_path / "s.yaml"
-    short = TEXT.replace("trials: 8, epochs: 2", "trials: 2, epochs: 1")
     for metric, epochs in (("val_loss", 4), ("val_accuracy", 8), ("val_loss", 8)):
-        path.write_text(short.replace("val_loss", metric))
+        path.write_text(SHORT.replace("val_loss", metric))
         results = tune.tune_sweep(
             load_sweep(path, [f"results_dir={tmp_path}/results"]), DataSearch(None, None, False)
         )
@@ -150,9 +151,8 @@ def test_the_journal_answers_for_the_same_metric_alone(tmp_path, count):
 
 
 def test_the_journal_answers_for_the_same_schedule_alone(tmp_path, count):
-    text = TEXT.replace("trials: 8, epochs: 2", "trials: 2, epochs: 1")
     for epochs, seen in ((2, 4), (2, 4), (200, 8)):
-        tune_in(tmp_path, "schedule=one-cycle", f"epochs={epochs}", text=text)
+        tune_in(tmp_path, "schedule=one-cycle", f"epochs={epochs}", text=SHORT)
         assert count[0] == seen
 
 
@@ -173,6 +173,27 @@ def test_a_value_out_of_a_list_is_written_as_it_was_tried(tmp_path):
         load_sweep(path, [f"results_dir={tmp_path}/results"]), DataSearch(None, None, False)
     )
     assert load_config(found.path).optimizer.weight_decay == 0.00012345
+
+
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    """The journal of two trials of each configuration, of a search that began in a relative folder."""
+    monkeypatch.chdir(tmp_path)
+    tune_in(Path(), text=SHORT)
+    return tmp_path / "results/tuned/s.journal"
+
+
+def test_the_lock_that_a_killed_search_left_stops_no_later_one(journal):
+    def end_the_wait(*_):
+        raise TimeoutError
+
+    journal.with_name("s.journal.lock").symlink_to("results/tuned/s.journal")
+    signal.signal(signal.SIGALRM, end_the_wait)
+    signal.alarm(100)
+    try:
+        assert len(tune_in(Path(), text=SHORT)) == 2
+    finally:
+        signal.alarm(0)
 
 
 def test_names_that_are_cut_stay_different():

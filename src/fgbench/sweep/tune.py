@@ -54,8 +54,7 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
     folder = configs[0].results_dir / "tuned"
     results = []
     with RunDirectory(folder).create().lock(), StopRequest() as stop:
-        backend = JournalFileBackend(str(folder / f"{sweep.name}.journal"))
-        storage = optuna.storages.JournalStorage(backend)
+        storage = _open_journal((folder / f"{sweep.name}.journal").absolute())
         for config, label in zip(configs, labels, strict=True):
             study = _tune(config, label, options, ranges, storage, search, stop)
             results.append(_write(study, config, label, options, ranges, folder))
@@ -70,6 +69,12 @@ def _check(config: Config, label: str, options: TuneOptions) -> None:
             f"{label}: tune.epochs: got {options.epochs}, expected at most epochs: {config.epochs}, where "
             f"schedule {config.schedule.name} ends"
         )
+
+
+def _open_journal(path: Path) -> Any:
+    """The trials of earlier calls, without what a killed process left; the folder is locked."""
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
 def _tune(
