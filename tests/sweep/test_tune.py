@@ -196,6 +196,24 @@ def test_the_lock_that_a_killed_search_left_stops_no_later_one(journal):
         signal.alarm(0)
 
 
+def test_a_cut_last_line_of_the_journal_costs_no_more_than_its_trial(journal, count):
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[: whole.rindex(b"{") + 9])
+    tune_in(Path(), text=SHORT)
+    assert count[0] == 1
+    assert [json.loads(line) for line in journal.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("damage", [b"{}}\n", b"[1]\n", b"{}\n", b"\xff\n"])
+def test_a_damaged_journal_is_named(journal, damage):
+    whole = journal.read_bytes()
+    for content in (whole + damage, damage + whole):
+        journal.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"s\.journal: damaged \(.*\); move it away to search anew$"):
+            tune_in(Path(), text=SHORT)
+        assert journal.read_bytes() == content
+
+
 def test_names_that_are_cut_stay_different():
     long = f"cnn on fashion-mnist, guided-forward-gradient, {'space=activations, ' * 4}granularity=tensor"
     names = [

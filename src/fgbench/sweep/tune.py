@@ -1,6 +1,7 @@
 """Fair tuning: the same search for every configuration of a sweep, on validation images (Optuna)."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from fgbench.run.epochs import has_diverged
 from fgbench.run.loop import evaluate, start_next_epoch, train_epoch
 from fgbench.run.signals import Interrupted, StopRequest
 from fgbench.run.validation import reason_to_stop
+from fgbench.storage.files import append_line
 from fgbench.storage.metrics import Cell
 from fgbench.storage.run_directory import RunDirectory
 from fgbench.sweep.tuned import Tuned, describe_tuned, distinct_configs, with_values, write_tuned
@@ -72,9 +74,20 @@ def _check(config: Config, label: str, options: TuneOptions) -> None:
 
 
 def _open_journal(path: Path) -> Any:
-    """The trials of earlier calls, without what a killed process left; the folder is locked."""
+    """The trials of earlier calls, without what a killed process left; the folder is locked.
+
+    Raises:
+        ConfigError: the journal is damaged.
+    """
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    backend = JournalFileBackend(str(path))
+    append_line(path, b"")  # which removes an incomplete last line
+    try:
+        for line in path.read_bytes().splitlines():
+            json.loads(line)  # Optuna looks at the last line only when another one follows
+        return optuna.storages.JournalStorage(backend)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); move it away to search anew") from error
 
 
 def _tune(
