@@ -53,6 +53,17 @@ def test_every_configuration_has_the_same_budget_and_gets_a_config(tmp_path):
     assert tuning_table(results).count("forward-gradient") == 1
 
 
+def test_fewer_trials_than_there_are_choose_among_the_first_alone(tmp_path):
+    """As if the others had never been: every configuration has the same budget."""
+    two, eight, again = (
+        tune_in(tmp_path, text=TEXT.replace("trials: 8", f"trials: {trials}")) for trials in (2, 8, 2)
+    )
+    assert again == two
+    assert again[1].values != eight[1].values
+    assert [each.trials for each in again] == [2, 2]
+    assert all(load_config(each.path).tuned.endswith("best of 2 trials") for each in again)
+
+
 def test_an_interrupted_search_goes_on_and_ends_where_it_would_have(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

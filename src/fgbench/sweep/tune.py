@@ -173,23 +173,20 @@ def _rounded(value: float) -> float:
 def _write(
     study: Any, config: Config, label: str, options: TuneOptions, ranges: dict[str, Any], folder: Path
 ) -> Tuned:
-    trials = study.get_trials(deepcopy=False)
-    complete = [trial for trial in trials if trial.state == State.COMPLETE]
+    ended = study.get_trials(deepcopy=False, states=(State.COMPLETE, State.PRUNED))[: options.trials]
+    complete = [trial for trial in ended if trial.state == State.COMPLETE]
     if not complete:
         raise ConfigError(
             f"{label}: none of {options.trials} trials ended with a finite loss; narrow the range"
         )
-    best = study.best_trial
+    choose = max if options.metric == "val_accuracy" else min
+    best = choose(complete, key=lambda trial: trial.value)
     values = {
         key: _rounded(value) if isinstance(ranges[key], tuple) else value
         for key, value in best.params.items()
     }
-    origin = (
-        f"{options.metric} after {options.epochs or config.epochs} epochs, best of {options.trials} trials"
-    )
+    origin = f"{options.metric} after {options.epochs or config.epochs} epochs, best of {len(ended)} trials"
     path = write_tuned(config, label, values, origin, folder)
-    diverged = sum("diverged" in trial.user_attrs for trial in trials)
-    stopped = sum(trial.state == State.PRUNED for trial in trials) - diverged
-    return Tuned(
-        label, path, len(complete) + stopped + diverged, diverged, values, best.value, stopped=stopped
-    )
+    diverged = sum("diverged" in trial.user_attrs for trial in ended)
+    stopped = len(ended) - len(complete) - diverged
+    return Tuned(label, path, len(ended), diverged, values, best.value, stopped=stopped)
