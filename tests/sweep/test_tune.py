@@ -174,6 +174,21 @@ def test_no_trial_trains_on_after_the_end_of_a_schedule(tmp_path, schedule):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("optimizer.lr: {log", "optimizer.lrr: {log"), r"optimizer\.lrr: unknown key"),
+        (("optimizer.lr: {log: [1e-6, 1]}", "batch_size: {log: [2, 8]}"), "batch_size: got 2.0, expected"),
+        (("optimizer.lr: {log: [1e-6, 1]}", "optimizer.weight_decay: [0, -1]"), "weight_decay: got -1"),
+        (("trainer: [", "dataset.validation_fraction: [0.1, 0]\n  trainer: ["), "needs validation images"),
+    ],
+)
+def test_what_no_trial_can_do_is_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        tune_in(tmp_path, text=SHORT.replace(*change))
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_value_out_of_a_list_is_written_as_it_was_tried(tmp_path):
     path = tmp_path / "s.yaml"
     listed = "{optimizer.weight_decay: [0.00012345]}"

@@ -1,6 +1,7 @@
 """Fair tuning: the same search for every configuration of a sweep, on validation images (Optuna)."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
     configs = distinct_configs(sweep.configs, list(ranges))
     labels = label_configs(configs)
     for config, label in zip(configs, labels, strict=True):
-        _check(config, label, options)
+        _check(config, label, options, ranges, search)
     folder = configs[0].results_dir / "tuned"
     results = []
     with RunDirectory(folder).create().lock(), StopRequest() as stop:
@@ -64,13 +65,21 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
     return results
 
 
-def _check(config: Config, label: str, options: TuneOptions) -> None:
+def _check(
+    config: Config, label: str, options: TuneOptions, ranges: dict[str, Any], search: DataSearch
+) -> None:
     """Refuse, before anything is written, what a trial cannot do."""
-    if config.schedule.ends and (options.epochs or 0) > config.epochs:
-        raise ConfigError(
-            f"{label}: tune.epochs: got {options.epochs}, expected at most epochs: {config.epochs}, where "
-            f"schedule {config.schedule.name} ends"
-        )
+    spans = (map(_rounded, span) if isinstance(span, tuple) else span for span in ranges.values())
+    for values in itertools.product(*spans):  # of a range, both ends
+        trial = with_values(config, dict(zip(ranges, values, strict=True)))
+        if trial.schedule.ends and (options.epochs or 0) > trial.epochs:
+            raise ConfigError(
+                f"{label}: tune.epochs: got {options.epochs}, expected at most epochs: {trial.epochs}, where "
+                f"schedule {trial.schedule.name} ends"
+            )
+    splits = load_splits(config.dataset, config.seed, "cpu", replace(search, config_dir=config.data_dir))
+    if not len(splits.validation):
+        raise ConfigError(f"{label}: tuning needs validation images, and dataset.validation_fraction is 0")
 
 
 def _open_journal(path: Path) -> Any:
@@ -118,8 +127,6 @@ def _tune(
         if earlier.state == State.RUNNING:  # its process was killed
             study.tell(earlier.number, state=State.FAIL)
             study.enqueue_trial(earlier.params)
-    if not len(splits.validation):
-        raise ConfigError(f"{label}: tuning needs validation images, and dataset.validation_fraction is 0")
     measure.prepare(device, config.threads, keep=config.allocator, deterministic=config.deterministic)
     while (
         number := len(study.get_trials(deepcopy=False, states=(State.COMPLETE, State.PRUNED)))
