@@ -34,6 +34,8 @@ EXTENSION = 3
 """Values added beyond an edge at a time."""
 MAX_EXTENSIONS = 4
 """How often; a best value that is still at an edge is reported as such."""
+LEAST_FACTOR = 1.001
+"""From a value to the next one; below it, some have the same four digits."""
 CURVE = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
 
 Runs = Callable[[Sequence[Config]], Sequence[Path]]
@@ -178,7 +180,13 @@ def _read_grid(sweep: Sweep) -> _Grid:
             "optimizer.lr: {log: [1e-4, 1e-1]}"
         )
     low, high = span
-    return _Grid(key, low, (high / low) ** (1 / (options.points - 1)), options)
+    factor = (high / low) ** (1 / (options.points - 1))
+    if factor < LEAST_FACTOR:
+        raise ConfigError(
+            f"tune.keys.{key}: got {options.points} values from {low} to {high}, expected each at least "
+            "0.1 % above the one before: values have four digits"
+        )
+    return _Grid(key, low, factor, options)
 
 
 def _check(sweep: Sweep, grid: _Grid, configs: Sequence[Config]) -> None:
