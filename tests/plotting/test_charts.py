@@ -21,7 +21,7 @@ from fgbench.errors import ConfigError
 from fgbench.plotting.charts import name_points
 from fgbench.plotting.figures import KINDS, compose, plot_results
 from fgbench.plotting.style import SHEETS, trainer_hue
-from fgbench.plotting.tuning import plot_tuning
+from fgbench.plotting.tuning import _draw, plot_tuning
 from fgbench.storage.run_directory import RunDirectory
 
 
@@ -258,6 +258,34 @@ def test_many_points_of_cost_have_numbers_that_the_legend_begins_with(tmp_path):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[0].startswith("1  backprop, lr=0.001")
     assert legend[9].startswith("10  backprop, lr=0.01")
+
+
+@pytest.mark.parametrize(
+    ("looks", "title"), [((), "task"), ((1,), "task: first 1 epochs (thin lines), then 2 or 3")]
+)
+def test_only_a_first_look_at_the_same_configuration_is_a_thin_line(looks, title):
+    rows = [
+        {
+            "run": f"task, epochs={whole}",
+            "trainer": "backprop",
+            "key": "optimizer.lr",
+            "value": value,
+            "seed": 100,
+            "state": "finished",
+            "epochs": epochs,
+            "chosen": (value, epochs) == (0.01, whole),
+            "val_accuracy": 0.5,
+        }
+        for whole in (2, 3)
+        for epochs in (*looks, whole)
+        for value in (0.001, 0.01)
+    ]
+    axes = plt.figure().subplots()
+    _draw(axes, "task", pd.DataFrame(rows))
+    assert axes.get_title() == title
+    thin = [line for line in axes.lines if line.get_linewidth() == 0.8 and len(line.get_xdata())]
+    rings = [line for line in axes.lines if line.get_fillstyle() == "none" and len(line.get_xdata())]
+    assert (len(thin), len(rings)) == (2 * len(looks), 2)
 
 
 @pytest.mark.parametrize(("lines", "tasks"), [(1, 1), (7, 1), (15, 2)])

@@ -45,14 +45,15 @@ def _draw(axes: Axes, task: str, table: pd.DataFrame) -> None:
     labels = list(dict.fromkeys(table["run"]))
     own = sorted(set(table["trainer"]) - set(TRAINERS))
     drawn: dict[str, int] = {}
+    whole = table.groupby("run")["epochs"].transform("max")
     for label in labels:
         rows = table[table["run"] == label]
         trainer = rows["trainer"].iloc[0]
         style = ("-", "--", ":", "-.")[drawn.setdefault(trainer, 0) % 4]
         drawn[trainer] += 1
         hue = trainer_hue(trainer, own)
-        look = rows[rows["epochs"] < table["epochs"].max()]
-        rows = rows[rows["epochs"] == table["epochs"].max()]
+        look = rows[rows["epochs"] < whole[rows.index]]
+        rows = rows[rows["epochs"] == whole[rows.index]]
         axes.plot(_means(look), style, color=hue, alpha=0.45, linewidth=0.8)
         finished, means = rows[rows["state"] == "finished"], _means(rows)
         words = label.removeprefix(f"{task}, ")
@@ -63,9 +64,9 @@ def _draw(axes: Axes, task: str, table: pd.DataFrame) -> None:
         diverged = rows.loc[rows["state"] == "diverged", "value"].unique()
         bottom = axes.get_xaxis_transform()
         axes.plot(diverged, [0.03] * len(diverged), "x", color=hue, markersize=4, transform=bottom)
-    fewest, most = table["epochs"].min(), table["epochs"].max()
-    if fewest < most:
-        task += f": first {fewest} epochs (thin lines), then {most}"
+    looks = table["epochs"][table["epochs"] < whole]
+    if len(looks):
+        task += f": first {looks.min()} epochs (thin lines), then {' or '.join(map(str, sorted(set(whole))))}"
     axes.set_xscale("log")
     axes.set(xlabel=table["key"].iloc[0], ylabel="validation accuracy", title=plain(task))
     below = axes.transAxes + ScaledTranslation(0, -LEGEND_DROP, axes.figure.dpi_scale_trans)
