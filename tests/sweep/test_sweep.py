@@ -10,6 +10,7 @@ from fgbench.analysis.series import label_configs
 from fgbench.config.config import config_hash
 from fgbench.config.sweep import load_sweep
 from fgbench.errors import ConfigError
+from fgbench.run.runner import run_configs
 from fgbench.storage.run_directory import RunDirectory
 
 
@@ -148,6 +149,14 @@ def test_a_dry_run_lists_and_estimates_and_writes_nothing(tmp_path):
     assert "12 runs, 0 finished; about" in out
     assert " MiB" in out
     assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_with_force_estimates_what_would_be_repeated(tmp_path):
+    run_configs(sweep(tmp_path, BASE, overrides=[f"results_dir={tmp_path}/results"]).configs)
+    for flags, told in (((), "1 finished; about 0.0 s left"), (("--force",), "1 finished, to be repeated; ")):
+        _, out, _ = call(tmp_path, "--dry-run", *flags)
+        assert told in out
+        assert (" MiB" in out) == bool(flags)
 
 
 def test_finished_runs_are_skipped_and_others_added(twelve):

@@ -38,20 +38,21 @@ class Estimate:
     problem: str = ""
 
 
-def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int) -> str:
+def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int, *, force: bool = False) -> str:
     """A table of runs with their states, and estimates of time and memory for the remaining ones.
 
     Args:
         plans: the runs.
         jobs: how many run in parallel.
         threads: CPU threads of each.
+        force: whether runs that have ended are repeated.
     """
     estimates: dict[str, Estimate] = {}
     rows, left = [], 0.0
     for plan, label in zip(plans, label_configs([plan.config for plan in plans]), strict=True):
         status = plan.directory.status() if plan.directory.path.exists() else {"state": "new"}
         cells = [label, str(plan.config.seed), str(status["state"])]
-        if plan.ended:
+        if plan.ended and not force:
             rows.append([*cells, "-", "-"])
             continue
         kind = f"{plan.device} {plan.config.model_dump_json(exclude=FREE)}"
@@ -61,11 +62,13 @@ def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int) -> str:
         if estimate.problem:
             rows.append([*cells, estimate.problem, "-"])
             continue
-        seconds = estimate.epoch_s * (plan.config.epochs - len(plan.directory.read_metrics()))
+        made = 0 if plan.ended else len(plan.directory.read_metrics())
+        seconds = estimate.epoch_s * (plan.config.epochs - made)
         left += seconds
         rows.append([*cells, format_duration(seconds), f"{estimate.memory_mib:.1f} MiB"])
     done = sum(bool(plan.ended) for plan in plans)
-    total = f"{len(plans)} runs, {done} finished; about {format_duration(left / jobs)} left"
+    repeated = ", to be repeated" if done and force else ""
+    total = f"{len(plans)} runs, {done} finished{repeated}; about {format_duration(left / jobs)} left"
     beside = f"with {jobs} in parallel" if jobs > 1 else "one after the other"
     return (
         align(["run", "seed", "state", "time", "memory"], rows)
