@@ -180,6 +180,10 @@ def test_no_trial_trains_on_after_the_end_of_a_schedule(tmp_path, schedule):
         (("optimizer.lr: {log", "optimizer.lrr: {log"), r"optimizer\.lrr: unknown key"),
         (("optimizer.lr: {log: [1e-6, 1]}", "batch_size: {log: [2, 8]}"), "batch_size: got 2.0, expected"),
         (("optimizer.lr: {log: [1e-6, 1]}", "optimizer.weight_decay: [0, -1]"), "weight_decay: got -1"),
+        (
+            ("optimizer.lr: {log: [1e-6, 1]}", "dataset.limit: [20, 40]"),
+            "got dataset.limit, which all trials",
+        ),
         (("trainer: [", "dataset.validation_fraction: [0.1, 0]\n  trainer: ["), "needs validation images"),
     ],
 )

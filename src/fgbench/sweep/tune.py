@@ -32,6 +32,18 @@ try:
 except ModuleNotFoundError as error:
     raise ConfigError('fgbench tune needs Optuna: pip install "fgbench[tune]"') from error
 
+TUNABLE = (
+    "optimizer",
+    "schedule",
+    "trainer",
+    "model",
+    "batch_size",
+    "clip_gradient_norm",
+    "precision",
+    "compile",
+)
+"""Keys and blocks that a trial is built with; its data, epochs and machine are the configuration's own."""
+
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 State = optuna.trial.TrialState
 
@@ -69,6 +81,11 @@ def _check(
     config: Config, label: str, options: TuneOptions, ranges: dict[str, Any], search: DataSearch
 ) -> None:
     """Refuse, before anything is written, what a trial cannot do."""
+    if others := [key for key in ranges if key.partition(".")[0] not in TUNABLE]:
+        raise ConfigError(
+            f"tune.keys: got {', '.join(others)}, which all trials have in common; expected keys of "
+            f"{', '.join(TUNABLE)}"
+        )
     spans = (map(_rounded, span) if isinstance(span, tuple) else span for span in ranges.values())
     for values in itertools.product(*spans):  # of a range, both ends
         trial = with_values(config, dict(zip(ranges, values, strict=True)))
