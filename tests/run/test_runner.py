@@ -128,6 +128,53 @@ def test_a_finished_run_is_skipped_unless_forced(tmp_path: Path, capsys: pytest.
     assert reproducible_rows(tmp_path) == first
 
 
+def stop_at(name: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run end where it calls this function of its module."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(runner, name, stop)
+
+
+@pytest.mark.parametrize("place", ["build_training", "to_yaml"])
+def test_a_repeat_that_is_killed_before_it_trains_is_never_given_the_old_result(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path)
+    run_configs([config])
+    stop_at(place, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_configs([config], force=True)
+    monkeypatch.undo()
+    assert run_configs([config], force=True).code == 0
+    assert "resumes" not in capsys.readouterr().out
+    assert len(only_run(tmp_path).read_metrics()) == 3
+
+
+def test_a_repeat_leaves_nothing_of_the_old_end_once_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_configs([make_config(tmp_path)])
+    interrupt_at(2, monkeypatch)
+    with pytest.raises(Interrupted):
+        run_configs([make_config(tmp_path)], force=True)
+    run = only_run(tmp_path)
+    assert (run.read_summary(), run.read_confusions(), run.read_metrics()) == ({}, ([], []), [])
+
+
+def test_a_repeat_that_cannot_be_built_leaves_the_ended_run_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_configs([make_config(tmp_path)])
+    folder = only_run(tmp_path).path
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    stop_at("build_training", ConfigError("no memory left"), monkeypatch)
+    assert run_configs([make_config(tmp_path)], force=True).code == 1
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    assert after == before
+
+
 def test_a_run_that_another_process_looks_at_is_finished_all_the_same(tmp_path: Path) -> None:
     config = make_config(tmp_path, epochs=1)
     plan = locate(config, torch.device("cpu"), DataSearch())

@@ -130,19 +130,19 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
                 if not force and plan.world.size == 1 and (state := find_ended(directory)):
                     return state  # locked briefly by another process that checks whether it has ended
                 raise
-        if state := plan.world.on_main(lambda: find_ended(directory)):
-            if not force:  # ended by another process since it was planned
-                return state
-            resume = False
+        ended = plan.world.on_main(lambda: find_ended(directory))
+        if ended and not force:  # ended by another process since it was planned
+            return ended
         try:
-            state, stop = _run_locked(plan, directory, resume=resume)
+            state, stop = _run_locked(plan, directory, resume=resume, repeats=bool(ended))
         except Interrupted as interruption:
             directory.write_status("interrupted", reason=interruption.reason)
             raise
         except Exception as error:
             reason = explain_failure(error, plan.config)
             try:
-                directory.write_status("failed", reason=reason)
+                if not find_ended(directory):  # as a run still is whose repeat could not be built
+                    directory.write_status("failed", reason=reason)
             except FgbenchError as second:
                 print(f"fgbench: {second}", file=sys.stderr)
             if is_expected(error):
@@ -153,22 +153,28 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
     return state
 
 
-def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[str, StopRequest]:
+def _run_locked(
+    plan: Plan, directory: RunDirectory, *, resume: bool, repeats: bool
+) -> tuple[str, StopRequest]:
+    """Train to the end; the result of an ended run stays as it is until its repeat has been built."""
     config, world = plan.config, plan.world
     with world.agreed():
-        directory.write_status("running", epoch=0, epochs=config.epochs)
+        if not repeats:
+            directory.write_status("running", epoch=0, epochs=config.epochs)
         measure.prepare(
             plan.device, config.threads, keep=config.allocator, deterministic=config.deterministic
         )
         training = build_training(config, plan.device, plan.load_splits(), world)
     rows: list[dict[str, Cell]] = []
     best = None
-    if resume:
+    if resume and not repeats:
         rows, best = _resume(plan, directory, training)
     elif world.is_main:
-        for path in state_files(directory.path):
+        for path in state_files(directory.path):  # the first to go: none may be taken for the repeat's
             path.unlink()
     with world.agreed():
+        directory.write_status("running", epoch=training.epochs_done, epochs=config.epochs)
+        directory.delete_ending()
         directory.write_metrics(rows)
         if directory.read_layers():
             directory.write_layers(len(rows) + 1, [])  # later epochs are repeated
@@ -176,7 +182,6 @@ def _run_locked(plan: Plan, directory: RunDirectory, *, resume: bool) -> tuple[s
         data = training.splits.fingerprint.to_dict() if training.splits.fingerprint else None
         environment = _describe_environments(plan, directory, data, resumed=training.step > 0)
         directory.write_env(environment)
-        directory.write_status("running", epoch=training.epochs_done, epochs=config.epochs)
     world.share_parameters(training.model)
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
         loggers = Loggers(config.log if world.is_main else ())

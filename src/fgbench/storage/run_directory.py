@@ -164,6 +164,12 @@ class RunDirectory:
         """Write the final values."""
         self._write_json("summary.json", summary)
 
+    def delete_ending(self) -> None:
+        """Delete what only a run that has ended has: summary.json and confusion.csv."""
+        if self.writes:
+            for name in ("summary.json", CONFUSIONS):
+                (self.path / name).unlink(missing_ok=True)
+
     def write_status(self, state: str, **fields: Any) -> None:
         """Write the run's status, with this host, this process and the time.
 
