@@ -89,6 +89,27 @@ def test_a_run_that_cannot_be_read_is_listed_with_the_reason(tmp_path, caplog, l
     assert "this run is left out" in caplog.text
 
 
+@pytest.mark.parametrize("epochs", [None, 0, 2.5, "many", True])
+def test_a_config_without_a_number_of_epochs_is_listed_as_unreadable(tmp_path, epochs):
+    make_run(tmp_path, name="a", planned=3)
+    config = next(tmp_path.rglob("config.yaml"))
+    config.write_text(config.read_text().replace("epochs: 3", f"epochs: {json.dumps(epochs)}"))
+    make_run(tmp_path, name="b")
+    found = rows(tmp_path)
+    assert found["a"]["state"] == "unreadable"
+    assert found["a"]["reason"].startswith("config.yaml: epochs: expected a whole number from 1, got ")
+    assert found["b"]["state"] == "finished"
+
+
+@pytest.mark.parametrize(("old", "new"), [("epoch,", "epoc,"), ("\n1,", "\n,"), ("\n1,", "\n0,")])
+def test_rows_without_their_epoch_are_damaged(tmp_path, old, new):
+    metrics = make_run(tmp_path, name="a") / "metrics.csv"
+    metrics.write_text(metrics.read_text().replace(old, new, 1))
+    found = rows(tmp_path)["a"]
+    assert (found["state"], found["epoch"]) == ("failed", "0/5")
+    assert found["reason"] == "metrics.csv is damaged after epoch 0 of 5"
+
+
 def test_no_runs_is_an_error_that_tells_how_to_make_one(tmp_path):
     done = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert done.exit_code == 2

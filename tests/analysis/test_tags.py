@@ -49,6 +49,12 @@ def test_where_no_run_has_a_tag_the_key_is_named(tmp_path):
         read_results(tmp_path, "paper")
 
 
+def test_a_text_in_place_of_a_list_is_one_tag(tmp_path):
+    make_run(tmp_path, tags="paper")
+    [run] = load_results(tmp_path, "paper")
+    assert run.tags == ("paper",)
+
+
 def test_status_shows_tags_and_says_what_it_left_out(results):
     done = call("status", results, "--tag", "cpu")
     assert "forward-gradient" not in done.output

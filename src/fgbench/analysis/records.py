@@ -69,7 +69,8 @@ class RunRecord:
     @property
     def tags(self) -> tuple[str, ...]:
         """The tags in its config."""
-        return tuple(map(str, self.config.get("tags") or ()))
+        given = self.config.get("tags") or ()
+        return tuple(map(str, given if isinstance(given, list | tuple) else [given]))
 
     @property
     def stopped_early(self) -> bool:
@@ -260,6 +261,9 @@ def _load_run(folder: Path) -> RunRecord:
     )
     if not named or not isinstance(config.get("seed", 0), int):
         raise ConfigError("config.yaml is not the config of a run")
+    planned = config.get("epochs", 1)
+    if type(planned) is not int or planned < 1:
+        raise ConfigError(f"config.yaml: epochs: expected a whole number from 1, got {planned!r:.60}")
     numbers = [column for column in METRICS if column not in TEXT_COLUMNS]
     metrics = metrics.astype(dict.fromkeys(numbers, float) | {"epoch": int})
     match = _FOLDER.search(folder.resolve().name)

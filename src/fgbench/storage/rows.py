@@ -45,13 +45,15 @@ def intact_rows(content: bytes) -> list[dict[str, str]]:
     whole = [line.removesuffix("\r") for line in whole]
     header = next(csv.reader(whole[:1]), [])
     rows: list[dict[str, str]] = []
+    last = 0
     for line in whole[1:-1]:
         try:
             row = dict(zip(header, next(csv.reader([line], strict=True)), strict=True))
             for column in header:
                 from_text(column, row[column])
-            if rows and int(row["epoch"]) <= int(rows[-1]["epoch"]):
+            if int(row["epoch"]) <= last:
                 break
+            last = int(row["epoch"])
         except (ValueError, KeyError, StopIteration, csv.Error):
             break
         rows.append(row)
