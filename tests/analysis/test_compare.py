@@ -365,6 +365,12 @@ def test_an_unknown_baseline_or_metric_names_what_there_is():
         compare(records, ["accuracy"])
 
 
+def test_a_metric_named_twice_is_compared_once():
+    records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD)
+    once = compare_report(records, ["test_accuracy"])
+    assert compare_report(records, ["test_accuracy", "test_accuracy"]) == once
+
+
 def on(digests):
     """The env.json of runs that saw this data; None for one that did not record it."""
     return [{"data": {"loaded": digest}} if digest else {} for digest in digests]

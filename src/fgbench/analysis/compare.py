@@ -125,7 +125,7 @@ def compare(
     Raises:
         ConfigError: a column that cannot be compared, or no such baseline.
     """
-    measures = [find_measure(column) for column in columns]
+    measures = [find_measure(column) for column in dict.fromkeys(columns)]
     pairs = pair_all(make_tasks(records), baseline)
     return [
         comparison
