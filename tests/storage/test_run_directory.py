@@ -1,6 +1,7 @@
 """The run directory: nothing is lost, nothing is interleaved, and what is read is what was written."""
 
 import errno
+import json
 import math
 import os
 import resource
@@ -44,6 +45,16 @@ def test_floats_read_back_bit_for_bit(run):
         run.append_metrics({"epoch": epoch, "train_loss": value})
     read = [row["train_loss"] for row in run.read_metrics()]
     assert [struct.pack("d", value) for value in read] == [struct.pack("d", value) for value in values]
+
+
+def test_a_summary_is_json_even_if_a_value_is_no_number(run):
+    run.write_summary({"final": {"train_loss": math.nan, "lr": 0.5}, "accuracies": [math.inf, 1]})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    read = json.loads((run.path / "summary.json").read_text(), parse_constant=refuse)
+    assert read == run.read_summary() == {"final": {"train_loss": None, "lr": 0.5}, "accuracies": [None, 1]}
 
 
 def test_columns_are_in_fixed_order_and_absent_values_are_empty(run):

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 import socket
 import stat
@@ -161,7 +162,7 @@ class RunDirectory:
         self._write_json("env.json", env)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the final values."""
+        """Write the final values; those that are not finite, which JSON has no number for, as null."""
         self._write_json("summary.json", summary)
 
     def delete_ending(self) -> None:
@@ -298,7 +299,8 @@ class RunDirectory:
         return intact_rows(content)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        self._write(name, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(_as_json(content), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        self._write(name, text + "\n")
 
     def _write(self, name: str, text: str) -> None:
         if self.writes:
@@ -318,3 +320,12 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """What ``write_summary`` wrote; empty if there is no file."""
         return self._read_json("summary.json")
+
+
+def _as_json(value: Any) -> Any:
+    """The same with None for every float that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
