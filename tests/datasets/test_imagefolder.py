@@ -57,6 +57,18 @@ def test_imagefolder_is_also_found_below_the_data_folder(folder):
     assert len(load("dataset", "imagefolder")(options, DataSearch(folder.parent)).train_images) == 3
 
 
+def test_a_named_data_folder_is_the_only_one_searched(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options, named = ImageFolderOptions(dir="pictures"), tmp_path / "named"
+    assert len(load("dataset", "imagefolder")(options, DataSearch()).train_images) == 3
+    for search in (DataSearch(data_dir=named), DataSearch(config_dir=named)):
+        with pytest.raises(DataError, match=f"looked for {named / 'pictures'}$"):
+            load("dataset", "imagefolder")(options, search)
+    for part in ("train", "test"):
+        save_image(named / "pictures" / part / "cat" / "a.png")
+    assert load("dataset", "imagefolder")(options, DataSearch(named)).source == str(named / "pictures")
+
+
 @pytest.mark.parametrize(("name", "mode"), [("deep.png", "I;16"), ("deep.tif", "F"), ("deep.tif", "I")])
 def test_more_than_eight_bits_are_refused(folder, name, mode):
     save_image(folder / "train" / "ant" / name, mode, value=100)

@@ -21,7 +21,8 @@ def load_imagefolder(options: ImageFolderOptions, search: DataSearch) -> ImageDa
     Classes are the folders of ``train`` in alphabetical order; files in folders below them count too, and
     links to folders are followed. Every file must be an image of 8 bits, hidden ones aside. Images
     of a folder ``val`` are the validation images, or the test images where there is no ``test``. A
-    relative DIR is searched in the current folder, then in the data folders.
+    relative DIR is searched in the data folder that the user names, or else in the current folder and then
+    in the usual ones.
 
     Raises:
         DataError: a folder is missing or empty, a class is not in ``train``, or a file is not an image.
@@ -49,7 +50,8 @@ def _find(given: str, search: DataSearch) -> Path:
         path = expand_path(given)
     except ValueError as error:
         raise DataError(f"dataset.dir: {error}") from error
-    places = dict.fromkeys([path.absolute(), *(folder / path for folder in search.folders())])
+    here = [path.absolute()] if search.named is None else []
+    places = dict.fromkeys([*here, *(folder / path for folder in search.folders())])
     for place in places:
         if find_parts(place):
             return place
