@@ -171,9 +171,10 @@ def test_training_and_testing_or_validation_images_are_two_parts(folder, tested)
     assert data.source == str(folder) + (" (tested on val/)" if tested == "val" else "")
 
 
-def test_two_folders_that_could_be_one_part_are_named(folder):
-    save_image(folder / "testing" / "cat" / "a.png")
-    with pytest.raises(DataError, match="both test and testing could be its test images"):
+@pytest.mark.parametrize(("name", "both"), [("testing", "test and testing"), ("Test", "Test and test")])
+def test_two_folders_that_could_be_one_part_are_named(folder, name, both):
+    save_image(folder / name / "cat" / "a.png")
+    with pytest.raises(DataError, match=f"both {both} could be its test images"):
         load_folder(folder)
 
 

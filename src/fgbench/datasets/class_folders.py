@@ -22,10 +22,10 @@ def find_parts(folder: Path) -> dict[str, Path]:
     Raises:
         DataError: two folders could be the same part.
     """
-    below = {name.lower(): folder / name for name in listing(folder) if os.path.isdir(folder / name)}  # noqa: PTH112
+    below = [folder / name for name in listing(folder) if os.path.isdir(folder / name)]  # noqa: PTH112
     parts: dict[str, Path] = {}
     for part, names in PARTS.items():
-        found = [below[name] for name in names if name in below]
+        found = [place for place in below if place.name.lower() in names]
         if len(found) > 1:
             raise DataError(f"{folder}: both {found[0].name} and {found[1].name} could be its {part} images")
         if found:
