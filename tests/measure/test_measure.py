@@ -85,6 +85,30 @@ def test_nvml_is_silent_where_there_is_none():
         assert measure.nvml_process_memory_mib() is None
 
 
+@pytest.mark.parametrize(
+    ("steps", "note"),
+    [
+        ([(0.01, 0.01)] * 5 + [(30.0, 0.01)], "this process stood still for 30 s"),
+        ([(0.01, 0.01), (30.0, 0.01)], "this process stood still for 30 s"),
+        ([(0.01, 0.01)] * 5 + [(30.0, 20.0)], None),  # it worked
+        ([(0.01, 0.01)] * 5 + [(0.9, 0.01)], None),  # short
+        ([(5.0, 0.01)] * 5 + [(30.0, 0.01)], None),  # waits are long here
+        ([(30.0, 0.01)], None),  # nothing to compare it with
+    ],
+)
+def test_a_step_in_which_the_process_stood_still_is_noted(monkeypatch, steps, note):
+    clocks = {"perf_counter": 0.0, "process_time": 0.0}
+    monkeypatch.setattr("fgbench.measure.load._busy_cpu_s", lambda: None)
+    for name in clocks:
+        monkeypatch.setattr(f"fgbench.measure.load.time.{name}", lambda name=name: clocks[name])
+    with measure.OtherLoad() as load:
+        for seconds, cpu in steps:
+            clocks["perf_counter"] += seconds
+            clocks["process_time"] += cpu
+            load.end_step()
+    assert load.reason == note or load.reason.startswith(note)
+
+
 def test_what_a_trainer_holds_between_steps_counts_once():
     class Holder:
         def __init__(self, model):

@@ -490,6 +490,25 @@ def test_timings_beside_a_busy_process_are_flagged(tmp_path: Path) -> None:
     assert "CPU cores busy" in load.reason
 
 
+def test_an_epoch_in_which_the_run_was_stopped_is_flagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, save = EpochProgress.update, epochs.save_state
+
+    def update_late(self: EpochProgress) -> None:
+        update(self)
+        if self.training.step == 8:
+            time.sleep(1.5)  # as a SIGSTOP does
+
+    monkeypatch.setattr("fgbench.measure.load._busy_cpu_s", lambda: None)
+    monkeypatch.setattr(EpochProgress, "update", update_late)
+    monkeypatch.setattr(epochs, "save_state", lambda *given: (save(*given), time.sleep(1.5)))  # not timed
+    run_configs([make_config(tmp_path, epochs=2, saving={"every_steps": 3})])
+    first, second = (row["timing_note"] for row in only_run(tmp_path).read_metrics())
+    assert first is None
+    assert second.startswith("this process stood still for 2 s")
+
+
 def test_the_other_workers_of_torchrun_are_no_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
     busy, own = iter([100.0, 104.0]), iter([10.0, 12.0])  # this one and its twin: 2 s each, in 2 s
     clock = iter([0.0, 2.0])

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from statistics import median_low
 
 import torch
 
@@ -12,8 +13,15 @@ BUSY_CORES = 0.3
 """An epoch is noted as disturbed when others keep more cores busy than this; a convention of this project."""
 
 
+STANDSTILL_S, STANDSTILL_SHARE = 1.0, 0.1
+"""A process stood still in a step that took more seconds than this and than ten typical ones, and of which it
+used less than this share of CPU time; conventions of this project."""
+
+
 class OtherLoad:
-    """How busy other processes kept this machine over a ``with`` block: why its timings may be noisy.
+    """What disturbed this process over a ``with`` block: why its timings may be noisy.
+
+    It is other processes at work on this machine, or that this one stood still within a step.
 
     Under torchrun the workers of this machine are no others: each is taken to work as much as this one.
 
@@ -27,7 +35,18 @@ class OtherLoad:
 
     def __enter__(self) -> "OtherLoad":
         self._before = _busy_cpu_s(), sum(os.times()[:4]), time.perf_counter()
+        self._steps: list[tuple[float, float]] = []
+        self._last = self._before[2], time.process_time()
         return self
+
+    def begin_step(self) -> None:
+        """Leave out what came after the last step."""
+        self._last = time.perf_counter(), time.process_time()
+
+    def end_step(self) -> None:
+        """Called after every step, which began where the last one ended; cheap enough for that."""
+        (start, used), self._last = self._last, (time.perf_counter(), time.process_time())
+        self._steps.append((self._last[0] - start, self._last[1] - used))
 
     def __exit__(self, *_: object) -> None:
         reasons = []
@@ -39,6 +58,8 @@ class OtherLoad:
             cores = (now - busy - workers * (sum(os.times()[:4]) - own)) / elapsed
             if cores > BUSY_CORES:
                 reasons.append(f"other processes kept {cores:.1f} of {os.cpu_count()} CPU cores busy")
+        if standstill := _standstill_s(self._steps):
+            reasons.append(f"this process stood still for {standstill:.0f} s, as one that is suspended")
         if torch.cuda.is_available() and (nvml := load_nvml()) is not None:
             try:
                 gpu = find_gpu(nvml, torch.device("cuda", torch.cuda.current_device()))
@@ -48,6 +69,16 @@ class OtherLoad:
             except nvml.NVMLError:
                 pass
         self.reason = "; ".join(reasons) or None
+
+
+def _standstill_s(steps: list[tuple[float, float]]) -> float:
+    """Seconds of the steps in which the process stood still, from the seconds and CPU seconds of each.
+
+    A wait that many steps have, as for a GPU or for data, is none.
+    """
+    typical = median_low(seconds for seconds, _ in steps) if steps else 0.0
+    least = max(STANDSTILL_S, 10 * typical)
+    return sum(seconds for seconds, cpu in steps if seconds > least and cpu < STANDSTILL_SHARE * seconds)
 
 
 def _busy_cpu_s() -> float | None:

@@ -106,6 +106,7 @@ class EpochLoop:
         is_resumed, start = training.batches_done > 0, 0.0
 
         def after_step() -> bool:
+            load.end_step()
             self.stop.update()
             self.directory.heartbeat()
             progress.update()
@@ -116,6 +117,7 @@ class EpochLoop:
                 with energy.paused():
                     self.save()
                 start = time.perf_counter() - training.epoch_time_s
+                load.begin_step()
             return self.stop.requested
 
         with (
