@@ -4,10 +4,11 @@ import math
 import re
 
 import pytest
+from fake_records import make_record
 from fake_results import make_run
 
 from fgbench.analysis.compare import compare
-from fgbench.analysis.readings import read
+from fgbench.analysis.readings import at_chance, read
 from fgbench.analysis.records import load_results
 from fgbench.analysis.series import group_series
 from fgbench.analysis.tables import summary_table
@@ -84,6 +85,23 @@ def test_a_run_that_diverged_has_no_accuracy_but_a_cost(tmp_path):
     assert read(run, "test_accuracy", 4) == 0.9
     assert read(run, "epoch_time_s") > 0
     assert "diverged" in summary_table([run]).splitlines()[3]
+
+
+@pytest.mark.parametrize(
+    ("shares", "accuracies", "guesses"),
+    [
+        (None, (0.9, 0.9), False),
+        ({"train": 0.9, "test": 0.9}, (0.9, 0.9), True),
+        ({"train": 0.9, "test": 0.5}, (0.9, 0.5), True),
+        ({"train": 0.9, "test": 0.5}, (0.9, 0.6), False),
+        ({"train": 0.1, "test": 0.1}, (0.5, 0.5), True),
+    ],
+)
+def test_chance_is_the_share_of_the_largest_class_where_it_is_recorded(shares, accuracies, guesses):
+    data = {"classes": 2} | ({"largest_class": shares} if shares else {})
+    train, test = accuracies
+    run = make_record(env={"data": data}, train_accuracy=train, test_accuracy=test)
+    assert at_chance(run, run.last_epoch) == guesses
 
 
 def test_every_column_can_be_read_and_says_in_words_what_it_is(tmp_path):

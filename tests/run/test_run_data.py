@@ -86,6 +86,7 @@ def test_what_was_loaded_stands_in_env_json_and_in_the_state(finished, place):
     assert data["images"] == {"train": 30, "test": 30}
     assert data["classes"] == 3
     assert len(data["loaded"]) == len(data["content"]["train"]) == 64
+    assert data.pop("largest_class") == pytest.approx({"train": 1 / 3, "val": 1 / 3, "test": 1 / 3}, abs=0.2)
     assert load_state(finished, finished.name)[0]["data"] == data
 
 

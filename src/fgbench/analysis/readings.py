@@ -90,10 +90,9 @@ def at_chance(run: RunRecord, epoch: int) -> bool:
 
     False where nothing was measured, or the number of classes is unknown.
     """
-    classes = run.num_classes
-    accuracies = [read(run, MEASURES[f"{part}_accuracy"], epoch) for part in ("train", "val", "test")]
-    known = [value for value in accuracies if not math.isnan(value)]
-    return bool(known and classes and max(known) <= 1 / classes + CHANCE_MARGIN)
+    gains = [read(run, f"{part}_accuracy", epoch) - run.chance(part) for part in ("train", "val", "test")]
+    known = [gain for gain in gains if not math.isnan(gain)]
+    return bool(known) and max(known) <= CHANCE_MARGIN
 
 
 def training_time(run: RunRecord) -> np.ndarray:

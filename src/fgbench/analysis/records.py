@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,16 +95,23 @@ class RunRecord:
     def num_classes(self) -> int | None:
         """Number of classes of its dataset; None if unknown."""
         known = {"mnist": 10, "fashion-mnist": 10, "fashion-mnist-mini": 10, "cifar10": 10}
-        data = self.env.get("data")
-        recorded = data.get("classes") if isinstance(data, dict) else None
-        count = recorded or self.config["dataset"].get("classes") or known.get(self.component("dataset"))
+        count = (
+            self.data.get("classes")
+            or self.config["dataset"].get("classes")
+            or known.get(self.component("dataset"))
+        )
         return count if isinstance(count, int) else None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What it recorded of its data; empty if nothing."""
+        data = self.env.get("data")
+        return data if isinstance(data, dict) else {}
 
     @property
     def data_digest(self) -> str | None:
         """The digest of its images and labels, in order; None if not recorded."""
-        data = self.env.get("data")
-        return data.get("loaded") if isinstance(data, dict) else None
+        return self.data.get("loaded")
 
     @property
     def code(self) -> dict[str, str]:
@@ -114,12 +122,23 @@ class RunRecord:
     @property
     def num_test_images(self) -> int | None:
         """On how many images its test accuracy is measured; None if not recorded."""
-        data = self.env.get("data")
-        images = data.get("images") if isinstance(data, dict) else None
-        count = images.get("test") if isinstance(images, dict) else None
-        limit = self.settings.get("dataset.test_limit")
-        known = [each for each in (count, limit) if isinstance(each, int) and each > 0]
-        return min(known, default=None)
+        images = self.data.get("images")
+        counts = (
+            images.get("test") if isinstance(images, dict) else None,
+            self.settings.get("dataset.test_limit"),
+        )
+        return min((each for each in counts if isinstance(each, int) and each > 0), default=None)
+
+    def chance(self, part: str) -> float:
+        """The accuracy of guessing on a part of the images (``train``, ``val`` or ``test``); NaN if unknown.
+
+        It is the largest class's share; one of as many equal classes where that was not recorded.
+        """
+        if not self.num_classes:
+            return math.nan
+        shares = self.data.get("largest_class")
+        share = shares.get(part) if isinstance(shares, dict) else None
+        return max(1 / self.num_classes, share if isinstance(share, float) else 0.0)
 
     def component(self, kind: str) -> str:
         """Name of the run's ``dataset``, ``model`` or ``trainer``."""

@@ -172,6 +172,16 @@ class Splits:
         return len(self.class_names)
 
     @property
+    def largest_class(self) -> dict[str, float]:
+        """The share of the largest class among the images of each part that has any."""
+        parts = {"train": self.train, "val": self.validation, "test": self.test}
+        return {
+            name: int(part.labels.cpu().bincount().max()) / len(part)
+            for name, part in parts.items()
+            if len(part)
+        }
+
+    @property
     def bytes(self) -> int:
         """Memory of the images and labels on the device."""
         return sum(s.images.nbytes + s.labels.nbytes for s in (self.train, self.validation, self.test))

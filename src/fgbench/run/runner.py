@@ -179,7 +179,9 @@ def _run_locked(
         if directory.read_layers():
             directory.write_layers(len(rows) + 1, [])  # later epochs are repeated
         directory.write_config(to_yaml(config))
-        data = training.splits.fingerprint.to_dict() if training.splits.fingerprint else None
+        splits = training.splits
+        loaded = splits.fingerprint.to_dict() if splits.fingerprint else None
+        data = loaded and loaded | {"largest_class": splits.largest_class}
         environment = _describe_environments(plan, directory, data, resumed=training.step > 0)
         directory.write_env(environment)
     world.share_parameters(training.model)
