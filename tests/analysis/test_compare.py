@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fgbench.analysis.compare import compare, compare_pair, find_measure, pair_all
 from fgbench.analysis.compare_tables import compare_report, cost_table
 from fgbench.analysis.pairing import describe_unknown_data, make_tasks, may_pair
+from fgbench.analysis.readings import read
 from fgbench.analysis.series import group_series
 from fgbench.analysis.time_to import time_to_accuracy, time_to_same_loss
 from fgbench.cli.app import app
@@ -269,6 +270,25 @@ def test_runs_of_different_length_are_read_at_the_last_common_epoch():
     assert found.limit == 2
     assert found.paired.mean == 0
     assert "epochs 2 / 3" in compare_report(records, ["test_accuracy"])
+
+
+def test_a_gradient_is_compared_at_the_last_epoch_at_which_both_measured_it():
+    none = math.nan
+    measured = {"backprop": [none, 0.9, none, 1.0, none], "forward-gradient": [0.3, 0.2, 0.1, none, none]}
+    records = [make_record(name, gradient_cosine=cosines) for name, cosines in measured.items()]
+    found = at(records, column="gradient_cosine")
+    assert (found.limit, found.epochs, found.values) == (2.0, ((2, 2),), ((0.2, 0.9),))
+    assert at(records, "time", "gradient_cosine").limit == 5.0
+    assert [read(run, "gradient_cosine") for run in records] == [1.0, 0.1]
+
+
+def test_a_gradient_that_both_never_measured_at_one_epoch_is_not_compared():
+    none = math.nan
+    records = make_seeds("backprop", BACKPROP, gradient_cosine=[none, 0.9, none])
+    records += make_seeds("forward-gradient", FORWARD, gradient_cosine=[0.3, none, 0.1])
+    assert at(records, column="gradient_cosine").conclusion == "not measured at equal epochs"
+    records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD, gradient_cosine=0.1)
+    assert at(records, column="gradient_cosine").conclusion == "not measured"
 
 
 def test_at_equal_time_each_is_read_at_the_last_epoch_it_has_finished():

@@ -8,7 +8,7 @@ from functools import cached_property
 from fgbench.analysis.budgets import BUDGETS, Budget, Epochs, read_at
 from fgbench.analysis.cautions import MIN_SEEDS, below_tuning_noise, find_caution, unlike_points
 from fgbench.analysis.pairing import Pair, Task, closest_to_defaults, make_tasks, nearest
-from fgbench.analysis.readings import MEASURES, Column, has_diverged, negligible, read
+from fgbench.analysis.readings import MEASURES, Column, epochs_measured, has_diverged, negligible, read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.statistics import Paired, adjust_holm, log_ratios, summarise_differences
 from fgbench.errors import ConfigError
@@ -195,14 +195,37 @@ def pair_all(tasks: Sequence[Task], baseline: str = "backprop") -> list[list[Pai
 def compare_pair(pair: Pair, measure: Column, budget: Budget = "epochs") -> Comparison:
     """One comparison, its p value not adjusted; :func:`read_at` says where its runs are read."""
     limit, epochs, obstacle = read_at(pair, budget)
-    values = tuple(
-        (read(run, measure, first), read(other, measure, second))
-        for (run, other), (first, second) in zip(pair.runs, epochs, strict=True)
-    )
+    values = _read_all(pair, measure, epochs)
     obstacle = obstacle or _obstacle(pair, measure, epochs, values)
+    if measure.reading == "latest" and not obstacle:
+        epochs = _measured(pair, measure, epochs)
+        values = _read_all(pair, measure, epochs)
+        limit = float(max(epochs)[0]) if budget == "epochs" else limit
+        obstacle = "" if all(map(all, epochs)) else "not measured at equal epochs"
     differences = [value - other for value, other in values]
     paired = None if obstacle else summarise_differences(differences, _resolution(pair, measure))
     return Comparison(pair, measure, budget, limit, epochs, values, paired, obstacle=obstacle)
+
+
+def _read_all(pair: Pair, measure: Column, epochs: Epochs) -> tuple[tuple[float, float], ...]:
+    return tuple(
+        (read(run, measure, first), read(other, measure, second))
+        for (run, other), (first, second) in zip(pair.runs, epochs, strict=True)
+    )
+
+
+def _measured(pair: Pair, measure: Column, epochs: Epochs) -> Epochs:
+    """Where a pair is read instead in a column that not every epoch has; 0 for nowhere.
+
+    Two that are read at one epoch stay so, at the last that both measured.
+    """
+    found = []
+    for (run, other), (first, second) in zip(pair.runs, epochs, strict=True):
+        mine, others = epochs_measured(run, measure, first), epochs_measured(other, measure, second)
+        if first == second:
+            mine = others = mine & others
+        found.append((max(mine, default=0), max(others, default=0)))
+    return tuple(found)
 
 
 def _resolution(pair: Pair, measure: Column) -> float:

@@ -48,15 +48,22 @@ def read(run: RunRecord, column: Column | str, epoch: int | None = None) -> floa
     epoch = run.last_epoch if epoch is None else epoch
     count = _count_epochs(run, epoch)
     values = run.metrics[measure.name].to_numpy(float)[:count]
-    if measure.reading == "last":
+    if measure.learns:
         ended = (epoch > run.last_epoch and not run.stopped_early) or has_diverged(run, epoch)
-        return NAN if ended or not count else float(values[-1])
+        values = values[~np.isnan(values)] if measure.reading == "latest" else values
+        return NAN if ended or not len(values) else float(values[-1])
     if measure.reading == "median":
         values = values[counted(run, epoch)]
     known = values[~np.isnan(values)]
     if not len(known):
         return NAN
     return float(known.max() if measure.reading == "peak" else np.median(known))
+
+
+def epochs_measured(run: RunRecord, column: Column, epoch: int) -> set[int]:
+    """The epochs up to ``epoch`` at which a column was measured."""
+    known = run.metrics["epoch"][run.metrics[column.name].notna()]
+    return {each for each in known.to_list() if each <= epoch}
 
 
 def _count_epochs(run: RunRecord, epoch: int) -> int:

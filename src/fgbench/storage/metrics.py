@@ -17,8 +17,8 @@ class Column:
         kind: what it measures: how well the network has learnt, how good its gradient was, what an epoch
             cost, or the conditions it was trained under.
         reading: how a run's value up to an epoch is read: ``last``: the value at that epoch (none for a
-            diverged run); ``median``: over the epochs that :func:`counted_epochs` counts; ``peak``: the
-            largest.
+            diverged run); ``latest``: the last one measured until then (none for a diverged run);
+            ``median``: over the epochs that :func:`counted_epochs` counts; ``peak``: the largest.
         form: format of a value.
         better: the better direction; empty where there is none and the column is not compared.
         unit: empty for a bare number.
@@ -28,7 +28,7 @@ class Column:
     name: str
     label: str
     kind: Literal["learnt", "gradient", "time", "energy", "memory", "traffic", "setting", "text"]
-    reading: Literal["last", "median", "peak"] = "last"
+    reading: Literal["last", "latest", "median", "peak"] = "last"
     form: str = ".4f"
     better: Literal["higher", "lower", ""] = ""
     unit: str = ""
@@ -42,7 +42,7 @@ class Column:
     @property
     def learns(self) -> bool:
         """Whether it measures how well a network has learnt, not what that cost."""
-        return self.reading == "last"
+        return self.reading in ("last", "latest")
 
     @property
     def timed(self) -> bool:
@@ -83,8 +83,8 @@ COLUMNS: dict[str, Column] = {
         Column("elapsed_s", "time since the start", "time", "last", ".1f", unit="s"),
         Column("nvml_memory_mib", "process memory", "memory", "peak", ".0f", "lower", "MiB"),
         Column("bytes_sent_per_step", "bytes sent per step", "traffic", "median", ".0f", "lower"),
-        Column("gradient_cosine", "cosine to the true gradient", "gradient", better="higher"),
-        Column("gradient_relative_error", "relative error of the gradient", "gradient"),
+        Column("gradient_cosine", "cosine to the true gradient", "gradient", "latest", better="higher"),
+        Column("gradient_relative_error", "relative error of the gradient", "gradient", "latest"),
         Column(
             *("energy_j", "energy of the GPUs per epoch", "energy", "median", ".1f", "lower", "J"),
             words=("less energy", "more energy", "as much energy"),
