@@ -49,6 +49,27 @@ def test_loss_over_time_ends_at_the_time_spent_training(tmp_path):
     assert loss.get_xlabel() == "training time, s"
 
 
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize(
+    ("epochs", "state", "common"), [(3, "diverged", 2), (1, "diverged", 0), (2, "finished", 2)]
+)
+def test_one_short_run_does_not_cut_the_others_over_time(tmp_path, column, epochs, state, common):
+    same = {"planned": 5, "early_stopping": {"patience": 1}}
+    for seed in range(2):
+        make_run(tmp_path, seed=seed, **same)
+    make_run(tmp_path, seed=2, epochs=epochs, state=state, **same)
+    records = load_results(tmp_path)
+    figure = draw(tmp_path, "time")
+    mean, *thin = [line for line in figure.axes[column].lines if line.get_marker() != "X"]
+    assert len(mean.get_xdata()) == common
+    times = [record.metrics["epoch_time_s"].sum() for record in records if record.seed < 2]
+    assert [line.get_xdata()[-1] for line in thin] == pytest.approx(times)
+    crosses = [line for line in figure.axes[column].lines if line.get_marker() == "X"]
+    assert len(crosses) == (state == "diverged")
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("diverged" in legend) == (state == "diverged")
+
+
 def test_long_trainings_are_told_in_minutes_or_hours(tmp_path):
     make_run(tmp_path, cells={"epoch_time_s": 3600.0})
     assert draw(tmp_path, "time").axes[0].get_xlabel() == "training time, h"

@@ -22,7 +22,7 @@ from fgbench.analysis.pairing import environment_differences
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord
 from fgbench.analysis.series import Series
-from fgbench.plotting.panels import MARKS, draw_curves, limit_values
+from fgbench.plotting.panels import MARKS, draw_curves, draw_curves_along
 from fgbench.plotting.style import Look, plain, series_marker
 
 ACROSS = "across"
@@ -170,21 +170,13 @@ def _draw_swept(
 
 
 def _draw_over_time(axes: Axes, series: Sequence[Series], looks: Sequence[Look], column: str) -> set[str]:
-    curves = []
-    for each in series:
-        values = each.curve(column).replace([np.inf, -np.inf], np.nan).dropna()
-        times = each.curve("epoch_time_s").cumsum().mean(axis=1).reindex(values.index)
-        curves.append((values, times))
-    longest = max((times.max() for _, times in curves if len(times)), default=0.0)
-    seconds = label_time(axes, series, longest)
-    for (values, times), look in zip(curves, looks, strict=True):
-        x = times / seconds
-        axes.plot(x, values.mean(axis=1), **look, marker="o" if len(x) == 1 else "", markersize=4)
-        if len(values.columns) > 1:
-            axes.fill_between(x, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.2, lw=0)
+    times = [training_time(run) for each in series for run in each.runs]
+    seconds = label_time(axes, series, max(filter(isfinite, times), default=0.0))
+    marks = draw_curves_along(
+        axes, series, looks, column, lambda run: run.metrics["epoch_time_s"].cumsum() / seconds
+    )
     axes.set_xlim(left=0)
-    limit_values(axes, [run for each in series for run in each.averaged], column)
-    return set()
+    return marks
 
 
 def label_time(axes: Axes, series: Sequence[Series], longest: float) -> float:

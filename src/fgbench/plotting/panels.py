@@ -93,7 +93,27 @@ FOUR_PANELS = (
 
 
 def draw_curves(axes: Axes, series: Sequence[Series], looks: Sequence[Look], column: str) -> set[str]:
+    """``draw_curves_along`` the epochs."""
+    marks = draw_curves_along(axes, series, looks, column, lambda run: run.metrics["epoch"])
+    _limit_epochs(axes, [run for each in series for run in each.runs])
+    return marks
+
+
+def draw_curves_along(
+    axes: Axes,
+    series: Sequence[Series],
+    looks: Sequence[Look],
+    column: str,
+    along: Callable[[RunRecord], "pd.Series[float]"],
+) -> set[str]:
     """Mean and band of every series over the epochs all its averaged runs have; beyond, run by run and thin.
+
+    Args:
+        axes: to draw into.
+        series: what to draw.
+        looks: of every series.
+        column: of metrics.csv.
+        along: where the epochs of a run stand on the other axis, a value for each; means have their mean.
 
     Returns:
         The marks used, for the legend.
@@ -102,29 +122,28 @@ def draw_curves(axes: Axes, series: Sequence[Series], looks: Sequence[Look], col
     for each, look in zip(series, looks, strict=True):
         common = each.curve(column).replace([np.inf, -np.inf], np.nan).dropna()
         low, high = common.min(axis=1), common.max(axis=1)
-        axes.plot(
-            common.index, common.mean(axis=1), **look, marker="o" if len(common) == 1 else "", markersize=4
-        )
+        places = {run: along(run).set_axis(run.metrics["epoch"]) for run in each.runs if len(run.metrics)}
+        x = pd.DataFrame({run.seed: places[run] for run in each.averaged}).mean(axis=1).loc[common.index]
+        axes.plot(x, common.mean(axis=1), **look, marker="o" if len(common) == 1 else "", markersize=4)
         if len(common.columns) > 1 and len(common) > 1:
-            axes.fill_between(common.index, low, high, color=look["color"], alpha=0.2, lw=0)
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.2, lw=0)
         elif len(common.columns) > 1:
-            axes.vlines(common.index, low, high, color=look["color"], alpha=0.35, lw=4)
-        for run in each.runs:
+            axes.vlines(x, low, high, color=look["color"], alpha=0.35, lw=4)
+        for run, place in places.items():
             values = finite(run, column)
             alone = values.iloc[max(0, len(common) - 1) :] if run in each.averaged else values
             if len(alone) > 1:
-                axes.plot(alone.index, alone, **look, lw=0.8, alpha=0.8)
-            if run.state != "finished" and len(run.metrics):
+                axes.plot(place[alone.index], alone, **look, lw=0.8, alpha=0.8)
+            if run.state != "finished":
                 mark = "diverged" if run.state == "diverged" else "not finished"
-                ends.append((run.last_epoch, values, mark, look["color"]))
-    runs = [run for each in series for run in each.runs]
-    _limit_epochs(axes, runs)
-    limit_values(axes, runs, column)
+                ends.append((place, values, mark, look["color"]))
+    limit_values(axes, [run for each in series for run in each.runs], column)
     bottom, top = axes.get_ylim()
-    for epoch, values, mark, colour in ends:
+    for place, values, mark, colour in ends:
+        at = place[values.index[-1]] if len(values) else place.iloc[-1]
         edge = top if column.endswith("loss") else bottom
-        place = (values.index[-1], min(max(values.iloc[-1], bottom), top)) if len(values) else (epoch, edge)
-        axes.plot(*place, **MARKS[mark], color=colour, clip_on=False, zorder=5)
+        y = min(max(values.iloc[-1], bottom), top) if len(values) else edge
+        axes.plot(at, y, **MARKS[mark], color=colour, clip_on=False, zorder=5)
     return {mark for _, _, mark, _ in ends}
 
 
