@@ -270,6 +270,19 @@ def test_cost_shows_every_trainer_between_the_lines_of_backprop_and_frozen(tmp_p
     assert "not shown to beat frozen" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+def test_cost_mentions_the_control_only_where_one_was_run(tmp_path):
+    for trainer in ("backprop", "forward-gradient"):
+        for seed in range(3):
+            make_run(tmp_path, trainer, seed=seed, summary={"forward_passes_per_step": 3.0})
+    figure = draw(tmp_path, "cost")
+    for axes in figure.axes:
+        assert axes.get_title(loc="left").endswith("(dashed: backprop)")
+        assert all(bars.lines[0].get_markerfacecolor() != "white" for bars in axes.containers)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["backprop (n = 3)", "forward-gradient (n = 3)"]
+    assert "frozen" not in KINDS["cost"].title
+
+
 def test_many_points_of_cost_have_numbers_that_the_legend_begins_with(tmp_path):
     for lr in range(1, 11):
         make_run(tmp_path, optimizer={"lr": lr / 1000}, summary={"forward_passes_per_step": 3.0})

@@ -117,7 +117,7 @@ KINDS = {
         points=True,
     ),
     "cost": FigureSpec(
-        "Accuracy against cost, with backprop and a frozen body",
+        "Accuracy against forward passes and time",
         (
             Panel(cost.draw_accuracy_by_passes, finish=_number, inches=3.2),
             Panel(cost.draw_accuracy_by_time, finish=_number, inches=3.2),
