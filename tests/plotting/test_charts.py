@@ -130,14 +130,15 @@ def test_points_are_named_where_there_is_room(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [2, 3, 8])
-def test_a_line_to_a_name_that_stands_away_crosses_no_other_name(seed):
+def test_a_line_to_a_number_that_stands_away_crosses_no_other_number(seed):
     axes = Figure((6, 3)).subplots()
-    series = [SimpleNamespace(label=f"trainer {number}, option=value") for number in range(7)]
-    places = np.random.default_rng(seed).uniform(0.3, 0.7, (7, 2))
+    series = [SimpleNamespace(label=f"trainer {number}, option=value") for number in range(12)]
+    places = np.random.default_rng(seed).uniform(0.47, 0.53, (12, 2))
     for each, (x, y) in zip(series, places, strict=True):
         axes.errorbar(x, y, 0.005, 0.005, fmt="o").set_label(each.label)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    name_points(axes, series, [], numbered=True)
+    assert name_points(axes, series, [], numbered=True)
+    assert {text.get_text() for text in axes.texts} == {str(place) for place in range(1, 13)}
     renderer = FigureCanvasAgg(axes.figure).get_renderer()
     boxes = {text: Text.get_window_extent(text, renderer) for text in axes.texts}
     away = [text for text in axes.texts if text.arrow_patch]
@@ -281,6 +282,17 @@ def test_cost_mentions_the_control_only_where_one_was_run(tmp_path):
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["backprop (n = 3)", "forward-gradient (n = 3)"]
     assert "frozen" not in KINDS["cost"].title
+
+
+def test_points_of_cost_have_numbers_where_a_name_does_not_fit(tmp_path):
+    for trainer in ("backprop", "forward-gradient", "zeroth-order", "frozen"):
+        cells = {"test_accuracy": 0.5, "epoch_time_s": 1.0}
+        make_run(tmp_path, trainer, cells=cells, summary={"forward_passes_per_step": 3.0}, precision="bf16")
+    figure = draw(tmp_path, "cost")
+    for axes in figure.axes:
+        assert {text.get_text() for text in axes.texts} == set("1234")
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text[:3] for text in texts[:4]] == ["1  ", "2  ", "3  ", "4  "]
 
 
 def test_many_points_of_cost_have_numbers_that_the_legend_begins_with(tmp_path):

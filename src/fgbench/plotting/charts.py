@@ -1,6 +1,6 @@
 """Charts beyond the four panels: over time, trade-offs, gradient quality, swept keys."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any, cast
@@ -27,6 +27,9 @@ from fgbench.plotting.style import Look, plain, series_marker
 
 ACROSS = "across"
 """The id of lines across the whole axes, which names must not touch."""
+
+Place = tuple[tuple[float, float], str]
+"""An offset from a point, in points, and the alignment of the text there."""
 
 MOST_LABELS = 8
 """With more series than this, points have no names; the legend has them, in some figures by number."""
@@ -230,39 +233,61 @@ def draw_points(
 
 def name_points(
     axes: Axes, series: Sequence[Series], looks: Sequence[Look], *, numbered: bool = False
-) -> None:
+) -> bool:
     """A name beside every point where one fits without touching a name, a point, a whisker or the border.
 
-    Where there are more points than ``MOST_LABELS`` none. With ``numbered`` these have the places of their
-    series, from 1, and what does not fit beside a point stands away from it, joined to it by a thin line that
-    crosses no name.
+    Where there are more points than ``MOST_LABELS`` none. With ``numbered``, all points have the places of
+    their series instead, from 1, where there are that many or a name does not fit.
+
+    Returns:
+        Whether the points have numbers.
     """
-    points = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
     many = len(series) > MOST_LABELS
     if many and not numbered:
-        return
+        return False
     figure = cast(Figure, axes.figure)
-    renderer = FigureCanvasAgg(figure).get_renderer()
     if figure.get_layout_engine():
         figure.draw_without_rendering()
     axes.get_xlim(), axes.get_ylim()  # what has been drawn decides the limits only when they are asked for
+    if (not many and _write_names(axes, {each.label: plain(each.label) for each in series})) or not numbered:
+        return False
+    for text in [*axes.texts]:
+        text.remove()
+    _write_names(axes, {each.label: str(place) for place, each in enumerate(series, 1)}, _far_places())
+    return True
+
+
+def _write_names(axes: Axes, names: Mapping[str, str], far: Sequence[Place] = ()) -> bool:
+    """Names of points by their labels, beside them, or at one of the places ``far`` from them.
+
+    The latter are joined to their points by thin lines, which cross no name, and no other point or whisker
+    if that is possible. A name without a place is left out; where there are far places, it touches something.
+
+    Returns:
+        Whether all have a place.
+    """
+    figure = cast(Figure, axes.figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    points = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
     drawn = [[_extent(axes, each) for each in (bars.lines[0], *bars.lines[2])] for bars in points]
     taken = [box for boxes in drawn for box in boxes]
     taken += [_extent(axes, line) for line in axes.lines if line.get_gid() == ACROSS]
-    names: list[Bbox] = []
+    written: list[Bbox] = []
     joints: list[LinePath] = []
-    places = {each.label: str(place) for place, each in enumerate(series, 1)}
     for bars, boxes in zip(points, drawn, strict=True):
         own, line = Bbox.union(boxes), bars.lines[0]
         at = tuple(np.asarray(line.get_xydata())[0])
         x, y = axes.transData.transform(at)
         reach = np.array([own.x0 - x, own.x1 - x, own.y0 - y, own.y1 - y]) * 72 / figure.dpi
-        label = str(bars.get_label())
         near = _places(*reach)
-        for place, (offset, align) in enumerate([*near, *(_far_places() if numbered else ())]):
-            joined = {"arrowstyle": "-", "lw": 0.4, "color": line.get_color(), "shrinkA": 2, "shrinkB": 3}
+        joined = {"arrowstyle": "-", "lw": 0.4, "color": line.get_color(), "shrinkA": 2, "shrinkB": 3}
+        others = [box for box in taken if not box.contains(x, y)]
+        tries: list[tuple[Place, bool, list[Bbox] | None]] = [(place, False, []) for place in near]
+        tries += [(place, True, avoided) for avoided in (others, []) for place in far]
+        tries += [(near[0], False, None)] if far else []
+        for (offset, align), away, avoided in tries:
             text = axes.annotate(
-                places[label] if many else plain(label),
+                names[str(bars.get_label())],
                 at,
                 offset,
                 textcoords="offset points",
@@ -270,20 +295,20 @@ def name_points(
                 va="center",
                 fontsize=6.5,
                 color=line.get_color(),
-                arrowprops=joined if place >= len(near) else None,
+                arrowprops=joined if away else None,
             )
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer)  # without the line
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
             inside &= axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
-            joint = [LinePath([((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), (x, y)])]
-            joint = joint if place >= len(near) else []
-            free = box.count_overlaps(taken + names) == 0 and not _cross(joints, [box])
-            if inside and free and not _cross(joint, names):
-                names.append(box)
+            joint = [LinePath([((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), (x, y)])] if away else []
+            free = box.count_overlaps(taken + written) == 0 and not _cross(joints, [box])
+            if avoided is None or (inside and free and not _cross(joint, written + avoided)):
+                written.append(box)
                 joints += joint
                 break
             text.remove()
+    return len(written) == len(points)
 
 
 def _cross(lines: Iterable[LinePath], boxes: Sequence[Bbox]) -> bool:
@@ -298,7 +323,7 @@ def _extent(axes: Axes, drawn: Artist) -> Bbox:
     return box.padded(2)
 
 
-def _places(left: float, right: float, below: float, above: float) -> list[tuple[tuple[float, float], str]]:
+def _places(left: float, right: float, below: float, above: float) -> list[Place]:
     """Where a name may stand beside a point whose whiskers reach so far, all in points, and its alignment."""
     return [
         ((right + 3, 0), "left"),
@@ -312,7 +337,7 @@ def _places(left: float, right: float, below: float, above: float) -> list[tuple
     ]
 
 
-def _far_places() -> list[tuple[tuple[float, float], str]]:
+def _far_places() -> list[Place]:
     """Where a number may stand away from its point, nearest first."""
     return [
         ((length * np.cos(angle), length * np.sin(angle)), "center")

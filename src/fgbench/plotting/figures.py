@@ -46,7 +46,7 @@ class FigureSpec:
         data: tables of the numbers behind it, by what a row of each is for.
         lines: the series that stand for a line each, where a line is not a series.
         points: whether a series is a point, and not a line or a bar.
-        numbered: whether names begin with the number that stands beside a point, where there are many.
+        numbered: whether points have numbers, with which names in the legend begin, where names do not fit.
         columns: how many panels stand side by side at most.
     """
 
@@ -59,10 +59,6 @@ class FigureSpec:
     points: bool = False
     numbered: bool = False
     columns: int = 2
-
-    def name(self, place: int, label: str, count: int) -> str:
-        """How a legend of ``count`` series calls the one at a place, from 1."""
-        return f"{place}  {label}" if self.numbered and count > charts.MOST_LABELS else label
 
 
 def _having(*columns: str) -> Callable[[Sequence[Series]], list[Series]]:
@@ -235,7 +231,7 @@ def compose(
     lines = kind.lines(series) if kind.lines else series
     looks = series_looks(lines)
     names = [each.label if kind.lines else f"{each.label} ({count_runs(each)})" for each in lines]
-    names = [kind.name(place, name, len(names)) for place, name in enumerate(names, 1)]
+    names = [f"{place}  {name}" if kind.numbered else name for place, name in enumerate(names, 1)]
     columns = 2 if max(map(len, names)) < 52 and sheet.columns > 1 else 1
     letters = round(100 * sheet.width / SHEETS["screen"].width)
     names = [_wrap(name, letters) for name in names]
@@ -276,9 +272,11 @@ def compose(
             alignment="left",
         )
         legend.get_title().set_color("0.35")
-        for panel, axes in zip(kind.panels, grid.flat, strict=False):
-            if panel.finish:
-                panel.finish(axes, series, looks)
+        drawn = zip(kind.panels, grid.flat, strict=False)
+        numbered = [panel.finish(axes, series, looks) for panel, axes in drawn if panel.finish]
+        if kind.numbered and not any(numbered):
+            for place, text in enumerate(legend.get_texts()[: len(names)], 1):
+                text.set_text(text.get_text().removeprefix(f"{place}  "))
     return figure
 
 

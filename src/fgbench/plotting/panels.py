@@ -37,13 +37,13 @@ class Panel:
     Attributes:
         draw: what fills it.
         bars: whether it needs a line of its own for every series.
-        finish: what is added once the axes have their final place.
+        finish: what is added once the axes have their final place; whether it gave the series numbers.
         inches: height, where it does not need more.
     """
 
     draw: Draw
     bars: bool = False
-    finish: Callable[[Axes, Sequence[Series], Sequence[Look]], None] | None = None
+    finish: Callable[[Axes, Sequence[Series], Sequence[Look]], bool] | None = None
     inches: float = 2.3
 
     def height(self, num_series: int) -> float:

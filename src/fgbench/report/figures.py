@@ -124,27 +124,29 @@ def _validation(series: Series) -> float:
 def _draw_chart(name: str, kind: FigureSpec, series: Sequence[Series], left_out: int, prefix: str) -> Chart:
     lines = kind.lines(series) if kind.lines else series
     looks = series_looks(lines)
+    height = max(panel.height(len(looks)) for panel in kind.panels)
+    drawn = [
+        _draw_panel(panel, series, looks, height, f"{prefix}{index}")
+        for index, panel in enumerate(kind.panels)
+    ]
+    numbered = any(has_numbers for _, has_numbers in drawn)
     legend = [
         Line(
-            kind.name(place, each.label, len(lines)),
+            f"{place}  {each.label}" if numbered else each.label,
             "" if kind.lines else count_runs(each),
             look,
             series_marker(each) if kind.points else "",
         )
         for place, (each, look) in enumerate(zip(lines, looks, strict=True), 1)
     ]
-    height = max(panel.height(len(looks)) for panel in kind.panels)
-    panels = [
-        _draw_panel(panel, series, looks, height, f"{prefix}{index}")
-        for index, panel in enumerate(kind.panels)
-    ]
     data = {rows: make(series).to_csv(index=False) for rows, make in kind.data.items()}
-    return Chart(name, kind.title, panels, legend, left_out, data)
+    return Chart(name, kind.title, [panel for panel, _ in drawn], legend, left_out, data)
 
 
 def _draw_panel(
     panel: Panel, series: Sequence[Series], looks: Sequence[Look], height: float, prefix: str
-) -> Markup:
+) -> tuple[Markup, bool]:
+    """A panel, and whether its points have numbers."""
     with mpl.rc_context(_SETTINGS):
         size = WIDTH_INCHES, 0.3 + height
         figure = Figure(figsize=size)  # fixed margins: a layout engine would take most of the page's time
@@ -153,12 +155,11 @@ def _draw_panel(
             (left / size[0], 0.56 / size[1], 1 - (left + 0.1) / size[0], 1 - 0.82 / size[1])
         )
         panel.draw(axes, series, looks)
-        if panel.finish:
-            panel.finish(axes, series, looks)
+        numbered = panel.finish is not None and panel.finish(axes, series, looks)
         buffer = io.StringIO()
         title = axes.get_title(loc="left")
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), title, prefix)
+    return _inline(buffer.getvalue(), title, prefix), numbered
 
 
 def _inline(svg: str, title: str, prefix: str) -> Markup:
