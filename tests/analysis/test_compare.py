@@ -472,6 +472,22 @@ def test_of_several_rates_none_is_the_baseline_where_no_validation_images_tell_t
     assert (seen.rivals, seen.baseline.label) == (0, f"{trainer}, lr=0.01")
 
 
+@pytest.mark.parametrize("terminal", [80, 120])
+def test_a_table_wider_than_the_terminal_has_a_line_for_every_cell(terminal):
+    records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD)
+    wide = compare_report(records, ["test_accuracy"])
+    assert max(map(len, wide.splitlines())) > terminal
+    report = compare_report(records, ["test_accuracy"], width=terminal)
+    assert "\n\n\n" not in report
+    narrow = report.splitlines()
+    table = narrow[narrow.index("forward-gradient") : narrow.index("")]
+    assert table[:2] == ["forward-gradient", "  uses backwards     nothing"]
+    assert max(map(len, table)) <= terminal
+    assert compare_report(records, ["test_accuracy"], width=1000) == wide
+    markdown = compare_report(records, ["test_accuracy"], form="markdown")
+    assert compare_report(records, ["test_accuracy"], form="markdown", width=terminal) == markdown
+
+
 def test_environments_that_differ_are_named():
     records = make_seeds("backprop", BACKPROP)
     records += make_seeds("forward-gradient", FORWARD, env={"torch": "2.6.0", "threads": 8})

@@ -58,6 +58,7 @@ def compare_report(
     form: Format | str = Format.text,
     accuracy: float | None = None,
     notes: Sequence[str] = (),
+    width: int | None = None,
 ) -> str:
     """What ``fgbench compare`` prints.
 
@@ -68,6 +69,7 @@ def compare_report(
         form: how to write it; CSV is one row for every comparison, in full precision.
         accuracy: report the time to this validation accuracy.
         notes: lines to stand at the end, such as those about runs that are left out.
+        width: of the terminal; see ``render``.
 
     Raises:
         ConfigError: as ``compare``.
@@ -93,7 +95,7 @@ def compare_report(
     if Format(form) is Format.latex:
         lines = [f"% {line}" for line in lines]
     between = "\n\n" if Format(form) in (Format.markdown, Format.md) else "\n"
-    return "\n\n".join([*filter(None, [render(tables, form)]), between.join(lines)])
+    return "\n\n".join([*filter(None, [render(tables, form, width)]), between.join(lines)])
 
 
 def measure_table(comparisons: Sequence[Comparison]) -> Table:

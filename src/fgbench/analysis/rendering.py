@@ -3,8 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tabulate import tabulate
@@ -29,17 +30,23 @@ class Table:
     notes: Sequence[str] = ()
 
 
-def render(tables: Sequence[Table], form: Format | str) -> str:
-    """The tables in one text, without a newline at its end; CSV and JSON have neither titles nor notes."""
-    write = {
-        Format.text: _to_text,
+def render(tables: Sequence[Table], form: Format | str, width: int | None = None) -> str:
+    """The tables in one text, without a newline at its end; CSV and JSON have neither titles nor notes.
+
+    Args:
+        tables: what to write.
+        form: how.
+        width: of the terminal, in letters; plain text that does not fit has a line for every cell.
+    """
+    writers: dict[Format, Callable[[Table], str]] = {
+        Format.text: partial(_to_text, width=width),
         Format.markdown: _to_markdown,
         Format.md: _to_markdown,
         Format.csv: _to_csv,
         Format.json: _to_json,
         Format.latex: _to_latex,
-    }[Format(form)]
-    return "\n\n".join(write(table) for table in tables)
+    }
+    return "\n\n".join(map(writers[Format(form)], tables))
 
 
 def align(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simple") -> str:
@@ -48,8 +55,14 @@ def align(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "simp
     return tabulate(rows, head, style, disable_numparse=True, colalign=sides if rows else None)
 
 
-def _to_text(table: Table) -> str:
-    return "\n".join(filter(None, [table.title, align(table.head, table.rows), *table.notes]))
+def _to_text(table: Table, width: int | None) -> str:
+    cells = align(table.head, table.rows)
+    if width and max(map(len, cells.splitlines())) > width:
+        indent = max(map(len, table.head[1:]))
+        names = [f"  {name:<{indent}}  " for name in table.head[1:]]
+        blocks = [[row[0], *map(str.__add__, names, row[1:])] for row in table.rows]
+        cells = "\n\n".join(map("\n".join, blocks)) + "\n" * bool(table.notes)
+    return "\n".join(filter(None, [table.title, cells, *table.notes]))
 
 
 def _to_markdown(table: Table) -> str:

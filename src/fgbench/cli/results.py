@@ -1,7 +1,9 @@
 """The commands that read runs: ``plot``, ``report``, ``status``, ``compare``, ``claims``, ``export``."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -107,7 +109,8 @@ def compare(
 
     found = read_results(results, tag)
     _warn_of_unknown_data(found.runs)
-    _write(compare_report(found.runs, metric, baseline, form, accuracy, found.notes), out)
+    width = get_terminal_size().columns if out is None and sys.stdout.isatty() else None
+    _write(compare_report(found.runs, metric, baseline, form, accuracy, found.notes, width), out)
 
 
 def claims(results: ResultsFolders, form: Form = Format.text, out: Out = None) -> None:
