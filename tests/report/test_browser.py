@@ -161,6 +161,15 @@ def test_no_page_is_wider_than_its_window(browser, page, width, request):
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("page", ["small_page", "large_page", "crowded_page"])
+def test_comparisons_in_numbers_fit_a_window_of_1280_pixels(browser, page, request):
+    browser.get(request.getfixturevalue(page))
+    browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+    boxes = "document.querySelectorAll('.scroll:has(> .numbers)')"
+    hidden = f"return [...{boxes}].map(each => each.scrollWidth - each.clientWidth)"
+    assert set(browser.execute_script(hidden)) == {0}
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_two_texts_of_a_figure_overlap_and_none_is_cut(browser, crowded_page, width):
     emulate(browser, width)
