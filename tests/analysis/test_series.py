@@ -166,6 +166,29 @@ def test_a_finished_run_whose_metrics_are_damaged_is_told_and_not_averaged(tmp_p
     assert f"metrics.csv is damaged after epoch {4 if damage is None else 0} of 5" in caplog.text
 
 
+@pytest.mark.parametrize("damage", ["", "[1]", None])
+@pytest.mark.parametrize("lost", ["status.json", "env.json", "summary.json"])
+def test_a_lost_file_of_a_finished_run_is_named_once(tmp_path, caplog, lost, damage):
+    run = make_run(tmp_path)
+    make_run(tmp_path, seed=1)
+    (run / lost).unlink() if damage is None else (run / lost).write_text(damage)
+    load_results(tmp_path)
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{run}: no readable {lost}; ")
+
+
+@pytest.mark.parametrize("damage", ["class,cat,dog\ncat,3", None])
+def test_lost_confusions_of_a_finished_run_are_named_where_they_are_read(tmp_path, caplog, damage):
+    run = make_run(tmp_path, summary={"test_class_accuracy": {"cat": 0.5, "dog": 0.5}})
+    if damage:
+        (run / "confusion.csv").write_text(damage)
+    make_run(tmp_path, seed=1)  # by a version that kept none
+    assert [record.confusions for record in load_results(tmp_path)] == [None, None]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{run}: no readable confusion.csv; its confusions are left out"
+    ]
+
+
 def test_no_runs_is_one_clear_line(tmp_path):
     with pytest.raises(ConfigError, match=r"no runs in .*fgbench run"):
         load_results(tmp_path)

@@ -17,7 +17,7 @@ from fgbench.config.source import flatten, read_yaml
 from fgbench.errors import ConfigError, FgbenchError
 from fgbench.registry import uses_backwards
 from fgbench.storage.metrics import METRICS, TEXT_COLUMNS
-from fgbench.storage.run_directory import LAYER_COLUMNS, TRIALS, RunDirectory
+from fgbench.storage.run_directory import CONFUSIONS, LAYER_COLUMNS, NO_STATUS, TRIALS, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,8 @@ class RunRecord:
             return None
         names, counts = RunDirectory(self.path).read_confusions()
         if not counts:
+            if self.summary.get("test_class_accuracy") or (self.path / CONFUSIONS).exists():
+                logger.warning("%s: no readable %s; its confusions are left out", self.path, CONFUSIONS)
             return None
         return pd.DataFrame(counts, index=names[: len(counts)], columns=names)
 
@@ -294,9 +296,14 @@ def _load_run(folder: Path) -> RunRecord:
         damage = f"metrics.csv is damaged after epoch {len(metrics)} of {epochs}"
         logger.warning("%s: %s; the command that made the run repairs it", folder, damage)
         status = status | {"state": "failed", "reason": damage}
-    return RunRecord(
-        folder, identity, config, directory.read_env(), status, directory.read_summary(), metrics
-    )
+    env, summary = directory.read_env(), directory.read_summary()
+    if status.get("reason") == NO_STATUS:
+        logger.warning("%s: %s; the run counts as interrupted", folder, NO_STATUS)
+    if len(metrics) and not env:
+        logger.warning("%s: no readable env.json; its machine and its data count as unknown", folder)
+    if status["state"] == "finished" and not summary:
+        logger.warning("%s: no readable summary.json; what a step costs is left out", folder)
+    return RunRecord(folder, identity, config, env, status, summary, metrics)
 
 
 def _content_hash(config: dict[str, Any]) -> str:

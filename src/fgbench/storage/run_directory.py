@@ -34,6 +34,9 @@ not explain (NaN for trainers without any)."""
 CONFUSIONS = "confusion.csv"
 """The confusion matrix of the trained model on the test images: true classes by predicted classes."""
 
+NO_STATUS = "no readable status.json"
+"""Why a run without one counts as interrupted."""
+
 STATES = ("running", "finished", "diverged", "interrupted", "failed")
 
 TRIALS = "tuned/trials"
@@ -199,7 +202,7 @@ class RunDirectory:
         """
         status = self._read_json("status.json")
         if status.get("state") not in STATES:
-            return {**status, "state": "interrupted", "reason": "no readable status.json"}
+            return {**status, "state": "interrupted", "reason": NO_STATUS}
         if status["state"] != "running":
             return status
         reason = ""
@@ -285,7 +288,7 @@ class RunDirectory:
         try:
             with (self.path / CONFUSIONS).open(newline="", encoding="utf-8") as file:
                 head, *rows = csv.reader(file)
-            return head[1:], [[int(cell) for cell in row[1:]] for row in rows]
+            return head[1:], [[int(cell) for _, cell in zip(head[1:], row[1:], strict=True)] for row in rows]
         except (OSError, ValueError, csv.Error):
             return [], []
 
