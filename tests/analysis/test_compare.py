@@ -472,6 +472,15 @@ def test_of_several_rates_none_is_the_baseline_where_no_validation_images_tell_t
     assert (seen.rivals, seen.baseline.label) == (0, f"{trainer}, lr=0.01")
 
 
+def test_a_run_that_did_not_record_its_data_is_named(tmp_path):
+    unknown = make_run(tmp_path, "backprop")
+    make_run(tmp_path, "forward-gradient")
+    done = CliRunner().invoke(app, ["compare", str(tmp_path)])
+    assert f"2 of 2 runs did not record their data: taken to be that of the others: {unknown} and 1 more" in (
+        done.stderr
+    )
+
+
 @pytest.mark.parametrize("terminal", [80, 120])
 def test_a_table_wider_than_the_terminal_has_a_line_for_every_cell(terminal):
     records = make_seeds("backprop", BACKPROP) + make_seeds("forward-gradient", FORWARD)

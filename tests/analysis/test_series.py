@@ -189,6 +189,16 @@ def test_lost_confusions_of_a_finished_run_are_named_where_they_are_read(tmp_pat
     ]
 
 
+@pytest.mark.parametrize("lost", ["backprop", "forward-gradient"])
+def test_an_unknown_device_is_no_other_device(tmp_path, lost):
+    for trainer in ("backprop", "forward-gradient"):
+        run = make_run(tmp_path, trainer, device="auto")
+        if trainer == lost:
+            (run / "env.json").unlink()
+    [series] = group_series(load_results(tmp_path)).values()
+    assert [each.label for each in series] == ["backprop", "forward-gradient"]
+
+
 def test_no_runs_is_one_clear_line(tmp_path):
     with pytest.raises(ConfigError, match=r"no runs in .*fgbench run"):
         load_results(tmp_path)

@@ -29,9 +29,10 @@ def is_off(value: Any) -> bool:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys with more than one value."""
+    """The keys with more than one value; a device that was left open and not recorded counts as none."""
     keys = dict.fromkeys(key for each in settings for key in each)
-    return [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
+    values = {key: {repr(each.get(key)) for each in settings} for key in keys}
+    return [key for key in keys if len(values[key] - ({"'auto'"} if key == "device" else set())) > 1]
 
 
 def not_default(kind: str, settings: Mapping[str, Any]) -> list[str]:

@@ -165,10 +165,12 @@ def export(
 
 
 def _warn_of_unknown_data(runs: "Sequence[RunRecord]") -> None:
-    from fgbench.analysis.pairing import describe_unknown_data
+    from fgbench.analysis.pairing import describe_unknown_data, loaded_digest
 
     if warning := describe_unknown_data(runs):
-        typer.echo(f"fgbench: {warning}", err=True)
+        named, *more = [str(run.path) for run in runs if loaded_digest(run) is None]
+        rest = f" and {len(more)} more" if more else ""
+        typer.echo(f"fgbench: {warning}: {named}{rest}", err=True)
 
 
 def _write(text: str, out: Path | None) -> None:
