@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "fgbench"
 FLOORS = (
-    ("errors", "options", "paths", "formatting", "seeds"),
+    ("errors", "options", "paths", "formatting", "seeds", "own_code"),
     ("registry", "storage", "measure"),
     ("config", "datasets", "models"),
     ("trainers", "analysis"),
@@ -24,6 +24,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS_WITHOUT_TORCH = [
     "errors",
     "options",
+    "own_code",
     "paths",
     "registry",
     "config",

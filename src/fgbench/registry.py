@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from fgbench.errors import ConfigError
 from fgbench.options import Backwards, Options, declared_backwards
+from fgbench.own_code import record
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,9 @@ def find(kind: str, name: str) -> Component:
     if name in table:
         return table[name]
     if ":" in name:
-        options = getattr(import_target(name), "Options", None)
+        target = import_target(name)
+        record(name, target)
+        options = getattr(target, "Options", None)
         if not (isinstance(options, type) and issubclass(options, Options)):
             base = _OPTIONS.get(kind, "fgbench.Options")
             raise ConfigError(

@@ -7,10 +7,11 @@ from fgbench.datasets.fingerprint import Fingerprint
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError, MissingDataError
 from fgbench.run.build import build_training
+from fgbench.run.code import check_code
 from fgbench.run.data import check_data, check_ended
 from fgbench.run.failures import explain_failure, is_out_of_memory
 from fgbench.run.loggers import find_loggers
-from fgbench.run.plan import Plan, describe_missing_data, find_ended
+from fgbench.run.plan import Plan, describe_missing_data, find_ended, join_remarks
 from fgbench.run.world import World
 
 
@@ -37,7 +38,7 @@ def plan_run(
 
     Raises:
         ConfigError: the device, the data, the results folder or a logger is not available, the components do
-            not go together or do not fit into memory, or the run was started on other data.
+            not go together or do not fit into memory, or the run started on other data or with other code.
     """
     world = world or World()
     with world.agreed():
@@ -45,16 +46,16 @@ def plan_run(
         plan.directory.check_place()
         find_loggers(config.log)
     plan = replace(plan, ended=world.on_main(lambda: find_ended(plan.directory)))
+    code = "" if plan.ended and force else world.on_main(lambda: check_code(plan, resume=resume))
     if plan.ended and not force:
-        return replace(
-            plan, data=world.on_main(lambda: check_ended(plan, search, {} if known is None else known))
-        )
+        data = world.on_main(lambda: check_ended(plan, search, {} if known is None else known))
+        return replace(plan, data=join_remarks(data, code))
     data = ""
     for is_turn in (world.local_rank == 0, world.local_rank > 0):  # one per machine fetches missing data
         with world.agreed():
             if is_turn:
                 data = _check_build(plan, resume=resume, dry_run=dry_run)
-    return replace(plan, data=data)
+    return replace(plan, data=join_remarks(data, code))
 
 
 def _check_build(plan: Plan, *, resume: bool, dry_run: bool) -> str:

@@ -18,7 +18,8 @@ class Plan:
 
     Attributes:
         ended: the state of a run that had already finished or diverged when planned; None for one to run.
-        data: what is known about its data: counts, classes and source, or that it is missing.
+        data: what is known about its data: counts, classes and source, or that it is missing; and that its
+            code was not recorded.
     """
 
     config: Config
@@ -75,6 +76,11 @@ def locate(config: Config, device: torch.device, search: DataSearch) -> Plan:
     plan = Plan(config, device, search)
     plan.directory.check_place()
     return replace(plan, ended=find_ended(plan.directory))
+
+
+def join_remarks(*remarks: str) -> str:
+    """Those that say something, in one line."""
+    return "; ".join(filter(None, remarks))
 
 
 def describe_missing_data(error: MissingDataError, search: DataSearch) -> str:

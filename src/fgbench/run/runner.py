@@ -15,6 +15,7 @@ from fgbench.options import declared_backwards
 from fgbench.run.build import build_training
 from fgbench.run.check import plan_run
 from fgbench.run.classes import measure_classes
+from fgbench.run.code import own_code
 from fgbench.run.cost import measure_step_cost
 from fgbench.run.data import check_state, is_known
 from fgbench.run.epochs import EpochLoop
@@ -274,14 +275,12 @@ def _describe_environments(
     """The content of env.json: the current environment and, if it has changed, the previous ones."""
     if not plan.world.is_main:
         return {}
-    now, before = (
-        measure.describe_environment(plan.device) | {"workers": plan.world.size, "data": data},
-        directory.read_env(),
-    )
+    own = {"workers": plan.world.size, "data": data, "code": own_code(plan.config)}
+    now, before = measure.describe_environment(plan.device) | own, directory.read_env()
     if not resumed or not before:
         return now
     earlier = before.pop("earlier", [])
-    changed = [key for key in now if key not in ("command", "data") and now[key] != before.get(key)]
+    changed = [key for key in now if key not in ("command", "data", "code") and now[key] != before.get(key)]
     if changed:
         earlier = [*earlier, before]
         values = "".join(f"{key} {before.get(key)} then, {now[key]} now; " for key in changed if key in SHORT)

@@ -17,8 +17,9 @@ from fgbench.datasets.base import load_splits
 from fgbench.datasets.fingerprint import Fingerprint
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import MissingDataError
+from fgbench.run.code import check_code
 from fgbench.run.data import check_data, check_ended
-from fgbench.run.plan import Plan, describe_missing_data, find_ended, locate
+from fgbench.run.plan import Plan, describe_missing_data, find_ended, join_remarks, locate
 from fgbench.run.signals import StopRequest
 from fgbench.storage.run_directory import ENDED
 from fgbench.sweep.executor import Executor, Job, RunFlags
@@ -72,7 +73,8 @@ def make_plans(
         dry_run: nothing will run, so data may be missing.
 
     Raises:
-        ConfigError: the data or the results folder is not available, or a run was made on other data.
+        ConfigError: the data or the results folder is not available, or a run was made on other data or
+            with other code.
     """
     plans: dict[Path, Plan] = {}
     for config in configs:
@@ -84,8 +86,9 @@ def make_plans(
     loaded: dict[str, tuple[Fingerprint | None, str]] = {}
     known: dict[str, Fingerprint] = {}
     for path, plan in plans.items():
+        code = "" if plan.ended and force else check_code(plan)
         if plan.ended and not force:
-            plans[path] = replace(plan, data=check_ended(plan, plan.search, known))
+            plans[path] = replace(plan, data=join_remarks(check_ended(plan, plan.search, known), code))
             continue
         key = f"{plan.search.named} {plan.config.dataset.model_dump_json()}"
         try:
@@ -100,7 +103,7 @@ def make_plans(
         fingerprint, described = loaded[key]
         if fingerprint and not plan.ended:
             check_data(plan, fingerprint)
-        plans[path] = replace(plan, data=described)
+        plans[path] = replace(plan, data=join_remarks(described, code))
     return plans
 
 

@@ -17,6 +17,7 @@ from fgbench.datasets.base import load_splits
 from fgbench.datasets.search import DataSearch
 from fgbench.errors import ConfigError
 from fgbench.run.build import build_training
+from fgbench.run.code import own_code
 from fgbench.run.epochs import has_diverged
 from fgbench.run.loop import evaluate, start_next_epoch, train_epoch
 from fgbench.run.signals import Interrupted, StopRequest
@@ -132,6 +133,7 @@ def _tune(
     content += f"{epochs} epochs"
     splits = load_splits(config.dataset, config.seed, device, replace(search, config_dir=config.data_dir))
     content += splits.fingerprint.loaded if splits.fingerprint else ""
+    content += "".join(own_code(config).values())
     name = f"{label} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
     study = optuna.create_study(
         storage=storage,

@@ -1,0 +1,116 @@
+"""A user's own components outside of fgbench: their code is recorded, and a mistake in them is one line."""
+
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from fgbench.cli.app import app
+
+CONFIG = """
+dataset: {name: synthetic, shape: [1, 4, 4], classes: 3, train: 40, test: 12}
+model: MODEL
+trainer: TRAINER
+epochs: 2
+batch_size: 8
+device: cpu
+threads: 1
+"""
+MODEL = """
+from fgbench.options import Options
+from own_layers import make
+
+def net(options, image_shape, num_classes):
+    return make(16, num_classes)
+
+net.Options = Options
+"""
+LAYERS = """
+from torch import nn
+
+def make(features, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, classes))
+"""
+
+
+def fgbench(*arguments):
+    """The command as a new process would run it."""
+    for name in ("own_parts", "own_layers"):
+        sys.modules.pop(name, None)
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a config that names the parts, and a module with them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(parts, model="fc", trainer="backprop"):
+        (tmp_path / "own_parts.py").write_text(parts)
+        (tmp_path / "own_layers.py").write_text(LAYERS)
+        (tmp_path / "c.yaml").write_text(CONFIG.replace("MODEL", model).replace("TRAINER", trainer))
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def ended(write):
+    folder = write(MODEL, "own_parts:net")
+    done = fgbench("run", "c.yaml")
+    assert done.exit_code == 0, done.output
+    [run] = (folder / "results" / "c").iterdir()
+    return run
+
+
+def code_of(run):
+    return json.loads((run / "env.json").read_text())["code"]
+
+
+def test_the_digest_of_own_code_stands_in_env_json_and_that_of_fgbench_does_not(ended):
+    [(name, digest)] = code_of(ended).items()
+    assert name == "own_parts:net"
+    assert len(digest) == 8
+
+
+def test_a_run_that_ended_with_the_same_code_is_skipped(ended):
+    assert "finished already, skipped (--force repeats it)" in fgbench("run", "c.yaml").output
+
+
+@pytest.mark.parametrize("file", ["own_parts.py", "own_layers.py"])
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_a_run_that_ended_with_other_code_is_refused(ended, file, command):
+    before = code_of(ended)
+    path = ended.parents[2] / file
+    path.write_text(path.read_text() + "# edited\n")
+    if command == "sweep":
+        (ended.parents[2] / "s.yaml").write_text("base: c.yaml\n")
+    refused = fgbench(command, "c.yaml" if command == "run" else "s.yaml")
+    assert refused.exit_code == 2
+    assert "finished already, but with other code of own_parts:net (env.json); --force" in refused.output
+    assert code_of(ended) == before
+    assert fgbench("run", "c.yaml", "--force").exit_code == 0
+    assert code_of(ended) != before
+
+
+def test_a_run_does_not_resume_with_other_code(ended):
+    (ended / "summary.json").unlink()
+    (ended / "status.json").write_text('{"state": "interrupted", "epoch": 2, "epochs": 2}')
+    path = ended.parents[2] / "own_parts.py"
+    path.write_text(path.read_text() + "# edited\n")
+    refused = fgbench("run", "c.yaml")
+    assert refused.exit_code == 2
+    assert "this run started with other code of own_parts:net (env.json); restore that code" in refused.output
+    assert fgbench("run", "c.yaml", "--no-resume").exit_code == 0
+
+
+def test_a_run_of_an_older_version_is_skipped_and_says_that_its_code_is_not_known(ended):
+    env = json.loads((ended / "env.json").read_text())
+    del env["code"]
+    (ended / "env.json").write_text(json.dumps(env))
+    skipped = fgbench("run", "c.yaml")
+    assert skipped.exit_code == 0
+    assert "skipped (--force repeats it; its code was not recorded)" in skipped.output
