@@ -114,3 +114,60 @@ def test_a_run_of_an_older_version_is_skipped_and_says_that_its_code_is_not_know
     skipped = fgbench("run", "c.yaml")
     assert skipped.exit_code == 0
     assert "skipped (--force repeats it; its code was not recorded)" in skipped.output
+
+
+FAILING_MODEL = """
+from fgbench.options import Options
+
+def net(options, image_shape, num_classes):
+    return {}["no such"]
+
+net.Options = Options
+"""
+
+
+def test_an_error_in_a_models_builder_is_a_line_with_its_place(write):
+    folder = write(FAILING_MODEL, "own_parts:net")
+    refused = fgbench("run", "c.yaml")
+    assert refused.exit_code == 2
+    place = f"{folder / 'own_parts.py'}:5: KeyError: 'no such'"
+    assert refused.stderr == f"fgbench: model.name: own_parts:net does not work on images of 1x4x4: {place}\n"
+    assert not (folder / "results").exists()
+
+
+TRAINER = """
+import torch
+from fgbench import StepStats, Trainer, TrainerOptions
+
+class Plain(Trainer):
+    Options = TrainerOptions
+
+    def SETUP(self, model, inputs, num_classes, generator):
+        torch.ones(2) @ torch.ones(3)
+
+    def compute_gradients(self, model, loss_fn, inputs, labels, generator, *, accumulate=False):
+        outputs = model(inputs)
+        loss = loss_fn(outputs, labels).mean()
+        FAIL
+        loss.backward()
+        return StepStats(loss, outputs)
+"""
+
+
+def test_an_error_in_a_trainers_set_up_is_a_line_before_the_run(write):
+    folder = write(TRAINER.replace("SETUP", "set_up"), trainer="own_parts:Plain")
+    refused = fgbench("run", "c.yaml")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"fgbench: {folder / 'own_parts.py'}:9: RuntimeError: inconsistent")
+    assert not (folder / "results").exists()
+
+
+def test_an_error_in_a_trainers_step_is_a_line_and_fails_the_run(write):
+    folder = write(TRAINER.replace("FAIL", "loss_fn.no_such"), trainer="own_parts:Plain")
+    failed = fgbench("run", "c.yaml")
+    assert failed.exit_code == 1
+    [run] = (folder / "results" / "c").iterdir()
+    reason = f"{folder / 'own_parts.py'}:14: AttributeError: 'CrossEntropyLoss' object has no attribute"
+    assert reason in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert json.loads((run / "status.json").read_text())["reason"].startswith(reason)

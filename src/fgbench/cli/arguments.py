@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from fgbench.errors import ConfigError, FgbenchError, exit_code_of
+from fgbench.own_code import explain_own
 
 if TYPE_CHECKING:
     from fgbench.config.config import Config
@@ -20,11 +21,17 @@ class Commands(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (FgbenchError, OSError) as error:
+        except FgbenchError as error:
             typer.echo(f"fgbench: {error}", err=True)
             raise typer.Exit(exit_code_of(error)) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(exit_code_of(error)) from error
+        except Exception as error:
+            own = explain_own(error)
+            if not (own or isinstance(error, OSError)):
+                raise
+            typer.echo(f"fgbench: {own or error}", err=True)
+            raise typer.Exit(ConfigError.exit_code if own else exit_code_of(error)) from error
 
 
 SETTINGS: dict[str, Any] = {

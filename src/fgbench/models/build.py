@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fgbench.errors import ConfigError
+from fgbench.errors import ConfigError, FgbenchError
 from fgbench.options import Options
+from fgbench.own_code import explain_own
 from fgbench.registry import load
 from fgbench.seeds import derive_seed
 
@@ -32,7 +33,8 @@ def build_model(
         device: where the model goes; its 4-dimensional parameters are laid out as channels_last.
 
     Raises:
-        ConfigError: the builder returns something else, or the model does not accept such images.
+        ConfigError: the builder returns something else, or the model does not accept such images; for a
+            user's own, also any other error in its code.
     """
     builder = load("model", options.name)
     with torch.random.fork_rng(devices=[]):
@@ -40,16 +42,19 @@ def build_model(
         try:
             model = builder(options, image_shape, num_classes)
             _check(model, image_shape, num_classes)
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):
+        except _WrongModelError as error:
+            raise ConfigError(f"model.name: {options.name} {error}") from error
+        except FgbenchError:
+            raise
+        except Exception as error:
+            own = explain_own(error)
+            if not (own or isinstance(error, RuntimeError)) or "can't allocate memory" in str(error):
                 raise
             shape = "x".join(map(str, image_shape))
-            text = str(error).strip().splitlines()[0]
+            text = own or str(error).strip().splitlines()[0]
             raise ConfigError(
                 f"model.name: {options.name} does not work on images of {shape}: {text}"
             ) from error
-        except _WrongModelError as error:
-            raise ConfigError(f"model.name: {options.name} {error}") from error
     return model.to(device=device, memory_format=torch.channels_last)
 
 

@@ -4,6 +4,7 @@ import torch
 
 from fgbench.config.config import Config
 from fgbench.errors import FgbenchError
+from fgbench.own_code import explain_own
 from fgbench.run.world import is_lost_worker
 from fgbench.storage.state import first_line
 
@@ -16,6 +17,7 @@ def is_expected(error: Exception) -> bool:
         or _is_nondeterministic(error)
         or is_lost_worker(error)
         or _has_single_value(error)
+        or bool(explain_own(error))
     )
 
 
@@ -54,4 +56,4 @@ def explain_failure(error: Exception, config: Config) -> str:
             f"with batch_size {config.batch_size}, a normalisation of {config.model.name} has one value "
             f"per channel, which has no variance: raise batch_size, or use another normalisation ({text})"
         )
-    return f"{type(error).__name__}: {text}"
+    return explain_own(error) or f"{type(error).__name__}: {text}"
