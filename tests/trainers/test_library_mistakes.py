@@ -265,3 +265,35 @@ def test_a_step_of_ones_own_adds_to_old_gradients_only_where_it_is_asked_to(accu
             )
     for mine, other in zip(own.parameters(), known.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+class ShortBackward(PlainBackward):
+    """The shortest there is: a loss and outputs, as they come."""
+
+    def compute_gradients(self, model, loss_fn, inputs, labels, generator, *, accumulate=False):
+        outputs = model(inputs)
+        loss = loss_fn(outputs, labels).mean()
+        loss.backward()
+        return StepStats(loss, outputs)
+
+
+def test_what_a_step_of_ones_own_leaves_out_is_measured():
+    own, known = small_model(), small_model()
+    short, full = (
+        trainer.compute_gradients(model, LOSS, images(), LABELS, torch.Generator())
+        for trainer, model in ((ShortBackward(), own), (Backprop(), known))
+    )
+    assert torch.allclose(short.grad_norm, full.grad_norm)
+    assert short.directional_derivatives.shape == (0,)
+    assert not short.loss.requires_grad
+    assert not short.outputs.requires_grad
+
+
+class Silent(PlainBackward):
+    def compute_gradients(self, model, loss_fn, inputs, labels, generator, *, accumulate=False):
+        return StepStats(torch.zeros(()), model(inputs))
+
+
+def test_a_step_without_a_gradient_has_no_norm():
+    stats = Silent().compute_gradients(small_model(), LOSS, images(), LABELS, torch.Generator())
+    assert stats.grad_norm.isnan()

@@ -3,7 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,9 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss_fn(outputs, labels)`` returns one loss per sample, shape (B,)."""
 
 
+_NONE, _UNMEASURED = torch.empty(0), torch.tensor(torch.nan)
+
+
 @dataclass(frozen=True)
 class StepStats:
     """What a trainer measured on one batch, detached and on the device.
@@ -26,14 +29,16 @@ class StepStats:
     Attributes:
         loss: mean loss of the batch before the update, shape ().
         outputs: the model's outputs, shape (B, classes).
-        directional_derivatives: d of each tangent (and sample, for per-sample trainers); empty for backprop.
+        directional_derivatives: d of each tangent (and sample, for per-sample trainers); empty for backprop,
+            and if not given.
         grad_norm: Euclidean norm of the gradient left in ``param.grad``, shape (); NaN where none was formed.
+            Measured after the step if not given.
     """
 
     loss: Tensor
     outputs: Tensor
-    directional_derivatives: Tensor
-    grad_norm: Tensor
+    directional_derivatives: Tensor = _NONE
+    grad_norm: Tensor = _UNMEASURED
 
     def __post_init__(self) -> None:
         """Raises: ConfigError: a field is no tensor."""
@@ -41,6 +46,10 @@ class StepStats:
             value = getattr(self, field.name)
             if not isinstance(value, Tensor):
                 raise ConfigError(f"StepStats.{field.name}: got a {type(value).__name__}, expected a tensor")
+            if value.requires_grad:
+                object.__setattr__(self, field.name, value.detach())
+        if self.directional_derivatives is _NONE:
+            object.__setattr__(self, "directional_derivatives", self.loss.new_empty(0))
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Reference:
 
 
 def _whole_step(step: Callable[..., Any]) -> Callable[..., StepStats]:
-    """The step, started without old gradients unless it accumulates, with its return type checked."""
+    """The step, started without old gradients unless it accumulates, its return checked and filled in."""
 
     @functools.wraps(step)
     def checked(self: "Trainer", model: nn.Module, *args: Any, **kwargs: Any) -> StepStats:
@@ -71,6 +80,10 @@ def _whole_step(step: Callable[..., Any]) -> Callable[..., StepStats]:
         if not isinstance(stats, StepStats):
             what = "None" if stats is None else f"a {type(stats).__name__}"
             raise ConfigError(f"{type(self).__name__}.{step.__name__} returned {what}, expected StepStats")
+        if stats.grad_norm is _UNMEASURED:
+            gradients = [param.grad for param in model.parameters() if param.grad is not None]
+            norm = nn.utils.get_total_norm(gradients) if gradients else torch.full_like(stats.loss, torch.nan)
+            return replace(stats, grad_norm=norm)
         return stats
 
     return checked
