@@ -1,6 +1,8 @@
+import random
 import sys
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -345,3 +347,25 @@ def test_a_model_that_does_not_fit_is_an_error_that_names_it(build_it, message):
 def test_impossible_options_are_refused(name, changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         options_of(name, **changes)
+
+
+def test_weights_drawn_by_numpy_or_random_follow_the_seed_too(tmp_path, monkeypatch):
+    (tmp_path / "drawn_model.py").write_text(
+        "import random\nimport numpy as np\nimport torch\nfrom torch import nn\n"
+        "from fgbench.options import Options\n\n"
+        "def net(options, image_shape, num_classes):\n"
+        "    model = nn.Sequential(nn.Flatten(), nn.Linear(4, num_classes))\n"
+        "    with torch.no_grad():\n"
+        "        model[1].weight.fill_(random.random()).mul_(float(np.random.rand()))\n"
+        "    return model\n\n"
+        "net.Options = Options\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    states = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    one, same, other = (
+        build_model(Options(name="drawn_model:net"), (1, 2, 2), 3, seed, "cpu")[1].weight
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002

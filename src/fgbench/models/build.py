@@ -1,7 +1,11 @@
 """Builds a model from its options, ready to train."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,8 +26,9 @@ def build_model(
     """Build the model that ``options.name`` names; the same seed gives the same weights for every trainer.
 
     A builder is called as ``builder(options, image_shape, num_classes)`` and draws its weights from the
-    global generator, which is seeded for it and put back afterwards. Those of fgbench return an
-    ``nn.Sequential`` of stages; a user's own may return any module that maps (B, C, H, W) to (B, classes).
+    global generators of torch, numpy and ``random``, which are seeded for it and put back afterwards.
+    Those of fgbench return an ``nn.Sequential`` of stages; a user's own may return any module that maps
+    (B, C, H, W) to (B, classes).
 
     Args:
         options: an instance of the model's options.
@@ -37,8 +42,7 @@ def build_model(
             user's own, also any other error in its code.
     """
     builder = load("model", options.name)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, "initial weights"))
+    with _seeded(derive_seed(seed, "initial weights")):
         try:
             model = builder(options, image_shape, num_classes)
             _check(model, image_shape, num_classes)
@@ -56,6 +60,21 @@ def build_model(
                 f"model.name: {options.name} does not work on images of {shape}: {text}"
             ) from error
     return model.to(device=device, memory_format=torch.channels_last)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and ``random``, and put them back afterwards."""
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])  # noqa: NPY002
+            random.setstate(states[1])
 
 
 class _WrongModelError(Exception):
