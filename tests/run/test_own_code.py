@@ -171,3 +171,28 @@ def test_an_error_in_a_trainers_step_is_a_line_and_fails_the_run(write):
     assert reason in failed.stderr
     assert failed.stderr.count("\n") == 1
     assert json.loads((run / "status.json").read_text())["reason"].startswith(reason)
+
+
+def test_an_error_in_fgbench_keeps_its_traceback_whatever_called_it(write, monkeypatch):
+    write(TRAINER.replace("FAIL", ""), trainer="own_parts:Plain")
+    monkeypatch.setattr("fgbench.trainers.base.fields", lambda stats: {}["a bug"])
+    assert isinstance(fgbench("run", "c.yaml").exception, KeyError)
+
+
+WITHOUT_PARAMETERS = """
+from torch import nn
+from fgbench.options import Options
+
+def net(options, image_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(num_classes))
+
+net.Options = Options
+"""
+
+
+def test_a_model_without_parameters_is_refused(write):
+    folder = write(WITHOUT_PARAMETERS, "own_parts:net")
+    refused = fgbench("run", "c.yaml")
+    assert refused.exit_code == 2
+    assert refused.stderr == "fgbench: model.name: own_parts:net has no parameters to train\n"
+    assert not (folder / "results").exists()

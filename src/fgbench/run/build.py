@@ -34,6 +34,8 @@ def build_training(
     """
     check_validation(config, splits)
     model = build_model(config.model, splits.image_shape, splits.num_classes, config.seed, device)
+    if not any(param.requires_grad for param in model.parameters()):
+        raise ConfigError(f"model.name: {config.model.name} has no parameters to train")
     trainer = build_trainer(config.trainer)
     batch_size = min(config.batch_size, len(splits.train))
     inputs, _ = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device), None)
