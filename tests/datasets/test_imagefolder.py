@@ -185,3 +185,12 @@ def test_one_class_is_refused_with_the_likely_reason(tmp_path):
     options = ImageFolderOptions(dir=str(tmp_path / "d"))
     with pytest.raises(DataError, match=r"only one class \(photos\), .* one level deeper\?"):
         load_splits(options, 0, "cpu", DataSearch())
+
+
+def test_files_that_are_no_images_by_their_ending_are_left_out(folder):
+    for name in ("Thumbs.db", "desktop.ini", "notes.txt"):
+        (folder / "train" / "cat" / name).write_text("no image")
+    assert len(load_folder(folder).train_images) == 3
+    (folder / "train" / "cat" / "a.png").unlink()
+    with pytest.raises(DataError, match="cat has no images"):
+        load_folder(folder)

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from PIL import Image
+
 from fgbench.errors import DataError
 
 PARTS = {
@@ -53,7 +55,9 @@ def class_names(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every file in a class's folder and below it, except hidden ones; links to folders are followed.
+    """The images in a class's folder and below it; links to folders are followed.
+
+    Hidden files and those with an ending that no image has, such as ``Thumbs.db``, are left out.
 
     Raises:
         DataError: there are none, or a folder cannot be read.
@@ -69,10 +73,16 @@ def image_files(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(place, name) for name in names if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".") and _is_image(name)]
     if not files:
         raise DataError(f"{folder} has no images")
     return sorted(files)
+
+
+def _is_image(name: str) -> bool:
+    """Whether the ending is one of an image, or there is none."""
+    ending = Path(name).suffix.lower()
+    return not ending or ending in Image.registered_extensions()
 
 
 def listing(folder: Path) -> list[str]:

@@ -19,10 +19,10 @@ def load_imagefolder(options: ImageFolderOptions, search: DataSearch) -> ImageDa
     """The images of ``DIR/train/<class>/*`` and ``DIR/test/<class>/*``, resized to ``size`` x ``size``.
 
     Classes are the folders of ``train`` in alphabetical order; files in folders below them count too, and
-    links to folders are followed. Every file must be an image of 8 bits, hidden ones aside. Images
-    of a folder ``val`` are the validation images, or the test images where there is no ``test``. A
-    relative DIR is searched in the data folder that the user names, or else in the current folder and then
-    in the usual ones.
+    links to folders are followed. Every file must be an image of 8 bits, except hidden ones and
+    those with an ending that no image has. Images of a folder ``val`` are the validation images, or the test
+    images where there is no ``test``. A relative DIR is searched in the data folder that the user names, or
+    else in the current folder and then in the usual ones.
 
     Raises:
         DataError: a folder is missing or empty, a class is not in ``train``, or a file is not an image.
