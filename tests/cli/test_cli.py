@@ -108,10 +108,10 @@ def test_run_turns_flags_into_configs(fgbench, asked, tmp_path):
 
 def test_run_takes_several_configs_and_one_seed(fgbench, asked, tmp_path):
     paths = [write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml")]
-    assert fgbench("run", *paths, "--seed", 5, "--data-dir", "d", "--dry-run")[0] == 0
+    assert fgbench("run", *paths, "--seed", 5, "--data-dir", ".", "--dry-run")[0] == 0
     ((configs, options),) = asked
     assert [(config.name, config.seed) for config in configs] == [("a", 5), ("b", 5)]
-    assert (options["data_dir"], options["dry_run"], options["resume"]) == (Path("d"), True, True)
+    assert (options["data_dir"], options["dry_run"], options["resume"]) == (Path(), True, True)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,12 @@ def test_the_runners_exit_code_is_the_commands(fgbench, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        ("dataset: cifar10\n", "--no-download --data-dir empty", "cifar10"),
+        ("dataset: cifar10\n", "--no-download --data-dir .", "cifar10"),
+        (
+            "dataset: cifar10\n",
+            "--data-dir mistyped",
+            "there is no folder mistyped; `fgbench data",
+        ),
         ("dataset: {name: imagefolder, dir: nowhere}\n", "", "nowhere"),
         ("dataset: synthetic\n", "--results a.yaml", "a.yaml is a file, not a folder"),
         ("dataset: synthetic\n", "--device cuda:99", "cuda"),

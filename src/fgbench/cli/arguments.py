@@ -57,6 +57,17 @@ def expanded(param: typer.CallbackParam, path: Path | None) -> Path | None:
         raise ConfigError(f"{param.opts[0]}: {error}") from error
 
 
+def _existing(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """The same for a folder that must be there, so that a mistyped one is not made and filled."""
+    folder = expanded(param, path)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(
+            f"{param.opts[0]}: there is no folder {folder}; `fgbench data --data-dir {folder} fetch NAME` "
+            "makes it"
+        )
+    return folder
+
+
 ConfigFiles = Annotated[
     list[Path], typer.Argument(metavar="CONFIG", help="Config files (YAML).", show_default=False)
 ]
@@ -76,12 +87,9 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="The only folder in which to look for datasets.", show_default=False, callback=expanded
-    ),
-]
+_DATA_DIR = "The only folder in which to look for datasets."
+DataDir = Annotated[Path | None, typer.Option(help=_DATA_DIR, show_default=False, callback=_existing)]
+NewDataDir = Annotated[Path | None, typer.Option(help=_DATA_DIR, show_default=False, callback=expanded)]
 NoDownload = Annotated[bool, typer.Option("--no-download", help="Never download; fail if data is missing.")]
 Seeds = Annotated[
     str | None,

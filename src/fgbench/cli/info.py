@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fgbench.cli.arguments import ConfigFile, ConfigFiles, DataDir, Overrides, load_all
+from fgbench.cli.arguments import ConfigFile, ConfigFiles, NewDataDir, Overrides, load_all
 
 
 class Listing(StrEnum):
@@ -59,7 +59,7 @@ def config_schema() -> None:
     typer.echo(json.dumps(schema.config_schema(), indent=2))
 
 
-def data(ctx: typer.Context, data_dir: DataDir = None) -> None:
+def data(ctx: typer.Context, data_dir: NewDataDir = None) -> None:
     """Show which datasets are found where, and fetch them.
 
     With --data-dir (or a config's data_dir) only that folder is searched; otherwise $FGBENCH_DATA_DIR,
