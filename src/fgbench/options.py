@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Options(BaseModel):
-    """Options of one component; a user's own component brings a subclass of this as its ``Options``.
+    """Options of one component; a user's own with options has a subclass of this as its ``Options``.
 
     Unknown keys are errors, defaults are checked, and a built instance does not change.
     """

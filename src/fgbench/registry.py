@@ -2,7 +2,7 @@
 
 To add one: write its file, an options model for it, and a row here. Command-line help, ``fgbench list``,
 error messages and the contract tests all read these tables. Users' own code needs no row: a name of the form
-``package.module:Class`` is imported as Python finds it, with the class's ``Options``.
+``package.module:Class`` is imported as Python finds it, with the class's ``Options`` if it has any.
 """
 
 import difflib
@@ -239,7 +239,12 @@ def import_target(target: str) -> Any:
         raise ConfigError(f"cannot import {target!r}: {error}") from error
 
 
-_OPTIONS = {"trainer": "fgbench.TrainerOptions", "dataset": "fgbench.datasets.options.DatasetOptions"}
+_OPTIONS = {
+    "trainer": "fgbench.options:TrainerOptions",
+    "dataset": "fgbench.datasets.options:DatasetOptions",
+    "model": "fgbench.options:Options",
+}
+"""The options of users' own components that bring none, and the base of those they bring."""
 
 
 def find(kind: str, name: str) -> Component:
@@ -255,10 +260,12 @@ def find(kind: str, name: str) -> Component:
         target = import_target(name)
         record(name, target)
         options = getattr(target, "Options", None)
+        if options is None and callable(target):
+            return Component(name, _OPTIONS[kind], "user's own")
         if not (isinstance(options, type) and issubclass(options, Options)):
-            base = _OPTIONS.get(kind, "fgbench.Options")
+            base = _OPTIONS[kind].replace(":", ".")
             raise ConfigError(
-                f"{name!r} has no class Options({base}), with a field for each key of its block"
+                f"{name!r}: expected a class or function, without options or with a class Options({base})"
             )
         return Component(name, f"{name}.Options", "user's own")
     near = nearest_name(kind, name)

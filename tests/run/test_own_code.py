@@ -1,9 +1,11 @@
 """A user's own components outside of fgbench: their code is recorded, and a mistake in them is one line."""
 
 import json
+import re
 import sys
 
 import pytest
+from pages import PAGES
 from typer.testing import CliRunner
 
 from fgbench.cli.app import app
@@ -196,3 +198,49 @@ def test_a_model_without_parameters_is_refused(write):
     assert refused.exit_code == 2
     assert refused.stderr == "fgbench: model.name: own_parts:net has no parameters to train\n"
     assert not (folder / "results").exists()
+
+
+def test_a_plain_module_and_a_trainer_without_options_train(write):
+    plain = "from torch import nn\n\nclass Net(nn.Sequential):\n    def __init__(self, width=5):\n"
+    plain += "        super().__init__(nn.Flatten(), nn.Linear(16, width), nn.Linear(width, 3))\n"
+    trainer = TRAINER.replace("FAIL", "").replace("Options = TrainerOptions", "pass")
+    write(plain + trainer, "own_parts:Net", "own_parts:Plain")
+    done = fgbench("run", "c.yaml")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        (
+            "def net(images):\n    pass\n",
+            "takes (images), expected (options, image_shape, num_classes)",
+        ),
+        ("net = 3\n", "'own_parts:net': expected a class or function, without options or with a class"),
+    ],
+)
+def test_what_is_no_model_is_told_in_one_line(write, parts, line):
+    write(parts, "own_parts:net")
+    refused = fgbench("run", "c.yaml")
+    assert refused.exit_code == 2
+    assert line in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+PARTS = re.findall(r'```python title="(my_\w+)\.py"\n(.*?)```', "".join(PAGES.values()), re.DOTALL)
+
+
+@pytest.mark.parametrize(("module", "code"), PARTS)
+def test_the_components_that_the_pages_show_train(write, module, code):
+    folder = write("")
+    (folder / f"{module}.py").write_text(code)
+    kind = "dataset" if "ImageData" in code else "model"
+    name = re.findall(r"^(?:class|def) (\w+)", code, re.MULTILINE)[-1]
+    other = "model.hidden=4" if kind == "dataset" else "dataset=fashion-mnist-mini"
+    given = ("-o", f"{kind}={module}:{name}", "-o", other, "-o", "dataset.limit=100", "--epochs", 1)
+    done = fgbench("run", "c.yaml", *given)
+    assert done.exit_code == 0, done.output
+
+
+def test_the_pages_show_a_model_a_model_with_options_and_a_dataset():
+    assert [module for module, _ in PARTS] == ["my_model", "my_deep_model", "my_data"]

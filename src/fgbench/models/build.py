@@ -1,5 +1,6 @@
 """Builds a model from its options, ready to train."""
 
+import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ def build_model(
     A builder is called as ``builder(options, image_shape, num_classes)`` and draws its weights from the
     global generators of torch, numpy and ``random``, which are seeded for it and put back afterwards.
     Those of fgbench return an ``nn.Sequential`` of stages; a user's own may return any module that maps
-    (B, C, H, W) to (B, classes).
+    (B, C, H, W) to (B, classes); one without ``Options`` and without arguments is called with none.
 
     Args:
         options: an instance of the model's options.
@@ -44,7 +45,7 @@ def build_model(
     builder = load("model", options.name)
     with _seeded(derive_seed(seed, "initial weights")):
         try:
-            model = builder(options, image_shape, num_classes)
+            model = _call(builder, options, image_shape, num_classes)
             _check(model, image_shape, num_classes)
         except _WrongModelError as error:
             raise ConfigError(f"model.name: {options.name} {error}") from error
@@ -60,6 +61,18 @@ def build_model(
                 f"model.name: {options.name} does not work on images of {shape}: {text}"
             ) from error
     return model.to(device=device, memory_format=torch.channels_last)
+
+
+def _call(builder: Any, *arguments: Any) -> Any:
+    """The model; of a user's own without ``Options`` that can be called without arguments, by doing so."""
+    signature = inspect.signature(builder)
+    for given in (arguments,) if hasattr(builder, "Options") else ((), arguments):
+        try:
+            signature.bind(*given)
+        except TypeError:
+            continue
+        return builder(*given)
+    raise _WrongModelError(f"takes {signature}, expected (options, image_shape, num_classes), or nothing")
 
 
 @contextmanager
