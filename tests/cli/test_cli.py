@@ -118,7 +118,7 @@ def test_run_takes_several_configs_and_one_seed(fgbench, asked, tmp_path):
     ("flags", "message"),
     [
         ("--seed 1 --seeds 0-2", "--seed and --seeds do not go together"),
-        ("--seeds 4-1", "--seeds 4-1: 4-1 is empty"),
+        ("--seeds 4-1", "--seeds 4-1: 4-1 ends before it starts"),
         ("--seeds a", "--seeds a: expected a range such as 0-4"),
         ("--seeds 0-99999", "more than 10,000 seeds"),
         ("--epochs 0", "--epochs: epochs: got 0, expected greater than 0"),
@@ -329,3 +329,12 @@ def test_list_keys_shows_every_key_of_a_config(fgbench, tmp_path):
         assert f"\n{key}:" in f"\n{out}"
         if key not in TABLES and isinstance(value, dict):
             assert all(f"\n    {inner}: " in out for inner in value)
+
+
+def test_a_sweep_of_one_run_counts_one_run(fgbench, tmp_path):
+    write(tmp_path / "a.yaml", "dataset: {name: synthetic, train: 20}\nmodel: fc\ntrainer: backprop\n")
+    sweep = write(tmp_path / "s.yaml", "base: a.yaml\n")
+    code, out, _ = fgbench("sweep", sweep, "--dry-run", "--jobs", 64)
+    assert code == 0
+    assert "\n1 run, 0 finished" in out
+    assert ", 1 thread each\n" in out

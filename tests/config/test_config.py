@@ -561,3 +561,13 @@ def test_derivatives_per_sample_do_not_go_with_batch_normalisation(tmp_path, tra
         return
     with pytest.raises(ConfigError, match=r"needs samples that do not interact; set model\.normalization"):
         load_config(path)
+
+
+def test_a_second_document_is_told_to_be_one(write):
+    path = write("dataset: mnist\n---\nmodel: fc\n")
+    assert mistakes(path) == ["a.yaml:2: a second document begins (---), expected one"]
+
+
+def test_a_component_left_empty_may_be_a_name_too(write):
+    path = write("dataset:\nmodel: fc\ntrainer: backprop\n")
+    assert mistakes(path) == ["a.yaml:1: dataset: got null, expected a name or a block of keys"]

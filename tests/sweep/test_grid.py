@@ -133,13 +133,17 @@ def test_trials_are_no_results(tmp_path):
     ("change", "message"),
     [
         (("points: 3", "points: 3, seeds: [1, 2]"), r"^tune.seeds: 1 is among the seeds that are reported"),
-        (("points: 3", "points: 3, seeds: [7]"), "tune.seeds"),
+        (("points: 3", "points: 3, seeds: [7]"), "tune.seeds: got a list of 1, expected at least 2$"),
         (("points: 3", "points: 3, trials: 4"), "trials has no meaning for sampler: grid"),
         (("points: 3", "points: 3, screen: 2"), "^tune.screen: got 2, expected fewer than epochs: 2"),
         (("points: 3", "points: 3, epochs: 1"), "epochs has no meaning for sampler: grid"),
         (("classes: 3", "validation_fraction: 0, classes: 3"), "^dataset.validation_fraction: got 0"),
         (("{{log: [{low}, {high}]}}", "[0.1, 0.2]"), r"^tune.keys: got optimizer.lr; sampler: grid expects"),
         (("{high}]}}}}, points: 3", "0.0010003]}}}}, points: 5"), "got 5 values from 0.001 to 0.0010003"),
+        (
+            ("{{log: [{low}, {high}]}}", "[0.1, 0.2]"),
+            r"^tune.keys: got optimizer.lr: \[0.1, 0.2\]; sampler: grid .* no list",
+        ),
     ],
 )
 def test_what_is_no_fair_grid_is_refused_before_anything_is_written(tmp_path, change, message):

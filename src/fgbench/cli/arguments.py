@@ -152,7 +152,9 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 40:
             raise ConfigError(f"--seeds {text[:60]}: expected a range such as 0-4 or a list such as 0,2,5")
-        if int(last or first) - int(first) not in range(10_000):
-            raise ConfigError(f"--seeds {text[:60]}: {part.strip()} is empty or more than 10,000 seeds")
+        count = int(last or first) - int(first) + 1
+        if not 1 <= count <= 10_000:
+            what = "ends before it starts" if count < 1 else "is more than 10,000 seeds"
+            raise ConfigError(f"--seeds {text[:60]}: {part.strip()} {what}")
         seeds.update(dict.fromkeys(range(int(first), int(last or first) + 1)))
     return list(seeds)

@@ -86,6 +86,11 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
         inner = _inner_key(str(location[-1]), location[:-1], data, model)
         hint = _hint(inner or _nearest(location[-1], allowed))
         return _Mistake(location, kind, f"unknown key{hint}; allowed: {', '.join(allowed)}")
+    if kind == "too_short":
+        what = "block" if isinstance(value, dict) else "list"
+        return _Mistake(
+            location, kind, f"got a {what} of {len(value)}, expected at least {context['min_length']}"
+        )
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         near = _nearest(value, allowed)
@@ -93,6 +98,8 @@ def _read(error: ErrorDetails, data: dict[str, Any], model: type[BaseModel]) -> 
     if kind in ("value_error", "combination"):
         return _Mistake(location, kind, str(context.get("error") or context.get("text")))
     expected = _EXPECTED.get(kind, error["msg"].removeprefix("Input should be ")).format(**context)
+    if expected == "a block of keys" and location[-1] in TABLES:
+        expected = "a name or a block of keys"
     quotes = " (put it in quotes)" if kind == "string_type" and isinstance(value, int | float) else ""
     return _Mistake(location, kind, f"got {show(value)}, expected {expected}{quotes}")
 

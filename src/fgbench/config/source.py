@@ -235,7 +235,10 @@ def _parse(text: str, source: Source, place: Place) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         if mark is not None:
-            raise ConfigError(f"{place(mark.line + 1)}: not valid YAML: {error.problem}") from error
+            where = place(mark.line + 1)
+            if error.context == "expected a single document in the stream":
+                raise ConfigError(f"{where}: a second document begins (---), expected one") from error
+            raise ConfigError(f"{where}: not valid YAML: {error.problem}") from error
         problem = f"not valid YAML: {error.problem}"
     except yaml.YAMLError as error:
         problem = f"not valid YAML: {str(error).splitlines()[0]}"

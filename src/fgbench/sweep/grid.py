@@ -17,6 +17,7 @@ from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.series import label_configs
 from fgbench.analysis.tuning import tuning_noise
 from fgbench.config.config import Config
+from fgbench.config.source import show_item
 from fgbench.config.sweep import Sweep, TuneOptions
 from fgbench.errors import ConfigError
 from fgbench.storage.files import atomic_write
@@ -175,8 +176,9 @@ def _read_grid(sweep: Sweep) -> _Grid:
     ranges: dict[str, Any] = sweep.ranges
     [(key, span), *others] = ranges.items()
     if others or not isinstance(span, tuple):
+        got = ", ".join(show_item(key, span) for key, span in ranges.items())
         raise ConfigError(
-            f"tune.keys: got {', '.join(ranges)}; sampler: grid expects one key with a range, such as "
+            f"tune.keys: got {got}; sampler: grid expects one key with a range and no list, such as "
             "optimizer.lr: {log: [1e-4, 1e-1]}"
         )
     low, high = span
