@@ -519,3 +519,8 @@ def test_the_other_workers_of_torchrun_are_no_disturbance(monkeypatch: pytest.Mo
     with OtherLoad() as load:
         pass
     assert load.reason is None
+
+
+def test_a_batch_larger_than_the_training_images_is_noted(tmp_path: Path, capsys) -> None:
+    run_configs([make_config(tmp_path, batch_size=100, epochs=1)])
+    assert "batch_size: 100 is more than the 48 training images, so every epoch" in capsys.readouterr().err

@@ -166,6 +166,12 @@ def _run_locked(
             plan.device, config.threads, keep=config.allocator, deterministic=config.deterministic
         )
         training = build_training(config, plan.device, plan.load_splits(), world)
+    if (images := len(training.splits.train)) < config.batch_size and world.is_main:
+        print(
+            f"fgbench: batch_size: {config.batch_size} is more than the {images} training images, so every "
+            "epoch is one step with all of them",
+            file=sys.stderr,
+        )
     rows: list[dict[str, Cell]] = []
     best = None
     if resume and not repeats:

@@ -67,12 +67,13 @@ def describe_sweep(plans: Sequence[Plan], jobs: int, threads: int, *, force: boo
         left += seconds
         rows.append([*cells, format_duration(seconds), f"{estimate.memory_mib:.1f} MiB"])
     done = sum(bool(plan.ended) for plan in plans)
+    runs = f"{len(plans)} run{'s' * (len(plans) != 1)}"
     repeated = ", to be repeated" if done and force else ""
-    total = f"{len(plans)} runs, {done} finished{repeated}; about {format_duration(left / jobs)} left"
+    total = f"{runs}, {done} finished{repeated}; about {format_duration(left / jobs)} left"
     beside = f"with {jobs} in parallel" if jobs > 1 else "one after the other"
     return (
         align(["run", "seed", "state", "time", "memory"], rows)
-        + f"\n\n{total} {beside}, {threads} threads each\n"
+        + f"\n\n{total} {beside}, {threads} thread{'s' * (threads != 1)} each\n"
         + f"From {STEPS} measured steps of each configuration here; parallel runs slow each other down."
     )
 
