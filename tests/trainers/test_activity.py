@@ -165,6 +165,63 @@ def test_layers_that_run_without_a_gradient_are_not_trained(trainer):
     assert model.b.weight.grad.any()
 
 
+class StraightThrough(torch.autograd.Function):
+    """Rounds, and passes gradients as they are."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return (value * 16).round() / 16
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+APPLIED = StraightThrough.apply
+
+
+class Own(nn.Module):
+    """Two layers of 8 units, used as a function says, and an output layer."""
+
+    def __init__(self, use):
+        super().__init__()
+        torch.manual_seed(0)
+        self.use, self.a, self.b, self.out = use, nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.use(self, x).relu())
+
+
+def rows_of_eight():
+    return torch.randn(6, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize("trainer", [ActivityForwardGradient, FeedbackForwardGradient])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s, x: F.linear(x, StraightThrough.apply(s.a.weight), s.a.bias),
+        lambda s, x: F.linear(x, APPLIED(s.a.weight), s.a.bias),
+        lambda s, x: F.linear(x, s.a.weight.T, s.a.bias),
+        lambda s, x: F.linear(x[:, :4], s.a.weight[:, :4], s.a.bias),
+        lambda s, x: F.linear(x, s.a.weight, s.a.bias.view(-1)),
+        lambda s, x: F.conv1d(x[..., None], s.a.weight[..., None], s.a.bias)[..., 0],
+        lambda s, x: s.a(x) + s.b(s.a.weight[:6]),
+    ],
+)
+def test_a_layers_parameter_that_comes_to_a_layer_otherwise_than_as_it_is_is_refused(use, trainer):
+    model, (inputs, labels) = Own(use), rows_of_eight()
+    with pytest.raises(ConfigError, match="used otherwise than as weight or bias of a linear") as refusal:
+        trainer().compute_gradients(model, LOSS, inputs, labels, torch.Generator())
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("trainer", [ActivityForwardGradient(), FeedbackForwardGradient()])
+def test_a_detached_weight_is_a_constant_whatever_is_made_of_it(trainer):
+    model = Own(lambda s, x: F.linear(x, StraightThrough.apply(s.a.weight.detach().T), s.a.bias))
+    assert fgbench.verify(trainer, model, LOSS, *rows_of_eight()).verdict == "verified"
+
+
 def chain(*, seed=0):
     """A chain that narrows from layer to layer, in float64, with a batch."""
     torch.manual_seed(seed)

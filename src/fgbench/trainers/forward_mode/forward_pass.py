@@ -38,7 +38,7 @@ class ForwardPass:
         tangents: by parameter (or input tensor), shape (K, ...): full tangents, or their ``Factors``. What
             has none is a constant.
         count: K.
-        observers: called with every ATen operation before it runs; see ``layers.py``.
+        observers: called with every ATen operation (and ``autograd.Function``) before it runs.
         half: take float32 values' tangents in bfloat16; off by 0.3 to 1.5 % (shipped models).
 
     Raises:

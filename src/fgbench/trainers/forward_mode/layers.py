@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -108,7 +108,7 @@ class PerturbedLayers(TorchFunctionMode):
 
     def watching(self, mode: TangentMode) -> "PerturbedLayers":
         """The context, for a pass that has begun."""
-        self._shadows = mode.shadows
+        self._shadows, self._mode = mode.shadows, mode
         mode.observers.append(self._observe)
         return self
 
@@ -124,6 +124,7 @@ class PerturbedLayers(TorchFunctionMode):
             each is param for each in (arguments["weight"], arguments["bias"]) for param in self.layers
         ):
             return func(*args, **kwargs)
+        self._refuse_computed(arguments)
         self._inside = True
         try:
             output: Tensor = func(**arguments)
@@ -137,6 +138,22 @@ class PerturbedLayers(TorchFunctionMode):
             self._shadows.get_or_allocate(output).add_(call.perturbation)
         return output
 
+    def _refuse_computed(self, arguments: dict[str, Any]) -> None:
+        """Refuse what is made of a layer's parameter, where a layer's own is expected."""
+        for name in ("input", "weight", "bias"):
+            value = arguments[name]
+            if value is None or (name != "input" and isinstance(value, nn.Parameter)):
+                continue
+            key = value.untyped_storage()._cdata
+            if key in self._memory and self._leaves_gradient(value):
+                raise RefusedError(self._misused(key))
+
+    def _misused(self, key: int) -> str:
+        return (
+            f"parameter {self._memory[key]!r} is used otherwise than as weight or bias of a linear or "
+            f"convolution layer, so this trainer would miss part of its gradient"
+        )
+
     def _watch(self, call: LayerCall, output: Tensor) -> None:
         storage, outputs = output.untyped_storage(), self._outputs
         key = storage._cdata
@@ -144,22 +161,20 @@ class PerturbedLayers(TorchFunctionMode):
         outputs[key] = Watched(call, output.stride(), int(output.storage_offset()), _dense(output), reference)
 
     def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        view, written = signature(func)
+        view, written = signature(func) if isinstance(func, torch._ops.OpOverload) else (False, [])
         if view:
             return
         for value in tensors(args, kwargs):
             key = value.untyped_storage()._cdata
             if key in self._memory and not self._inside and self._leaves_gradient(value):
-                raise RefusedError(
-                    f"parameter {self._memory[key]!r} is used otherwise than as weight or bias of a linear "
-                    f"or convolution layer, so this trainer would miss part of its gradient"
-                )
+                raise RefusedError(self._misused(key))
             watched = self._outputs.get(key)
             if watched is not None:
                 self._follow(watched, func, value, in_place=bool(written))
 
     def _leaves_gradient(self, value: Tensor) -> bool:
-        return torch.is_grad_enabled() and not self._shadows.is_detached(value)
+        graph = torch.is_grad_enabled() or self._mode.is_in_unseen_function()
+        return graph and not self._shadows.is_detached(value)
 
     def _follow(self, watched: "Watched", func: Any, value: Tensor, *, in_place: bool) -> None:
         call = watched.call

@@ -152,6 +152,8 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
         if issubclass(cls, CheckpointFunction):
             function, _, *rest = args
             return function(*rest)
+        for observe in mode.observers:  # what runs within leaves no graph of its own
+            observe(cls, args, kwargs)
         original = apply.__get__(None, cls)
         if not any(isinstance(each, Tensor) and shadows.has(each) for each in args):
             outer, mode.in_function = mode.in_function, True

@@ -35,7 +35,7 @@ class TangentMode(TorchDispatchMode):
             their tangents, or NotImplemented. Without a rule: torch's forward formula of that operation.
 
     Attributes:
-        observers: called with every operation before it runs.
+        observers: called with every operation, and every ``torch.autograd.Function``, before it runs.
         handling: whether an operation is under way, below the model's own code.
         in_function: whether a function with a backward pass of its own runs whose arguments have none.
     """
@@ -61,7 +61,7 @@ class TangentMode(TorchDispatchMode):
         for observe in self.observers:
             observe(func, args, kwargs)
         view, written = signature(func)
-        if self._is_in_unseen_function() and any(map(self.shadows.has, tensors(args, kwargs))):
+        if self.is_in_unseen_function() and any(map(self.shadows.has, tensors(args, kwargs))):
             raise RefusedError(
                 "a function with a backward pass of its own is called by another name of its apply, as in "
                 "square = Square.apply: call Square.apply(...) where it is used"
@@ -86,7 +86,7 @@ class TangentMode(TorchDispatchMode):
             return result
         return apply_torch_formula(self.shadows, func, written, args, kwargs)
 
-    def _is_in_unseen_function(self) -> bool:
+    def is_in_unseen_function(self) -> bool:
         """Whether a ``torch.autograd.Function`` runs whose ``apply`` was taken before this pass began.
 
         Only there is forward AD off: ``no_grad`` leaves it on.
