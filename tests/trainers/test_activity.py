@@ -142,6 +142,53 @@ def test_one_sample_says_nothing_of_whether_samples_interact_nor_one_mode_of_the
         trainer.compute_gradients(model.train(), LOSS, inputs, labels, torch.Generator())
 
 
+def in_halves(value):
+    """Normalised by each half of the batch."""
+    parts = value.view(2, -1, value.shape[1])
+    return ((parts - parts.mean(1, keepdim=True)) / (parts.std(1, keepdim=True) + 1e-3)).view(value.shape)
+
+
+class Apply(nn.Module):
+    """A module of a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, value):
+        return self.function(value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "samples"),
+    [
+        ((nn.Linear(8, 6), Apply(in_halves), nn.Linear(6, 3)), 6),
+        ((nn.Linear(8, 6), nn.LayerNorm(6), Apply(lambda v: v - v.mean(0)), nn.Linear(6, 3)), 2),
+        ((nn.Linear(8, 6), Apply(lambda v: v.flip(0).cumsum(0).flip(0)), nn.Linear(6, 3)), 2),
+    ],
+)
+def test_samples_that_interact_are_found_whichever_they_are_and_however(layers, samples):
+    inputs, labels = rows_of_eight()
+    before = torch.get_rng_state()
+    for trainer in (ActivityForwardGradient(), FeedbackForwardGradient(correction=1.0, grid=None)):
+        with pytest.raises(ConfigError, match="in this model samples interact"):
+            trainer.compute_gradients(
+                nn.Sequential(*layers), LOSS, inputs[:samples], labels[:samples], torch.Generator()
+            )
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_layers_that_are_trained_later_are_looked_at_then():
+    inputs, labels = rows_of_eight()
+    model = nn.Sequential(nn.Linear(8, 6), Apply(lambda v: v - v.mean(0)), nn.ReLU(), nn.Linear(6, 3))
+    model[0].requires_grad_(False)
+    trainer = ActivityForwardGradient()
+    trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
+    model[0].requires_grad_(True)
+    with pytest.raises(ConfigError, match="in this model samples interact"):
+        trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
+
+
 @pytest.mark.parametrize("trainer", [ActivityForwardGradient(), FeedbackForwardGradient()])
 def test_layers_that_run_without_a_gradient_are_not_trained(trainer):
     class Backbone(nn.Module):

@@ -98,11 +98,9 @@ class ActivityForwardGradient(Trainer):
         layers, others = layer_parameters(model, output_layer.names if output_layer else ())
         gradients = {id(p): torch.zeros_like(p) for p in model.parameters() if p.requires_grad}
         params = dict(model.named_parameters())
-        unseen = not is_known_independent(model)
-        one_pass = OnePass(model, options.tangents + unseen, inputs)
-        if unseen:
-            with one_pass:
-                refuse_interacting_layers(model, loss_fn, inputs, labels, layers, options.name)
+        if not is_known_independent(model):
+            refuse_interacting_layers(model, loss_fn, inputs, labels, layers, options.name)
+        one_pass = OnePass(model, options.tangents, inputs)
         deltas: dict[int, Tensor] = {}
         derivatives = []
 

@@ -13,6 +13,7 @@ from fgbench.trainers.forward_mode import ForwardPass
 from fgbench.trainers.forward_mode.layers import LayerCall, PerturbedLayers
 from fgbench.trainers.independence import refuse_interacting_samples
 from fgbench.trainers.passes import sample_losses
+from fgbench.trainers.replay import OnePass, restoring_state
 
 
 @dataclass
@@ -118,16 +119,19 @@ def refuse_interacting_layers(
 ) -> None:
     """Refuse a model in which changing some samples at its layers changes other samples' losses.
 
-    Costs a pass; see :func:`refuse_interacting_samples`.
+    Costs a few passes, which leave no trace; see :func:`refuse_interacting_samples`.
 
     Raises:
         ConfigError: samples interact.
     """
+    one_pass = OnePass(model, 2, inputs)
 
     def derive(perturb: Callable[[Tensor], Tensor]) -> Tensor:
         def each(index: int, output: Tensor) -> Tensor:
             return perturb(output)
 
-        return perturbed_pass(model, loss_fn, inputs, labels, layers, each, {}).derivatives
+        with one_pass:
+            return perturbed_pass(model, loss_fn, inputs, labels, layers, each, {}).derivatives
 
-    refuse_interacting_samples(model, len(inputs), trainer, derive)
+    with restoring_state(model):
+        refuse_interacting_samples(model, len(inputs), trainer, derive)

@@ -128,11 +128,9 @@ class FeedbackForwardGradient(Trainer):
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         gradients = {id(param): torch.zeros_like(param) for param in params.values()}
         tangents = sample_tangents(others, "rademacher", generator) if others else {}
-        unseen = self.needs_independent_samples and not is_known_independent(model)
-        one_pass = OnePass(model, 1 + (self.options.combine == "projection") + unseen, inputs)
-        if unseen:
-            with one_pass:
-                refuse_interacting_layers(model, loss_fn, inputs, labels, layers, self.options.name)
+        if self.needs_independent_samples and not is_known_independent(model):
+            refuse_interacting_layers(model, loss_fn, inputs, labels, layers, self.options.name)
+        one_pass = OnePass(model, 1 + (self.options.combine == "projection"), inputs)
 
         def perturb(index: int, output: Tensor) -> Tensor:
             return draw_signs(output, self.options.grid, generator)

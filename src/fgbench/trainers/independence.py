@@ -1,6 +1,6 @@
 """The rule that samples must not interact, for trainers that take one derivative per sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fgbench.errors import ConfigError
 
 _INDEPENDENT: WeakKeyDictionary[nn.Module, set[tuple[bool, ...]]] = WeakKeyDictionary()
-"""Models whose samples are known not to interact, with their modules' modes; each is checked once in every
-mode, since that takes a pass."""
+"""Models whose samples are known not to interact, with their modules' modes and what was trained; each is
+checked once in every such state, since that takes passes."""
 
 
 def require_independent_samples(model: nn.Module, trainer: str) -> None:
@@ -31,7 +31,7 @@ def require_independent_samples(model: nn.Module, trainer: str) -> None:
 
 def is_known_independent(model: nn.Module) -> bool:
     """Whether ``refuse_interacting_samples`` has passed this model."""
-    return _modes(model) in _INDEPENDENT.get(model, ())
+    return _state(model) in _INDEPENDENT.get(model, ())
 
 
 def refuse_interacting_samples(
@@ -39,10 +39,11 @@ def refuse_interacting_samples(
 ) -> None:
     """Refuse a model in which changing some samples' activations changes other samples' losses.
 
-    Perturbs the first half of the batch and checks whether any loss of the second half changes.
+    Perturbs half of the batch by chance, in three ways, and checks whether any loss of the others changes.
 
     Args:
-        model: once it has passed with two samples or more, it is not checked again in this mode.
+        model: once it has passed with two samples or more, it is not checked again in these modes, and with
+            these parameters to train.
         samples: B; of a single one, nothing can be said.
         trainer: its name.
         derive: ``derive(perturb)`` runs a pass in which activations are perturbed by ``perturb(values)``, and
@@ -51,25 +52,36 @@ def refuse_interacting_samples(
     Raises:
         ConfigError: samples interact, so a derivative per sample would be biased.
     """
-    half = samples // 2
-    if not half:
+    if samples < 2:
         return
+    generator = torch.Generator().manual_seed(0)
+    for half in halves(samples, generator):
 
-    def perturb(values: Tensor) -> Tensor:
-        change = torch.zeros_like(values)
-        change[:half] = 1
-        return change
+        def perturb(values: Tensor, half: Tensor = half) -> Tensor:
+            change = torch.randn(values.shape, generator=generator) * half.view(-1, *[1] * (values.dim() - 1))
+            return change.to(values)
 
-    moved = derive(perturb)[half:]
-    if isinstance(moved, FakeTensor):  # of a simulated device: it has no values
-        return
-    if bool(moved.any()):
-        raise ConfigError(
-            f"trainer {trainer} takes one derivative per sample, but in this model samples interact: a "
-            f"change of the first {half} changes the losses of others; train it with another trainer"
-        )
-    _INDEPENDENT.setdefault(model, set()).add(_modes(model))
+        moved = derive(perturb)
+        if isinstance(moved, FakeTensor):  # of a simulated device: it has no values
+            return
+        if bool(moved[~half.to(moved.device)].any()):
+            raise ConfigError(
+                f"trainer {trainer} takes one derivative per sample, but in this model samples interact: a "
+                f"change of some changes the losses of others; train it with another trainer"
+            )
+    _INDEPENDENT.setdefault(model, set()).add(_state(model))
 
 
-def _modes(model: nn.Module) -> tuple[bool, ...]:
-    return tuple(module.training for module in model.modules())
+def halves(samples: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Three halves of a batch, shape (samples,): the first one, every other sample, and any."""
+    numbers = torch.arange(samples)
+    yield numbers < samples // 2
+    yield numbers % 2 == 1
+    yield torch.randperm(samples, generator=generator) < samples // 2
+
+
+def _state(model: nn.Module) -> tuple[bool, ...]:
+    return (
+        *(module.training for module in model.modules()),
+        *(param.requires_grad for param in model.parameters()),
+    )
