@@ -9,6 +9,7 @@ import torch
 from flat_gradients import LOSS, flat_gradient
 from torch import nn
 
+import fgbench
 from fgbench.checks.quality import gradient_quality
 from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
@@ -228,6 +229,20 @@ def test_a_whole_correction_is_unbiased_whatever_the_matrices(monkeypatch):
             trainer.load_state_dict({"feedback": [matrix]})
             total += flat_gradient(trainer, model, inputs, labels, torch.Generator())
         assert torch.allclose(total / 2**6, truth) == (share == 1.0)
+
+
+def test_only_convolutions_have_patches():
+    class Mean(nn.Module):
+        def forward(self, value):
+            return value.mean((1, 2))
+
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 5), Mean(), nn.Linear(5, 3)).double()
+    inputs = torch.randn(6, 4, 3, 2, dtype=torch.float64)
+    trainer = FeedbackForwardGradient(grid=2)
+    found = fgbench.verify(trainer, model, LOSS, inputs, torch.arange(6) % 3, tolerance=1e-8)
+    assert found.verdict == "verified"
+    flat_gradient(trainer, model, inputs, torch.arange(6) % 3, torch.Generator())
+    assert [matrix.shape for matrix in trainer.feedback] == [(3, 4 * 3 * 16), (3, 4 * 3 * 5)]
 
 
 class Centred(nn.Module):

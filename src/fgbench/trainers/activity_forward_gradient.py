@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fgbench.trainers.activity_pass import layer_parameters, perturbed_pass, refuse_interacting_layers
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
+from fgbench.trainers.forward_mode.layers import LayerCall
 from fgbench.trainers.independence import (
     is_known_independent,
     require_independent_samples,
@@ -106,8 +107,8 @@ class ActivityForwardGradient(Trainer):
 
         next_layers = self._next_layers(model, layers)
 
-        def perturb(index: int, output: Tensor) -> Tensor:
-            return self._draw(output, next_layers[index] if next_layers else None, generator)
+        def perturb(call: LayerCall, output: Tensor) -> Tensor:
+            return self._draw(output, next_layers[call.index] if next_layers else None, generator)
 
         with output_layer or nullcontext():
             for _ in range(options.tangents):

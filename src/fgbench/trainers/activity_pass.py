@@ -41,7 +41,7 @@ def perturbed_pass(
     inputs: Tensor,
     labels: Tensor,
     layers: Mapping[Tensor, str],
-    perturb: Callable[[int, Tensor], Tensor],
+    perturb: Callable[[LayerCall, Tensor], Tensor],
     tangents: Mapping[str, Tensor],
 ) -> PassResult:
     """Loss and its directional derivatives under a perturbation of the layers' outputs, by forward mode.
@@ -52,7 +52,7 @@ def perturbed_pass(
         inputs: shape (B, ...).
         labels: shape (B,).
         layers: the weights and biases of the layers to perturb, with names.
-        perturb: ``(index of the call, output) -> perturbation``, shape and dtype of the output.
+        perturb: ``(call, output) -> perturbation``, shape and dtype of the output.
         tangents: weight-space tangents of further parameters, by name.
 
     Raises:
@@ -66,7 +66,7 @@ def perturbed_pass(
                 f"the layer of {name!r} folds other dimensions into the batch: {len(output)} rows for "
                 f"{len(inputs)} samples; per-sample derivatives need one row each"
             )
-        return perturb(len(watched.calls) - 1, output)
+        return perturb(call, output)
 
     watched = PerturbedLayers(layers, perturb_rows)
     params = dict(model.named_parameters())
@@ -127,7 +127,7 @@ def refuse_interacting_layers(
     one_pass = OnePass(model, 2, inputs)
 
     def derive(perturb: Callable[[Tensor], Tensor]) -> Tensor:
-        def each(index: int, output: Tensor) -> Tensor:
+        def each(call: LayerCall, output: Tensor) -> Tensor:
             return perturb(output)
 
         with one_pass:

@@ -19,10 +19,12 @@ from fgbench.trainers.feedback_matrices import (
     draw_signs,
     entries,
     from_rows,
+    grid_of,
     regress,
     to_rows,
     unexplained_shares,
 )
+from fgbench.trainers.forward_mode.layers import LayerCall
 from fgbench.trainers.independence import is_known_independent, require_independent_samples
 from fgbench.trainers.options import FeedbackForwardGradientOptions
 from fgbench.trainers.passes import begin_step, write_gradients
@@ -132,8 +134,8 @@ class FeedbackForwardGradient(Trainer):
             refuse_interacting_layers(model, loss_fn, inputs, labels, layers, self.options.name)
         one_pass = OnePass(model, 1 + (self.options.combine == "projection"), inputs)
 
-        def perturb(index: int, output: Tensor) -> Tensor:
-            return draw_signs(output, self.options.grid, generator)
+        def perturb(call: LayerCall, output: Tensor) -> Tensor:
+            return draw_signs(output, grid_of(call, self.options.grid), generator)
 
         with output_layer, one_pass:
             result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
@@ -141,7 +143,7 @@ class FeedbackForwardGradient(Trainer):
         closed = output_layer.gradients(loss_fn, result.outputs, labels)
         error = loss_gradient(loss_fn, result.outputs, labels) / len(inputs)
         deltas = [
-            call.reached(from_rows(error @ matrix, call.perturbation, self.options.grid))
+            call.reached(from_rows(error @ matrix, call.perturbation, grid_of(call, self.options.grid)))
             for matrix, call in zip(self.feedback, result.calls, strict=True)
         ]
         changes = [call.reached(call.perturbation) for call in result.calls]
@@ -153,7 +155,7 @@ class FeedbackForwardGradient(Trainer):
         if self.options.combine == "projection":
             with one_pass:
                 along = perturbed_pass(
-                    model, loss_fn, inputs, labels, layers, lambda index, output: deltas[index], {}
+                    model, loss_fn, inputs, labels, layers, lambda call, output: deltas[call.index], {}
                 )
             derivatives = along.derivatives.mean()[None]
             squares = sum((delta.square().sum() for delta in deltas), start=error.new_zeros(()))
@@ -184,17 +186,21 @@ class FeedbackForwardGradient(Trainer):
         true = differentiate_outputs(model, loss_fn, inputs, labels, layers)
         samples, options = len(labels), self.options
         tangents = sample_tangents(others, "rademacher", generator) if others else {}
-        drawn = [draw_signs(call.output, options.grid, generator) for call in true.calls]
+        grids = [grid_of(call, options.grid) for call in true.calls]
+        drawn = [
+            draw_signs(call.output, grid, generator) for call, grid in zip(true.calls, grids, strict=True)
+        ]
         (error,) = torch.autograd.grad(true.losses.sum(), true.outputs, retain_graph=True)
         masks = [
             torch.ones_like(u) if mask is None else mask for u, mask in zip(drawn, true.masks, strict=True)
         ]
         matrices = self.feedback or [
-            error.new_zeros(error.shape[1], entries(u.shape, options.grid)) for u in drawn
+            error.new_zeros(error.shape[1], entries(u.shape, grid))
+            for u, grid in zip(drawn, grids, strict=True)
         ]
         deltas = [
-            from_rows(error / samples @ matrix.to(error), u, options.grid) * mask
-            for matrix, u, mask in zip(matrices, drawn, masks, strict=True)
+            from_rows(error / samples @ matrix.to(error), u, grid) * mask
+            for matrix, u, mask, grid in zip(matrices, drawn, masks, grids, strict=True)
         ]
         derivatives = true.losses_along(drawn, tangents)
         changes = [u * mask for u, mask in zip(drawn, masks, strict=True)]
@@ -228,7 +234,7 @@ class FeedbackForwardGradient(Trainer):
     def _match(self, result: PassResult) -> None:
         """Create matrices of zeros, as the authors' code does, or move the existing ones to the device."""
         classes = result.outputs.shape[1]
-        shapes = [(classes, entries(call.shape, self.options.grid)) for call in result.calls]
+        shapes = [(classes, entries(call.shape, grid_of(call, self.options.grid))) for call in result.calls]
         if not self.feedback:
             self.feedback = [result.outputs.new_zeros(shape) for shape in shapes]
         if [tuple(matrix.shape) for matrix in self.feedback] != shapes:
@@ -242,7 +248,10 @@ class FeedbackForwardGradient(Trainer):
     def _learn(self, result: PassResult, changes: list[Tensor]) -> None:
         """Update every matrix, by regression or towards this batch's estimate of the Jacobian."""
         samples, tangents = len(result.outputs), result.output_tangents
-        rows = [to_rows(change, self.options.grid).to(tangents.dtype) for change in changes]
+        rows = [
+            to_rows(change, grid_of(call, self.options.grid)).to(tangents.dtype)
+            for change, call in zip(changes, result.calls, strict=True)
+        ]
         if self.options.learning == "regression":
             regress(self.feedback, rows, tangents, self.options.rate)
             return

@@ -16,7 +16,13 @@ from fgbench.trainers.activity_forward_gradient import per_sample
 from fgbench.trainers.activity_pass import perturbed_pass
 from fgbench.trainers.base import LossFunction
 from fgbench.trainers.forward_mode.layers import LayerCall
+from fgbench.trainers.reference import OutputCall
 from fgbench.trainers.sampling import sample_tangents
+
+
+def grid_of(call: LayerCall | OutputCall, grid: int | None) -> int | None:
+    """The patches of a call's output: only a convolution's has positions, whatever its shape."""
+    return grid if call.convolution else None
 
 
 def patch_side(shape: torch.Size, grid: int | None) -> int:
@@ -128,24 +134,26 @@ def unexplained_shares(
     """
 
     def share(names: Sequence[str] | None, of_calls: Sequence[str]) -> tuple[float, list[LayerCall]]:
-        def perturb(index: int, output: Tensor) -> Tensor:
-            if names is not None and of_calls[index] not in names:
+        def perturb(call: LayerCall, output: Tensor) -> Tensor:
+            if names is not None and of_calls[call.index] not in names:
                 return torch.zeros_like(output)
-            return draw_signs(output, grid, generator)
+            return draw_signs(output, grid_of(call, grid), generator)
 
         result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, {})
         change = result.output_tangents.double()
-        rows = [to_rows(call.reached(call.perturbation), grid).double() for call in result.calls]
+        rows = [
+            to_rows(call.reached(call.perturbation), grid_of(call, grid)).double() for call in result.calls
+        ]
         known = matrices or [change.new_zeros(change.shape[1], row.shape[1]) for row in rows]
         left = left_over([matrix.to(change) for matrix in known], rows, change)
         return (left.square().sum() / change.square().sum()).item(), result.calls
 
     whole, calls = share(None, [])
-    of_calls = [_layer_name(call, layers) for call in calls]
+    of_calls = [layer_name(call, layers) for call in calls]
     return {"": whole} | {name: share([name], of_calls)[0] for name in dict.fromkeys(of_calls)}
 
 
-def _layer_name(call: LayerCall, layers: Mapping[Tensor, str]) -> str:
+def layer_name(call: LayerCall, layers: Mapping[Tensor, str]) -> str:
     """The name of the layer whose weight (or, where that is frozen, bias) a call was given."""
     weight, bias = call.arguments["weight"], call.arguments["bias"]
     name = layers[weight if weight in layers else bias]

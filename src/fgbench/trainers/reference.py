@@ -128,6 +128,7 @@ class OutputCall:
         leaf: zeros that were added to the output: the gradient with respect to them is that at the output.
         node: the graph's node of that addition.
         call: the function again, of weight and bias, at the same input.
+        convolution: whether it is one.
     """
 
     weight: Tensor
@@ -136,6 +137,7 @@ class OutputCall:
     leaf: Tensor
     node: Any
     call: Callable[[Tensor, Tensor | None], Tensor]
+    convolution: bool
 
     def weight_gradient(self, delta: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The call's parameters with their gradients, from the gradient at the output."""
@@ -170,7 +172,9 @@ class WatchedOutputs(TorchFunctionMode):
         leaf = torch.zeros_like(output, requires_grad=True)
         result, fixed = output + leaf, value.detach().clone()
         again: Callable[[Tensor, Tensor | None], Tensor] = lambda w, b: func(fixed, w, b, **given)  # noqa: E731
-        self.calls.append(OutputCall(weight, bias, output.detach(), leaf, result.grad_fn, again))
+        self.calls.append(
+            OutputCall(weight, bias, output.detach(), leaf, result.grad_fn, again, func is not F.linear)
+        )
         return result
 
 

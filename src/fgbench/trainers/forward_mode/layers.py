@@ -27,6 +27,7 @@ class LayerCall:
     Attributes:
         arguments: how it was called, by the names in ``ARGUMENTS``.
         shape: of its output.
+        index: how many calls ran before.
         perturbation: what was added to the tangent of its output, shape of the output.
         mask: where the ReLU that takes the output lets a change through, shape of the output; None where no
             ReLU does, or something else uses the output too. Final once the pass is over.
@@ -35,10 +36,16 @@ class LayerCall:
 
     arguments: dict[str, Any]
     shape: torch.Size
+    index: int = 0
     perturbation: Tensor = field(init=False, repr=False)
     used_elsewhere: bool = False
     _relu: Tensor | None = field(default=None, repr=False)
     _version: int = 0
+
+    @property
+    def convolution(self) -> bool:
+        """Whether it is one, so that outputs have positions."""
+        return "stride" in self.arguments
 
     @property
     def mask(self) -> Tensor | None:
@@ -59,7 +66,7 @@ class LayerCall:
         if value._version != self._version:
             raise ConfigError("the model writes into a layer's input in place, which its gradient needs")
         delta, value = delta.to(weight.dtype), value.to(weight.dtype)
-        if "stride" not in self.arguments:
+        if not self.convolution:
             delta = delta.flatten(0, -2)
             yield weight, delta.T @ value.flatten(0, -2)
             if bias is not None:
@@ -130,7 +137,7 @@ class PerturbedLayers(TorchFunctionMode):
             output: Tensor = func(**arguments)
         finally:
             self._inside = False
-        call = LayerCall(arguments, output.shape, _version=arguments["input"]._version)
+        call = LayerCall(arguments, output.shape, len(self.calls), _version=arguments["input"]._version)
         self.calls.append(call)
         self._watch(call, output)
         with torch.no_grad():  # what is computed here has no tangent
