@@ -269,6 +269,24 @@ def test_a_detached_weight_is_a_constant_whatever_is_made_of_it(trainer):
     assert fgbench.verify(trainer, model, LOSS, *rows_of_eight()).verdict == "verified"
 
 
+@pytest.mark.parametrize("trainer", [ActivityForwardGradient, FeedbackForwardGradient])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s, x: s.a(x).view(6, 2, 4).relu().flatten(1),
+        lambda s, x: s.a(x).view(6, 2, 4).relu_().flatten(1),
+        lambda s, x: s.a(x).view(6, 8).relu_(),
+        lambda s, x: s.a(x).T.relu().T,
+        lambda s, x: (lambda seen: seen.relu().flatten(1) + seen.flatten(1))(s.a(x).view(6, 2, 4)),
+    ],
+)
+def test_a_relu_of_a_view_of_an_output_is_verified(use, trainer):
+    model = Own(use).double()
+    inputs, labels = rows_of_eight()
+    found = fgbench.verify(trainer(), model, LOSS, inputs.double(), labels, tolerance=1e-8)
+    assert found.verdict == "verified"
+
+
 def chain(*, seed=0):
     """A chain that narrows from layer to layer, in float64, with a batch."""
     torch.manual_seed(seed)

@@ -12,9 +12,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from fgbench.trainers.base import LossFunction, Reference
+from fgbench.trainers.forward_mode.layers import dense
 from fgbench.trainers.passes import sample_losses
 
 LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+_VIEWS = "Alias Permute ReshapeAlias Slice Squeeze T Transpose UnsafeView Unsqueeze View"
+VIEWS = {f"{name}Backward0" for name in _VIEWS.split()} | {"SqueezeBackward1", "SqueezeBackward2"}
+"""Nodes of autograd's graph that look at the same memory."""
 
 
 def true_gradient(
@@ -270,22 +274,26 @@ def differentiate_outputs(
 
 
 def relu_masks(calls: list[OutputCall], result: Tensor) -> list[Tensor | None]:
-    """The mask of the ReLU that is the only consumer of a call's output; None without one."""
+    """The mask of the ReLU that is the only consumer of a call's output, or of a view of it all; or None."""
     users: dict[Any, list[Any]] = {}
-    nodes, seen = [result.grad_fn], {result.grad_fn}
+    nodes, known = [result.grad_fn], {result.grad_fn}
     while nodes:
         node: Any = nodes.pop()
         for below, _ in node.next_functions:
             if below is not None:
                 users.setdefault(below, []).append(node)
-                if below not in seen:
-                    seen.add(below)
+                if below not in known:
+                    known.add(below)
                     nodes.append(below)
     masks: list[Tensor | None] = []
     for call in calls:
         using = users.get(call.node, [])
+        while len(using) == 1 and using[0].name() in VIEWS:
+            using = users.get(using[0], [])
         alone = len(using) == 1 and using[0].name() == "ReluBackward0"
-        masks.append(using[0]._saved_result > 0 if alone else None)
+        seen = using[0]._saved_result if alone else None
+        whole = seen is not None and seen.numel() == call.output.numel() and dense(seen)
+        masks.append(call.output > 0 if whole and dense(call.output) else None)
     return masks
 
 

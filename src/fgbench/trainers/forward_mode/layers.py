@@ -83,8 +83,9 @@ class LayerCall:
 class PerturbedLayers(TorchFunctionMode):
     """Within a ``ForwardPass``, catches every call of a layer, and may perturb its output.
 
-    Whether a ReLU, and only a ReLU, takes an output is decided by memory, operation by operation: in place or
-    not, through whatever views. A layer's parameter that is used in any other way is refused.
+    Whether a ReLU, and only a ReLU, takes an output is decided by memory, operation by operation: through
+    whatever views, or in place on the output itself. A layer's parameter that is used in any other way is
+    refused.
 
     Args:
         layers: the layers' parameters, with their names.
@@ -165,7 +166,9 @@ class PerturbedLayers(TorchFunctionMode):
         storage, outputs = output.untyped_storage(), self._outputs
         key = storage._cdata
         reference = weakref.ref(storage, lambda _: outputs.pop(key, None))
-        outputs[key] = Watched(call, output.stride(), int(output.storage_offset()), _dense(output), reference)
+        outputs[key] = Watched(
+            call, output.stride(), int(output.storage_offset()), dense(output), weakref.ref(output), reference
+        )
 
     def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         view, written = signature(func) if isinstance(func, torch._ops.OpOverload) else (False, [])
@@ -188,7 +191,9 @@ class PerturbedLayers(TorchFunctionMode):
         differentiable = self._leaves_gradient(value)
         if not differentiable and not in_place:
             return  # a look that leaves no gradient
-        whole = watched.dense and value.numel() == call.shape.numel() and _dense(value)
+        whole = watched.dense and value.numel() == call.shape.numel() and dense(value)
+        if in_place:  # in a graph, what is done to a view no longer says that it is a ReLU
+            whole = whole and value is watched.output()
         if not (differentiable and whole and func in (aten.relu.default, aten.relu_.default)):
             call.used_elsewhere = True
             return
@@ -205,10 +210,11 @@ class Watched(NamedTuple):
     stride: tuple[int, ...]
     offset: int
     dense: bool
+    output: "weakref.ref[Tensor]"
     storage: "weakref.ref[Any]"
 
 
-def _dense(value: Tensor) -> bool:
+def dense(value: Tensor) -> bool:
     """Whether a view covers memory without gaps or overlaps, as far as is cheap to know."""
     return value.is_contiguous() or (
         value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
