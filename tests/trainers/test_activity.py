@@ -287,6 +287,13 @@ def test_a_relu_of_a_view_of_an_output_is_verified(use, trainer):
     assert found.verdict == "verified"
 
 
+@pytest.mark.parametrize("trainer", [ActivityForwardGradient, FeedbackForwardGradient])
+def test_verification_refuses_in_one_line_what_the_step_refuses(trainer):
+    model = Own(lambda s, x: s.a(x.view(-1, 8)).view(6, 5, 8).mean(1))
+    with pytest.raises(ConfigError, match=r"the layer of 'a\.weight' folds other dimensions into the batch"):
+        fgbench.verify(trainer(), model, LOSS, torch.randn(6, 5, 8), torch.arange(6) % 3)
+
+
 def chain(*, seed=0):
     """A chain that narrows from layer to layer, in float64, with a batch."""
     torch.manual_seed(seed)
