@@ -294,6 +294,42 @@ def test_verification_refuses_in_one_line_what_the_step_refuses(trainer):
         fgbench.verify(trainer(), model, LOSS, torch.randn(6, 5, 8), torch.arange(6) % 3)
 
 
+class Passed(torch.autograd.Function):
+    """As it is, with a forward-mode derivative."""
+
+    @staticmethod
+    def forward(value):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.clone()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s, x: (lambda y: y.tanh() if y.requires_grad else y)(s.a(x)),
+        lambda s, x: Passed.apply(s.a(x)),
+        lambda s, x: (lambda y: y.relu() + Passed.apply(y))(s.a(x)),
+    ],
+)
+@pytest.mark.parametrize(
+    "trainer",
+    [ActivityForwardGradient(), FeedbackForwardGradient(), fgbench.ForwardGradient(exact_output=True)],
+)
+def test_models_that_ask_for_requires_grad_or_apply_functions_are_verified(use, trainer):
+    assert fgbench.verify(trainer, Own(use), LOSS, *rows_of_eight()).verdict == "verified"
+
+
 def chain(*, seed=0):
     """A chain that narrows from layer to layer, in float64, with a batch."""
     torch.manual_seed(seed)

@@ -123,8 +123,8 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
             asked_by = sys._getframe(1).f_globals.get("__name__", "")
             with torch._C.DisableTorchFunction():  # a function mode would come back here, asking for itself
                 real = plain.__get__(value)
-            own = mode.handling or asked_by.startswith("torch.")  # which would look for a graph
-            return real if own else answer(value, real)
+                own = mode.handling or asked_by.startswith("torch.")  # which would look for a graph
+                return real if own else answer(value, real)
 
         return property(get, getattr(plain, "__set__", None))
 
@@ -155,7 +155,9 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
         for observe in mode.observers:  # what runs within leaves no graph of its own
             observe(cls, args, kwargs)
         original = apply.__get__(None, cls)
-        if not any(isinstance(each, Tensor) and shadows.has(each) for each in args):
+        with torch._C.DisableTorchFunction():
+            moves = any(isinstance(each, Tensor) and shadows.has(each) for each in args)
+        if not moves:
             outer, mode.in_function = mode.in_function, True
             try:
                 return original(*args, **kwargs)
@@ -163,7 +165,7 @@ def backprop_semantics(mode: TangentMode) -> Iterator[None]:
                 mode.in_function = outer
         if cls.jvp is Function.jvp:
             raise RefusedError(f"{cls.__name__} has a backward pass of its own, and no jvp")
-        with torch.utils._python_dispatch._disable_current_modes():
+        with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
             return apply_torch_formula(shadows, original, [], args, kwargs)
 
     Function.apply = classmethod(apply_forward)
