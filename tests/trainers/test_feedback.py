@@ -245,6 +245,69 @@ def test_only_convolutions_have_patches():
     assert [matrix.shape for matrix in trainer.feedback] == [(3, 4 * 3 * 16), (3, 4 * 3 * 5)]
 
 
+class Used(nn.Module):
+    """Layers, used as a function says, and an output layer."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.use, self.calls = use, 0
+        self.a, self.b, self.c = nn.Linear(8, 7), nn.Linear(8, 7), nn.Linear(7, 7)
+        self.out = nn.Linear(7, CLASSES)
+
+    def forward(self, value):
+        self.calls += 1
+        return self.out(self.use(self, value).tanh())
+
+
+def by_length(model, value):
+    order = value.norm(dim=1).argsort()
+    return model.c(model.a(value[order]).relu())[order.argsort()]
+
+
+def over_time(model, value):
+    return model.c(model.a(value.view(8, 8, 1).expand(8, 8, 8).transpose(0, 1)).relu()).mean(0)
+
+
+@pytest.mark.parametrize("use", [by_length, over_time])
+def test_rows_that_are_not_the_samples_own_are_refused(use):
+    inputs, labels = torch.randn(8, 8), torch.arange(8) % CLASSES
+    refusal = "rows of .* change other samples' outputs"
+    with pytest.raises(ConfigError, match=refusal):
+        flat_gradient(FeedbackForwardGradient(), Used(use), inputs, labels, torch.Generator())
+
+
+def test_batch_normalisation_leaves_every_sample_its_row_and_the_look_leaves_no_trace():
+    layers = nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, CLASSES)
+    model, inputs, labels = nn.Sequential(*layers), torch.randn(8, 8), torch.arange(8) % CLASSES
+    again, states = copy.deepcopy(model), []
+    gradients = []
+    for each in (model, again, model):
+        each.load_state_dict(again.state_dict() if states == [] else states[0])
+        states.append(copy.deepcopy(each.state_dict()))
+        torch.manual_seed(0)
+        trainer = FeedbackForwardGradient()
+        gradients.append(flat_gradient(trainer, each, inputs, labels, torch.Generator().manual_seed(0)))
+        assert int(each[1].num_batches_tracked) == 1
+    assert torch.equal(gradients[0], gradients[2]), "the second time nothing is looked at"
+    mean = again[0](inputs).mean(0)
+    assert torch.allclose(again[1].running_mean, 0.1 * mean, atol=1e-6)
+
+
+def test_layers_in_turn_are_refused_and_states_without_names_go_on():
+    model = Used(lambda s, x: s.a(x) if s.calls < 10 else s.b(x))
+    inputs, labels = torch.randn(8, 8), torch.arange(8) % CLASSES
+    trainer = FeedbackForwardGradient()
+    flat_gradient(trainer, model, inputs, labels, torch.Generator())
+    state = trainer.state_dict()
+    assert state["layers"] == ["a"]
+    model.calls = 10
+    with pytest.raises(ConfigError, match="this pass runs others than the first one: b, not a"):
+        flat_gradient(trainer, model, inputs, labels, torch.Generator())
+    trainer.load_state_dict({"feedback": state["feedback"]})
+    flat_gradient(trainer, model, inputs, labels, torch.Generator())
+    assert trainer.state_dict()["layers"] == ["b"]
+
+
 class Centred(nn.Module):
     """Takes the batch's mean off every sample."""
 

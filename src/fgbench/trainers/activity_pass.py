@@ -1,6 +1,7 @@
 """One forward-mode pass in which the output of every linear and convolution layer is perturbed."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction
 from fgbench.trainers.forward_mode import ForwardPass
 from fgbench.trainers.forward_mode.layers import LayerCall, PerturbedLayers
-from fgbench.trainers.independence import refuse_interacting_samples
+from fgbench.trainers.independence import GivenStatistics, refuse_interacting_samples
 from fgbench.trainers.passes import sample_losses
 from fgbench.trainers.replay import OnePass, restoring_state
 
@@ -116,6 +117,8 @@ def refuse_interacting_layers(
     labels: Tensor,
     layers: Mapping[Tensor, str],
     trainer: str,
+    *,
+    given_statistics: bool = False,
 ) -> None:
     """Refuse a model in which changing some samples at its layers changes other samples' losses.
 
@@ -130,8 +133,8 @@ def refuse_interacting_layers(
         def each(call: LayerCall, output: Tensor) -> Tensor:
             return perturb(output)
 
-        with one_pass:
+        with one_pass, GivenStatistics() if given_statistics else nullcontext():
             return perturbed_pass(model, loss_fn, inputs, labels, layers, each, {}).derivatives
 
     with restoring_state(model):
-        refuse_interacting_samples(model, len(inputs), trainer, derive)
+        refuse_interacting_samples(model, len(inputs), trainer, derive, given_statistics=given_statistics)

@@ -1,5 +1,6 @@
 """Direct feedback alignment whose feedback matrices learn from forward-mode derivatives."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fgbench.trainers.feedback_matrices import (
     entries,
     from_rows,
     grid_of,
+    layer_name,
     regress,
     to_rows,
     unexplained_shares,
@@ -92,6 +94,7 @@ class FeedbackForwardGradient(Trainer):
     def __init__(self, options: Any = None, **changes: Any) -> None:
         super().__init__(options, **changes)
         self.feedback: list[Tensor] = []
+        self._names: list[str] | None = None
 
     def set_up(self, model: nn.Module, inputs: Tensor, num_classes: int, generator: torch.Generator) -> None:
         """Only checks that this trainer can train the model; the first step creates the matrices.
@@ -130,8 +133,11 @@ class FeedbackForwardGradient(Trainer):
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         gradients = {id(param): torch.zeros_like(param) for param in params.values()}
         tangents = sample_tangents(others, "rademacher", generator) if others else {}
-        if self.needs_independent_samples and not is_known_independent(model):
-            refuse_interacting_layers(model, loss_fn, inputs, labels, layers, self.options.name)
+        given = not self.needs_independent_samples
+        if not is_known_independent(model, given_statistics=given):
+            refuse_interacting_layers(
+                model, loss_fn, inputs, labels, layers, self.options.name, given_statistics=given
+            )
         one_pass = OnePass(model, 1 + (self.options.combine == "projection"), inputs)
 
         def perturb(call: LayerCall, output: Tensor) -> Tensor:
@@ -139,7 +145,7 @@ class FeedbackForwardGradient(Trainer):
 
         with output_layer, one_pass:
             result = perturbed_pass(model, loss_fn, inputs, labels, layers, perturb, tangents)
-        self._match(result)
+        self._match(result, layers)
         closed = output_layer.gradients(loss_fn, result.outputs, labels)
         error = loss_gradient(loss_fn, result.outputs, labels) / len(inputs)
         deltas = [
@@ -231,8 +237,16 @@ class FeedbackForwardGradient(Trainer):
         share = self.options.correction
         return true | {name: guidance[name].lerp(true[name], share) for name in layers.values()}
 
-    def _match(self, result: PassResult) -> None:
+    def _match(self, result: PassResult, layers: Mapping[Tensor, str]) -> None:
         """Create matrices of zeros, as the authors' code does, or move the existing ones to the device."""
+        names = [layer_name(call, layers) for call in result.calls]
+        if self._names is not None and names != self._names:
+            raise ConfigError(
+                f"feedback-forward-gradient has a matrix for every call of a layer, in the order they run, "
+                f"but this pass runs others than the first one: {', '.join(names)}, not "
+                f"{', '.join(self._names)}"
+            )
+        self._names = names
         classes = result.outputs.shape[1]
         shapes = [(classes, entries(call.shape, grid_of(call, self.options.grid))) for call in result.calls]
         if not self.feedback:
@@ -274,9 +288,10 @@ class FeedbackForwardGradient(Trainer):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The feedback matrices, in the order their layers run."""
-        return {"feedback": list(self.feedback)}
+        """The feedback matrices and the names of their layers, in the order these run."""
+        return {"feedback": list(self.feedback), "layers": self._names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the feedback matrices."""
+        """Restore the feedback matrices; older runs saved no names."""
         self.feedback = [matrix.clone() for matrix in state["feedback"]]
+        self._names = state.get("layers")

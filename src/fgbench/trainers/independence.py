@@ -1,12 +1,15 @@
 """The rule that samples must not interact, for trainers that take one derivative per sample."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from fgbench.errors import ConfigError
 
@@ -29,13 +32,37 @@ def require_independent_samples(model: nn.Module, trainer: str) -> None:
             )
 
 
-def is_known_independent(model: nn.Module) -> bool:
+class GivenStatistics(TorchFunctionMode):
+    """Within, batch normalisation takes its batch's statistics as constants, which tie no samples."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The same values; running statistics are left as they are."""
+        kwargs = kwargs or {}
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if func is not F.batch_norm or not given.get("training"):
+            return func(*args, **kwargs)
+        value, like = given["input"].detach(), given["running_mean"]
+        var, mean = torch.var_mean(value, [axis for axis in range(value.dim()) if axis != 1], correction=0)
+        dtype = value.dtype if like is None else like.dtype
+        given |= {"running_mean": mean.to(dtype), "running_var": var.to(dtype), "training": False}
+        return func(**given)
+
+
+def is_known_independent(model: nn.Module, *, given_statistics: bool = False) -> bool:
     """Whether ``refuse_interacting_samples`` has passed this model."""
-    return _state(model) in _INDEPENDENT.get(model, ())
+    return _state(model, given_statistics) in _INDEPENDENT.get(model, ())
 
 
 def refuse_interacting_samples(
-    model: nn.Module, samples: int, trainer: str, derive: Callable[[Callable[[Tensor], Tensor]], Tensor]
+    model: nn.Module,
+    samples: int,
+    trainer: str,
+    derive: Callable[[Callable[[Tensor], Tensor]], Tensor],
+    *,
+    given_statistics: bool = False,
 ) -> None:
     """Refuse a model in which changing some samples' activations changes other samples' losses.
 
@@ -48,6 +75,8 @@ def refuse_interacting_samples(
         trainer: its name.
         derive: ``derive(perturb)`` runs a pass in which activations are perturbed by ``perturb(values)``, and
             returns the derivatives of the samples' losses, shape (B,).
+        given_statistics: ``derive`` runs under :class:`GivenStatistics`, for a trainer that needs no
+            more than a row of its own for every sample.
 
     Raises:
         ConfigError: samples interact, so a derivative per sample would be biased.
@@ -65,11 +94,22 @@ def refuse_interacting_samples(
         if isinstance(moved, FakeTensor):  # of a simulated device: it has no values
             return
         if bool(moved[~half.to(moved.device)].any()):
+            if given_statistics:
+                raise ConfigError(foreign_rows(trainer, "the outputs of its layers"))
             raise ConfigError(
                 f"trainer {trainer} takes one derivative per sample, but in this model samples interact: a "
                 f"change of some changes the losses of others; train it with another trainer"
             )
-    _INDEPENDENT.setdefault(model, set()).add(_state(model))
+    _INDEPENDENT.setdefault(model, set()).add(_state(model, given_statistics))
+
+
+def foreign_rows(trainer: str, where: str) -> str:
+    """The refusal of a model in which a row of a layer is not its sample's own."""
+    return (
+        f"trainer {trainer} sends every sample's error to the row of that number, but in this model rows of "
+        f"{where} change other samples' outputs (other than by batch normalisation): train it with another "
+        f"trainer"
+    )
 
 
 def halves(samples: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -80,8 +120,9 @@ def halves(samples: int, generator: torch.Generator) -> Iterator[Tensor]:
     yield torch.randperm(samples, generator=generator) < samples // 2
 
 
-def _state(model: nn.Module) -> tuple[bool, ...]:
+def _state(model: nn.Module, given_statistics: bool) -> tuple[bool, ...]:
     return (
+        given_statistics,
         *(module.training for module in model.modules()),
         *(param.requires_grad for param in model.parameters()),
     )
