@@ -15,6 +15,7 @@ from fgbench.errors import ConfigError
 from fgbench.models.build import build_model
 from fgbench.registry import options_model
 from fgbench.trainers.backprop import Backprop
+from fgbench.trainers.feedback_alignment import FeedbackAlignment
 from fgbench.trainers.feedback_forward_gradient import FeedbackForwardGradient
 from fgbench.trainers.feedback_matrices import corrected
 from fgbench.trainers.sampling import sample_tangents
@@ -274,6 +275,8 @@ def test_rows_that_are_not_the_samples_own_are_refused(use):
     refusal = "rows of .* change other samples' outputs"
     with pytest.raises(ConfigError, match=refusal):
         flat_gradient(FeedbackForwardGradient(), Used(use), inputs, labels, torch.Generator())
+    with pytest.raises(ConfigError, match=refusal):
+        FeedbackAlignment(feedback="direct").set_up(Used(use), inputs, CLASSES, torch.Generator())
 
 
 def test_batch_normalisation_leaves_every_sample_its_row_and_the_look_leaves_no_trace():

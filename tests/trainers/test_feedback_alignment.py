@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fgbench.datasets.base import load_splits
 from fgbench.datasets.options import DatasetOptions
@@ -216,6 +217,26 @@ def test_recurrent_and_fused_attention_layers_are_refused(module):
 
     with pytest.raises(ConfigError, match=r"cannot treat 'inner\.\w+', given to"):
         ready("random", Around().double())
+
+
+@pytest.mark.parametrize("feedback", FEEDBACK)
+def test_parts_that_run_unseen_are_refused(feedback):
+    class Checkpointed(nn.Linear):
+        reentrant = False
+
+        def forward(self, value):
+            return checkpoint(super().forward, value, use_reentrant=self.reentrant)
+
+    def chain(part):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), part, nn.Linear(8, 3)).double()
+
+    for reentrant in (False, True):
+        part = Checkpointed(8, 8)
+        part.reentrant = reentrant
+        with pytest.raises(ConfigError, match=r"'2\.weight' in a part that is checkpointed"):
+            ready(feedback, chain(part))
+    with pytest.raises(ConfigError, match="is a TorchScript module"):
+        ready(feedback, chain(torch.jit.trace(nn.Linear(8, 8), torch.zeros(2, 8))))
 
 
 def test_layers_whose_weights_are_fixed_pass_errors_through_their_matrices_too():

@@ -11,8 +11,9 @@ from fgbench.errors import ConfigError
 from fgbench.seeds import derive_generator, draw_seed
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
-from fgbench.trainers.feedback_passes import FeedbackPass, SurrogatePass, output_error
-from fgbench.trainers.forward_mode.refusals import refuse_lazy
+from fgbench.trainers.feedback_passes import FeedbackPass, FirstLook, SurrogatePass, output_error
+from fgbench.trainers.forward_mode.refusals import refuse_hidden
+from fgbench.trainers.independence import GivenStatistics
 from fgbench.trainers.model_state import ModelState
 from fgbench.trainers.options import FeedbackAlignmentOptions
 from fgbench.trainers.passes import begin_step, gradient_norm
@@ -68,15 +69,19 @@ class FeedbackAlignment(Trainer):
         """Draw the matrices' seed, and check with one pass that this trainer can train the model.
 
         Raises:
-            ConfigError: a parameter is not one of a linear, convolution or normalisation layer.
+            ConfigError: a parameter is not one of a linear, convolution or normalisation layer, a part is
+                scripted or checkpointed, or (``direct``) a layer's rows are not the samples'.
         """
-        refuse_lazy(model)
+        refuse_hidden(model, ())
         self.load_state_dict({"seed": draw_seed(generator)})
         self._exact = set()
         states = RandomStates(), ModelState(model)
         try:
-            with torch.no_grad(), FeedbackPass(self, model):
-                model(inputs)
+            with torch.enable_grad(), GivenStatistics(), FirstLook(self, model) as look:
+                outputs = model(inputs)
+            if self.options.feedback == "direct":
+                look.refuse_foreign_rows(outputs)
+            del outputs, look
             with torch.no_grad(), suppress(ConfigError), OutputLayer(model) as output:
                 model(inputs)
                 self._exact = output.names

@@ -1,10 +1,13 @@
 """The passes of feedback alignment: layers that send back other errors than the transposed weights would."""
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -14,6 +17,7 @@ from typing_extensions import override
 from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction
 from fgbench.trainers.forward_mode.layers import LAYERS, input_gradient, layer_arguments
+from fgbench.trainers.independence import foreign_rows, halves
 from fgbench.trainers.passes import require_tensor, sample_losses
 
 NORMALISATIONS = {F.batch_norm, F.instance_norm, F.group_norm, F.layer_norm, F.rms_norm}
@@ -127,6 +131,51 @@ class FeedbackPass(LayerCalls):
 
         joined: Tensor = PassBack.apply(func(**arguments | {"input": held}), value, gradient_of)
         return joined
+
+
+class FirstLook(LayerCalls):
+    """Every layer as it is; a layer in a checkpointed part is refused, since that runs again on the way back.
+
+    Attributes:
+        inputs: of all layers that an error is sent to, each with the key of its matrix.
+    """
+
+    def __init__(self, trainer: Feedback, model: nn.Module) -> None:
+        super().__init__(trainer, model)
+        self.inputs: list[tuple[str, Tensor]] = []
+
+    @override
+    def layer(self, func: Any, arguments: dict[str, Any], key: str) -> Tensor:
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+                self.refuse(f"{key.split()[0]!r} in a part that is checkpointed")
+            frame = frame.f_back
+        if arguments["input"].requires_grad:
+            self.inputs.append((key, arguments["input"]))
+        output: Tensor = func(**arguments)
+        return output
+
+    def refuse_foreign_rows(self, outputs: Any) -> None:
+        """Refuse a model in which a row of a layer's input changes other samples' outputs.
+
+        Raises:
+            ConfigError: names the layer.
+        """
+        if not isinstance(outputs, Tensor) or isinstance(outputs, FakeTensor) or not outputs.requires_grad:
+            return
+        inputs = [(key, value) for key, value in self.inputs if value.shape[:1] == outputs.shape[:1]]
+        generator = torch.Generator().manual_seed(0)
+        for half in halves(len(outputs), generator) if inputs else ():
+            weights = torch.randn(outputs.shape, generator=generator)
+            weights[~half] = 0
+            gradients = torch.autograd.grad(
+                outputs, [value for _, value in inputs], weights.to(outputs), True, materialize_grads=True
+            )
+            for (key, _), gradient in zip(inputs, gradients, strict=True):
+                if bool(gradient[~half.to(gradient.device)].any()):
+                    name = self.trainer.options.name
+                    raise ConfigError(foreign_rows(name, f"the input of {key.split()[0]!r}"))
 
 
 class SurrogatePass(LayerCalls):
