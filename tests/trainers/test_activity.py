@@ -330,6 +330,34 @@ def test_models_that_ask_for_requires_grad_or_apply_functions_are_verified(use, 
     assert fgbench.verify(trainer, Own(use), LOSS, *rows_of_eight()).verdict == "verified"
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s, x: torch.func.vmap(lambda row: s.a(row).tanh())(x),
+        lambda s, x: torch.func.grad(lambda value: s.a(value).sum())(x),
+        lambda s, x: torch.func.jvp(s.a, (x,), (x,))[1],
+    ],
+)
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        ActivityForwardGradient,
+        FeedbackForwardGradient,
+        fgbench.ForwardGradient,
+        fgbench.FeedbackAlignment,
+    ],
+)
+def test_what_torch_func_transforms_is_right_or_refused_in_one_line(use, trainer):
+    model, (inputs, labels) = Own(use), rows_of_eight()
+    trainer = trainer()
+    try:
+        trainer.set_up(model, inputs, CLASSES, torch.Generator())
+        verdict = fgbench.verify(trainer, model, LOSS, inputs, labels).verdict
+    except ConfigError as refusal:
+        verdict = str(refusal)
+    assert verdict == "verified" or ("torch.func" in verdict and "\n" not in verdict)
+
+
 def chain(*, seed=0):
     """A chain that narrows from layer to layer, in float64, with a batch."""
     torch.manual_seed(seed)

@@ -151,6 +151,8 @@ class FirstLook(LayerCalls):
             if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
                 self.refuse(f"{key.split()[0]!r} in a part that is checkpointed")
             frame = frame.f_back
+        if torch._C._functorch.is_functorch_wrapped_tensor(arguments["input"]):
+            self.refuse(f"{key.split()[0]!r} in a function that torch.func transforms")
         if arguments["input"].requires_grad:
             self.inputs.append((key, arguments["input"]))
         output: Tensor = func(**arguments)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from traceback import walk_tb
 from types import TracebackType
 
 import torch
@@ -99,6 +100,11 @@ class ForwardPass:
         self.mode.observers.clear()
         if isinstance(error, RefusedError):
             raise ConfigError(refusal(error, self.model)) from error
+        if isinstance(error, RuntimeError) and _is_in_transform(traceback):
+            why = RefusedError(
+                f"it uses torch.func, which does not go with this pass ({str(error).splitlines()[0]})"
+            )
+            raise ConfigError(refusal(why.with_traceback(traceback), self.model)) from error
 
     def _disposable(self, value: Tensor) -> AbstractContextManager[None]:
         return self.shadows.disposable(None if self.mode.observers else value)
@@ -117,6 +123,12 @@ class ForwardPass:
             yield
         except RefusedError as error:
             raise ConfigError(refusal(error, self.model)) from error
+
+
+def _is_in_transform(traceback: TracebackType | None) -> bool:
+    """Whether an error came up within one of ``torch.func``'s."""
+    frames = (frame for frame, _ in walk_tb(traceback))
+    return any(frame.f_globals.get("__name__", "").startswith("torch._functorch.") for frame in frames)
 
 
 def refusal(error: RefusedError, model: nn.Module) -> str:
