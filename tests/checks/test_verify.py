@@ -156,6 +156,7 @@ def test_the_gradient_of_a_trainer_without_a_derivative_is_verified(name, monkey
 
 def leaves(*values):
     found = torch.utils._pytree.tree_leaves(values)
+    found = [list(leaf.encode()) if isinstance(leaf, str) else leaf for leaf in found]
     return [torch.as_tensor(leaf).clone() for leaf in found if leaf is not None]
 
 

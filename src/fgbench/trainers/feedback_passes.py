@@ -167,9 +167,9 @@ class FirstLook(LayerCalls):
         if not isinstance(outputs, Tensor) or isinstance(outputs, FakeTensor) or not outputs.requires_grad:
             return
         inputs = [(key, value) for key, value in self.inputs if value.shape[:1] == outputs.shape[:1]]
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         for half in halves(len(outputs), generator) if inputs else ():
-            weights = torch.randn(outputs.shape, generator=generator)
+            weights = torch.randn(outputs.shape, generator=generator, device="cpu")
             weights[~half] = 0
             gradients = torch.autograd.grad(
                 outputs, [value for _, value in inputs], weights.to(outputs), True, materialize_grads=True

@@ -83,11 +83,13 @@ def refuse_interacting_samples(
     """
     if samples < 2:
         return
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     for half in halves(samples, generator):
 
         def perturb(values: Tensor, half: Tensor = half) -> Tensor:
-            change = torch.randn(values.shape, generator=generator) * half.view(-1, *[1] * (values.dim() - 1))
+            change = torch.randn(values.shape, generator=generator, device="cpu") * half.view(
+                -1, *[1] * (values.dim() - 1)
+            )
             return change.to(values)
 
         moved = derive(perturb)
@@ -114,10 +116,10 @@ def foreign_rows(trainer: str, where: str) -> str:
 
 def halves(samples: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Three halves of a batch, shape (samples,): the first one, every other sample, and any."""
-    numbers = torch.arange(samples)
+    numbers = torch.arange(samples, device="cpu")
     yield numbers < samples // 2
     yield numbers % 2 == 1
-    yield torch.randperm(samples, generator=generator) < samples // 2
+    yield torch.randperm(samples, generator=generator, device="cpu") < samples // 2
 
 
 def _state(model: nn.Module, given_statistics: bool) -> tuple[bool, ...]:
