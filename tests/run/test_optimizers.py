@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
+from fgbench.errors import ConfigError
 from fgbench.run.optimizers import build_optimizer, build_schedule, is_plain_sgd
 
 STEPS_PER_EPOCH, EPOCHS = 7, 5
@@ -93,6 +94,28 @@ def test_optimizers_step_as_the_plain_ones_of_torch(changes):
     assert optimizer.defaults["fused"]
     for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", OPTIMIZERS)
+def test_a_parameter_with_gaps_in_memory_is_stepped_entry_by_entry_and_nothing_beside_it(changes):
+    memory = torch.zeros(4, 6)
+    model, twin = nn.Module(), nn.Module()
+    model.weight, twin.weight = nn.Parameter(memory[:, ::2]), nn.Parameter(torch.zeros(4, 3))
+    for each in (model, twin):
+        optimizer = build_optimizer(OptimizerOptions(lr=0.1, **changes), each)
+        for step in range(3):
+            fill_gradients(each, step)
+            optimizer.step()
+    torch.testing.assert_close(model.weight, twin.weight, rtol=1e-5, atol=1e-6)
+    assert not memory[:, 1::2].any()
+
+
+def test_a_parameter_whose_entries_share_memory_is_refused():
+    model = nn.Module()
+    for spread in (torch.zeros(1, 3).expand(4, 3), torch.zeros(6).as_strided((3, 3), (1, 1))):
+        model.weight = nn.Parameter(spread)
+        with pytest.raises(ConfigError, match=r"^entries of parameter 'weight' share memory"):
+            build_optimizer(OptimizerOptions(), model)
 
 
 def test_trainer_parameters_are_a_second_group_and_frozen_ones_are_left_out():

@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fgbench.config.optimizer import OptimizerOptions, ScheduleOptions
+from fgbench.trainers.forward_mode.refusals import refuse_untrainable
 
 ONE_CYCLE_START = 25.0
 """The largest learning rate of one-cycle divided by its first."""
@@ -30,7 +31,11 @@ def build_optimizer(
         model: on its device.
         extra_parameters: a trainer's own, in a separate group.
         exact_names: parameters of the model with exact gradients; with ``exact_lr``, the last group.
+
+    Raises:
+        ConfigError: a parameter cannot be stepped.
     """
+    refuse_untrainable(model)
     trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
     extra = list(extra_parameters)
     exact = set() if options.exact_lr is None else trainable.keys() & set(exact_names)
@@ -39,7 +44,7 @@ def build_optimizer(
     if exact:
         own = [param for name, param in trainable.items() if name in exact]
         groups.append({"params": own, "lr": options.exact_lr})
-    fused = all(param.device.type in ("cpu", "cuda") for param in [*trainable.values(), *extra])
+    fused = all(_is_fusible(param) for param in [*trainable.values(), *extra])
     common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay, "fused": fused}
     optimizer: Optimizer
     if options.name == "sgd":
@@ -49,6 +54,13 @@ def build_optimizer(
         optimizer = kind(groups, betas=options.betas, eps=options.eps, **common)
     optimizer.register_step_pre_hook(_match_strides)
     return optimizer
+
+
+def _is_fusible(param: torch.Tensor) -> bool:
+    """Whether a fused kernel may step it: it walks along memory and takes all of it for entries."""
+    if param.device.type not in ("cpu", "cuda") or param.layout != torch.strided:
+        return False
+    return param.is_floating_point() and torch.empty_like(param, device="meta").stride() == param.stride()
 
 
 def _match_strides(optimizer: Optimizer, *_: Any) -> None:

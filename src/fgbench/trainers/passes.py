@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction
-from fgbench.trainers.forward_mode.refusals import refuse_lazy
+from fgbench.trainers.forward_mode.refusals import refuse_untrainable
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -36,9 +36,9 @@ def require_trainable(model: nn.Module, labels: Tensor) -> None:
     """Check what every trainer needs.
 
     Raises:
-        ConfigError: the batch is empty, a parameter is lazy, or none requires a gradient.
+        ConfigError: the batch is empty, no parameter requires a gradient, or one cannot be trained.
     """
-    refuse_lazy(model)
+    refuse_untrainable(model)
     if not len(labels):
         raise ConfigError("the batch is empty: 0 samples have no mean loss")
     if not any(param.requires_grad for param in model.parameters()):

@@ -30,6 +30,34 @@ def refuse_lazy(model: nn.Module) -> None:
             raise ConfigError(f"parameter {name!r} is lazy: run one batch through the model first")
 
 
+def refuse_untrainable(model: nn.Module) -> None:
+    """Refuse parameters that no step can be taken with.
+
+    Raises:
+        ConfigError: names the parameter: it is lazy, or its entries share memory.
+    """
+    refuse_lazy(model)
+    for name, param in model.named_parameters():
+        if param.requires_grad and _shares_entries(param):
+            raise ConfigError(
+                f"entries of parameter {name!r} share memory (as after expand), so that a step of one moves "
+                f"others too: clone it before making it a Parameter"
+            )
+
+
+def _shares_entries(value: Tensor) -> bool:
+    """Whether entries of a tensor may lie in one place of its memory."""
+    if value.layout != torch.strided or value.is_contiguous():
+        return False
+    reach = 0
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += (size - 1) * stride
+    return False
+
+
 def refuse_hidden(model: nn.Module, params: Iterable[Tensor]) -> None:
     """Refuse a model whose operations cannot be seen one by one, and parameters that share memory.
 
