@@ -189,6 +189,23 @@ def test_a_stage_with_a_hook_is_run_as_a_whole():
     assert seen == [(2, 4, 14, 14)]
 
 
+def test_a_stage_whose_forward_was_replaced_is_run_as_a_whole():
+    model, images = build("cnn", width=4, hidden=8), torch.randn(2, 1, 28, 28)
+    plain = model[1].forward
+    model[1].forward = lambda value: 2 * plain(value)
+    expected = images
+    for stage in model:
+        expected = stage(expected)
+    assert torch.equal(model(images), expected)
+
+
+def test_a_stage_with_a_hook_on_its_gradient_is_run_as_a_whole():
+    model = build("cnn", width=4, hidden=8)
+    model[1].register_full_backward_pre_hook(lambda module, gradients: (0 * gradients[0],))
+    model(torch.randn(2, 1, 28, 28)).sum().backward()
+    assert not any(param.grad.any() for param in model[0].parameters())
+
+
 def test_a_pass_frees_a_layer_input_when_the_layer_is_done():
     alive, most = weakref.WeakSet(), 0
 

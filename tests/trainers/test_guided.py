@@ -442,6 +442,17 @@ def hooked(model):
     return model
 
 
+def test_blocks_run_a_stage_with_a_forward_of_its_own_as_it_is():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 3))
+    plain, inputs = model[0].forward, torch.randn(6, 8)
+    model[0].forward = lambda value: value + plain(value)
+    value = inputs
+    for block in cut_model(model):
+        value = block(value)
+    assert torch.equal(value, model(inputs))
+
+
 @pytest.mark.parametrize(
     ("model", "count", "words"),
     [

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -65,17 +66,33 @@ def _is_alone(box: list[Tensor]) -> bool:
 def _is_watched(layer: nn.Module) -> bool:
     modes = torch.overrides._get_current_function_mode_stack()
     return bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
+        not is_bare(layer)
+        or "_conv_forward" in vars(layer)
         or nn.modules.module._has_any_global_hook()
         or not all(getattr(mode, "keeps_no_inputs", False) for mode in modes)
     )
 
 
+def is_bare(module: nn.Module) -> bool:
+    """Whether calling it runs the ``forward`` of its class and nothing else: no hooks, none in its place."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not any(hooks) and "forward" not in vars(module)
+
+
+def runs_in_order(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether calling it runs its parts one after the other and nothing else."""
+    own = type(module).forward if isinstance(module, nn.Sequential) else None
+    return own in (nn.Sequential.forward, Stages.forward) and is_bare(module)
+
+
 def _layers(sequence: nn.Sequential) -> Iterator[nn.Module]:
     for module in sequence:
-        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if type(module) is nn.Sequential and not hooked:
+        if type(module) is nn.Sequential and is_bare(module):
             yield from _layers(module)
         else:
             yield module

@@ -69,6 +69,18 @@ def test_a_normalisation_that_takes_over_what_has_no_tangent_has_its_own(monkeyp
     torch.testing.assert_close(derive(model(), before=freeze), found, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("name", ["forward", "_conv_forward"])
+def test_what_a_replaced_forward_keeps_is_not_freed(name, monkeypatch):
+    def replace(network):
+        layer = network[1][0]
+        plain = getattr(layer, name)
+        setattr(layer, name, lambda value, *others: plain(value, *others) + value)
+
+    found = derive(model(), before=replace)
+    monkeypatch.setattr(layers, "_KEEP_NOTHING", set())
+    torch.testing.assert_close(derive(model(), before=replace), found, rtol=1e-12, atol=0)
+
+
 def test_what_a_hook_keeps_is_not_freed():
     log = []
 

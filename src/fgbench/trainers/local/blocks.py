@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from fgbench.errors import ConfigError
-from fgbench.models.layers import Stages
+from fgbench.models.layers import Stages, is_bare, runs_in_order
 from fgbench.trainers.forward_mode import ForwardPass
 from fgbench.trainers.passes import differentiate, trainable_parameters
 from fgbench.trainers.replay import OnePass, restoring_state
@@ -69,13 +69,11 @@ def require_stages(model: nn.Module, what: str) -> nn.Sequential:
     kind = type(model).__name__
     if not isinstance(model, nn.Sequential):
         raise ConfigError(f"{what} needs an nn.Sequential of stages, got {kind}")
-    forward = None if "forward" in vars(model) else type(model).forward
-    if forward not in (nn.Sequential.forward, Stages.forward):
+    if not runs_in_order(model):
         raise ConfigError(
-            f"{what} needs stages that run one after the other, got {kind} with its own forward"
+            f"{what} needs stages that run one after the other, got {kind} with its own forward, or hooks "
+            f"around it: put them on its stages"
         )
-    if model._forward_hooks or model._forward_pre_hooks:
-        raise ConfigError(f"{what} needs a model without forward hooks around it: put them on its stages")
     return model
 
 
@@ -87,7 +85,7 @@ def split_stages(model: nn.Sequential) -> nn.Sequential:
     """
     stages: list[nn.Module] = []
     for stage in model:
-        halves = getattr(stage, "halves", None)
+        halves = getattr(stage, "halves", None) if is_bare(stage) else None
         stages += halves() if halves else [stage]
     return Stages(*stages)
 
