@@ -438,6 +438,25 @@ def test_next_weights_is_verified_on_the_shipped_fc_and_asks_for_no_backward_pas
     trainer.compute_gradients(model, LOSS, inputs, labels, torch.Generator())
 
 
+class Residual(nn.Sequential):
+    def forward(self, value):
+        return value + super().forward(value)
+
+
+def patched(module):
+    """A chain whose second module runs another forward than that of its class."""
+    plain = module.forward
+    module.forward = lambda value: value + plain(value)
+    return nn.Sequential(nn.Flatten(), module, nn.Linear(64, 3))
+
+
+def test_next_weights_refuses_several_rows_for_a_sample():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2), nn.Flatten(), nn.Linear(8, 3))
+    trainer, batch = ActivityForwardGradient(guess="next-weights"), (torch.randn(3, 4, 8), torch.arange(3))
+    with pytest.raises(ConfigError, match=r"^guess: next-weights needs .* got shape \(3, 4, 8\)$"):
+        trainer.compute_gradients(model, LOSS, *batch, torch.Generator())
+
+
 def test_units_that_are_all_off_are_no_error():
     model, inputs, labels = chain()
     with torch.no_grad():
@@ -457,6 +476,9 @@ def test_units_that_are_all_off_are_no_error():
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
             "LayerNorm",
         ),
+        (lambda: nn.Sequential(nn.Flatten(), Residual(nn.Linear(64, 64)), nn.Linear(64, 3)), "Residual"),
+        (lambda: patched(nn.Linear(64, 64)), "Linear with hooks, or a forward of its own"),
+        (lambda: patched(nn.Sequential(nn.Linear(64, 64))), "Sequential with hooks, or a forward of its own"),
     ],
 )
 def test_next_weights_refuses_what_is_no_chain_of_linear_layers(model, what):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fgbench.errors import ConfigError
+from fgbench.models.layers import is_bare, runs_in_order
 
 PASSED = (nn.Flatten, nn.Identity)
 RIDGE = 1e-14
@@ -32,10 +33,18 @@ class NextLayer(NamedTuple):
         It is mask * (W^T delta) for some delta at the next layer's outputs. Each sample's projection is on
         the range of mask * W^T, of as many dimensions as the next layer has outputs at most. With as
         many outputs as inputs every direction is possible, and the draws are unchanged.
+
+        Raises:
+            ConfigError: a sample has several rows.
         """
         weight = self.weight
         if weight is None:
             return drawn
+        if output.dim() != 2:
+            raise ConfigError(
+                f"guess: next-weights needs layers whose outputs are (samples, features), got shape "
+                f"{tuple(output.shape)}"
+            )
         mask = (output > 0 if self.relu else torch.ones_like(output)).double()
         masked = weight * mask[:, None, :]  # (B, outputs, inputs)
         gram = masked @ weight.T
@@ -73,17 +82,17 @@ def find_next_layers(model: nn.Module, layers: Collection[Tensor], trainer: str)
 
 def _chain(model: nn.Module, trainer: str) -> Iterator[nn.Module]:
     """The layers of nested sequences, in order."""
-    hooked = model._forward_hooks or model._forward_pre_hooks
-    if isinstance(model, nn.Sequential) and not hooked:
+    if runs_in_order(model):
         for module in model:
             yield from _chain(module, trainer)
         return
-    idle = isinstance(model, nn.Dropout) and (model.p == 0 or not model.training)
-    if hooked or not (idle or type(model) in (nn.Linear, nn.ReLU, *PASSED)):
+    bare = is_bare(model)
+    idle = type(model) is nn.Dropout and (model.p == 0 or not model.training)
+    if not bare or not (idle or type(model) in (nn.Linear, nn.ReLU, *PASSED)):
         raise ConfigError(
             f"trainer {trainer}: guess: next-weights needs every layer's outputs to go to the next linear "
             f"layer through a ReLU at most, as in model fc without dropout; this model has a "
-            f"{type(model).__name__}{' with hooks' if hooked else ''}"
+            f"{type(model).__name__}{'' if bare else ' with hooks, or a forward of its own'}"
         )
     if not idle:
         yield model
