@@ -110,6 +110,33 @@ def test_recomputation_is_the_first_pass_again_whatever_a_stage_draws_or_moves()
     torch.testing.assert_close(dict(again.state_dict()), dict(plain.state_dict()), rtol=1e-12, atol=1e-14)
 
 
+class Residual(nn.Sequential):
+    def forward(self, value):
+        return value + super().forward(value)
+
+
+def around(kind):
+    """A model that does something beside running its stages."""
+    torch.manual_seed(0)
+    model = (Residual if kind == "subclass" else nn.Sequential)(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    plain = model.forward
+    if kind == "instance":
+        model.forward = lambda value: value + plain(value)
+    if kind == "hook":
+        model.register_forward_hook(lambda module, inputs, outputs: inputs[0] + outputs)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["subclass", "instance", "hook"])
+def test_recomputation_runs_what_a_model_does_around_its_stages(kind):
+    model, x, y = around(kind), torch.randn(5, 8), torch.arange(5)
+    loss_fn = nn.CrossEntropyLoss(reduction="none")
+    stats = Backprop(recompute=True).compute_gradients(model, loss_fn, x, y, torch.Generator())
+    loss = loss_fn(model(x), y).mean()
+    assert torch.equal(stats.loss, loss.detach())
+    assert torch.equal(model[0].weight.grad, torch.autograd.grad(loss, model[0].weight)[0])
+
+
 class Scaled(nn.Module):
     """Multiplies by a buffer, which its graph keeps, and then moves it."""
 

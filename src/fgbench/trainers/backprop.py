@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fgbench.errors import ConfigError
+from fgbench.models.layers import runs_in_order
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.options import BackpropOptions
 from fgbench.trainers.passes import begin_step, gradient_norm, sample_losses, write_gradients
@@ -81,7 +82,7 @@ class Backprop(Trainer):
 
 def recomputing(model: nn.Module, inputs: Tensor) -> Tensor:
     """A forward pass that keeps only the tensors between the model's stages."""
-    stages = list(model) if isinstance(model, nn.Sequential) else [model]
+    stages = list(model) if runs_in_order(model) else [model]
     once = [OnePass(stage, with_graph=True) for stage in stages]
 
     def run(index: int, value: Tensor) -> Tensor:
