@@ -277,6 +277,9 @@ def test_what_cannot_be_trained_is_one_clear_line(name):
     empty = torch.zeros(0, *SHAPE), torch.zeros(0, dtype=torch.int64)
     with pytest.raises(ConfigError, match="batch is empty"):
         trainer.compute_gradients(model, LOSS, *empty, torch.Generator())
+    model.turn = nn.Parameter(torch.ones(1, dtype=torch.cfloat))
+    with pytest.raises(ConfigError, match="'turn' is complex, which no trainer takes"):
+        step(trainer, model)
     model.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
         step(trainer, model)

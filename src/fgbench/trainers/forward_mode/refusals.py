@@ -34,10 +34,15 @@ def refuse_untrainable(model: nn.Module) -> None:
     """Refuse parameters that no step can be taken with.
 
     Raises:
-        ConfigError: names the parameter: it is lazy, or its entries share memory.
+        ConfigError: names the parameter: it is lazy or complex, or its entries share memory.
     """
     refuse_lazy(model)
     for name, param in model.named_parameters():
+        if param.requires_grad and param.is_complex():
+            raise ConfigError(
+                f"parameter {name!r} is complex, which no trainer takes: keep its two parts in a real "
+                f"one, and use torch.view_as_complex"
+            )
         if param.requires_grad and _shares_entries(param):
             raise ConfigError(
                 f"entries of parameter {name!r} share memory (as after expand), so that a step of one moves "
