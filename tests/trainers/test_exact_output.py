@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fgbench.errors import ConfigError
+import fgbench
+from fgbench.errors import ConfigError, FgbenchError
 from fgbench.trainers.exact_output import OutputLayer, loss_gradient
 from fgbench.trainers.forward_gradient import ForwardGradient
 
@@ -90,3 +91,49 @@ def test_the_gradient_of_the_loss_is_that_of_backprop(loss_fn):
     outputs, labels = torch.randn(5, 3).double().requires_grad_(), torch.tensor([0, 1, 2, 1, 0])
     loss_fn(outputs, labels).sum().backward()
     torch.testing.assert_close(loss_gradient(loss_fn, outputs, labels), outputs.grad, rtol=1e-12, atol=1e-12)
+
+
+def head_alone():
+    """A model of which only the output layer is trained, with a batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    model[0].requires_grad_(False)
+    return model, LOSS, torch.randn(5, 4), torch.tensor([0, 1, 2, 1, 0])
+
+
+@pytest.mark.parametrize("sgd_step", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tangents": 3},
+        {"guess": "sphere"},
+        {"guess": "rademacher", "structure": "rank1", "tangents": 2},
+        {"combine": "projection", "tangents": 3},
+    ],
+)
+@pytest.mark.parametrize("kind", [ForwardGradient, fgbench.ZerothOrder])
+def test_the_output_layer_may_be_all_there_is_to_train(kind, options, sgd_step):
+    if kind is fgbench.ZerothOrder and "combine" in options:
+        pytest.skip("zeroth-order has no projection")
+    found = fgbench.verify(kind(exact_output=True, **options), *head_alone(), sgd_step=sgd_step)
+    assert (found.verdict, found.derivatives) == ("verified", options.get("tangents", 1))
+
+
+def test_where_nothing_is_drawn_a_wrong_gradient_is_found_all_the_same(monkeypatch):
+    plain = OutputLayer.gradients
+    twice = lambda *args: {name: 2 * part for name, part in plain(*args).items()}  # noqa: E731
+    monkeypatch.setattr(OutputLayer, "gradients", twice)
+    with pytest.raises(FgbenchError, match="off by 1, at most"):
+        fgbench.verify(ForwardGradient(exact_output=True), *head_alone())
+
+
+def test_a_frozen_output_layer_is_nothing_to_train():
+    model, *batch = head_alone()
+    model[0].requires_grad_(True)
+    model[2].requires_grad_(False)
+    message = "^nothing to train: no parameter of the output layer '2' requires a gradient$"
+    with pytest.raises(ConfigError, match=message):
+        fgbench.Frozen().set_up(model, batch[1], 3, torch.Generator())
+    with pytest.raises(ConfigError, match=message):
+        fgbench.Frozen().compute_gradients(model, *batch, torch.Generator())

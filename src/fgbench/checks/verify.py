@@ -226,7 +226,8 @@ def _compare(name: str, derivatives: Tensor, gradient: dict[str, Tensor], refere
     length = gradient_length(reference.gradient.values())
     distance = gradient_length(gradient[each] - part for each, part in reference.gradient.items())
     gradient_error = float(share(distance, length))
-    if true.numel():  # a small derivative makes a short gradient: its error is that of one of usual size
+    if true.numel() and reference.scale.any():
+        # a small derivative makes a short gradient: its error is that of one of usual size
         usual = share(true.square().mean().sqrt(), reference.scale.double().mean())
         gradient_error *= float(usual.clamp(max=1))
     return _Errors(derivatives, true, errors, gradient_error)

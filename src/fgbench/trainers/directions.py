@@ -119,7 +119,7 @@ class SeededDirections(Directions):
         for name, total in self.weighted_sum(weights):
             self.params[name].sub_(total, alpha=lr)
             norms.append(gradient_norm([total]))
-        return torch.linalg.vector_norm(torch.stack(norms))
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else weights.new_zeros(()).float()
 
 
 class SeededDirection:

@@ -106,7 +106,7 @@ class Estimate:
         limit, count = self.options.clip_derivative, self.num_tangents
         if limit is not None:
             derivatives = derivatives.clamp(-limit, limit)
-        if self.options.combine == "mean":
+        if self.options.combine == "mean" or not self.tangents.params:
             return derivatives / count
         products = self.tangents.products(drawn)
         # A tiny ridge avoids deciding on the rank, which would synchronise with the device.

@@ -148,7 +148,8 @@ class ForwardGradient(Trainer):
 
         gradient = true_gradient(model, loss_fn, inputs, labels)
         gradient = {name: self.workers.average(part) for name, part in gradient.items()}
-        return reference_of_tangents(gradient, tangents, estimate)
+        none = None if tangents else torch.zeros(self.num_tangents, device=inputs.device)
+        return reference_of_tangents(gradient, tangents, estimate, none)
 
     def mean_gradient(
         self, model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor

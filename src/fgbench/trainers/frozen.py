@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fgbench.errors import ConfigError
 from fgbench.trainers.base import LossFunction, Reference, StepStats, Trainer
 from fgbench.trainers.exact_output import OutputLayer
 from fgbench.trainers.exact_stages import LastStages
@@ -49,7 +50,15 @@ class Frozen(Trainer):
         """The output layer's; see :meth:`Trainer.trained_names`."""
         if self.options.exact_stages is not None:
             return LastStages(model, self.options.exact_stages).names
-        return OutputLayer(model).names
+        return self._output_layer(model).names
+
+    def _output_layer(self, model: nn.Module) -> OutputLayer:
+        layer = OutputLayer(model)
+        if not layer.names:
+            raise ConfigError(
+                f"nothing to train: no parameter of the output layer {layer.name!r} requires a gradient"
+            )
+        return layer
 
     def exact_names(self, model: nn.Module) -> set[str]:
         """The output layer's; see :meth:`Trainer.exact_names`."""
@@ -69,14 +78,14 @@ class Frozen(Trainer):
         """Fill ``param.grad`` of the output layer; see :meth:`Trainer.compute_gradients`.
 
         Raises:
-            ConfigError: the model's last layer is not an ``nn.Linear``.
+            ConfigError: the model's last layer is not an ``nn.Linear``, or has nothing to train.
         """
         begin_step(model, labels, accumulate=accumulate)
         if self.options.exact_stages is not None:
             stages = LastStages(model, self.options.exact_stages)
             gradients, loss, outputs = stages.gradients(loss_fn, inputs, labels)
         else:
-            with OutputLayer(model) as output_layer:
+            with self._output_layer(model) as output_layer:
                 outputs = model(inputs)
             loss = sample_losses(loss_fn, outputs, labels).mean()
             gradients = output_layer.gradients(loss_fn, outputs, labels)

@@ -132,5 +132,6 @@ def differentiate(
 
 
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm over all tensors together, shape ()."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+    """Euclidean norm over all tensors together, shape (); 0 of none."""
+    found = list(gradients)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found))) if found else torch.zeros(())

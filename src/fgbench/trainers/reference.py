@@ -107,6 +107,8 @@ def projection_on_tangents(
     derivatives: Tensor, tangents: Mapping[str, Tensor], rescale: bool = False
 ) -> dict[str, Tensor]:
     """sum_k c_k v_k with (V V^T) c = d; ``rescale`` multiplies by P/K."""
+    if not tangents:
+        return {}
     matrix = torch.cat([tangent.double().reshape(len(tangent), -1) for tangent in tangents.values()], dim=1)
     coefficients = torch.linalg.lstsq(matrix @ matrix.T, derivatives[:, None], driver="gelsd").solution[:, 0]
     scale = matrix.shape[1] / len(matrix) if rescale else 1.0

@@ -96,7 +96,7 @@ def sample_tangents(
     with drawing(generator) as show:
         fill = _fill_rademacher if guess == "rademacher" else _fill_normal
         tangents = _blocks(params, fill, generator, count or 1)
-        if guess == "sphere":
+        if guess == "sphere" and tangents:
             _scale_to_sphere(tangents)
         show([(tangent,) for tangent in tangents.values()])
     return tangents if count is not None else {name: tangent[0] for name, tangent in tangents.items()}
