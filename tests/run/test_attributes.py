@@ -1,9 +1,11 @@
 """What a user's model keeps besides its state_dict goes on where it was, or the run is not resumed."""
 
 import logging
+import random
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from interrupts import interrupt_at
@@ -186,3 +188,12 @@ def test_what_was_deleted_or_would_no_longer_share_memory_is_told():
     del model.fresh
     model.alias = model.bias.detach()
     assert sorted(attributes.changed(model)[1]) == ["alias", "fresh"]
+
+
+def test_random_numbers_that_were_drawn_outside_of_torch_are_told():
+    model = nn.Linear(1, 1)
+    model.chance, model.numpy = random.Random(0), np.random.default_rng(0)
+    attributes = Attributes(model)
+    assert attributes.changed(model) == ({}, [])
+    model.chance.random(), model.numpy.random()
+    assert attributes.changed(model) == ({}, ["chance", "numpy"])

@@ -249,6 +249,7 @@ class Keeping(nn.Module):
         self.register_buffer("absent", None)
         self.array, self.own = np.zeros(4, dtype=np.float32), Counts(n=0)
         self.chance = random.Random(0)
+        self.numpy, self.old_numpy = np.random.default_rng(0), np.random.RandomState(0)
         self.rope = torch.ones(2, dtype=torch.cfloat)
         self.real = torch.view_as_real(self.rope)
 
@@ -274,6 +275,10 @@ class Keeping(nn.Module):
             return h * self.own["n"]
         if self.how == "python's chance":
             return h * self.chance.random()
+        if self.how == "numpy's chance":
+            return h * self.numpy.random()
+        if self.how == "numpy's old chance":
+            return h * self.old_numpy.random_sample()
         if self.how == "complex":
             h = h * (1 + self.real[0, 0].clone())
             self.rope += 1
@@ -327,6 +332,8 @@ KEPT += (
     "array",
     "own container",
     "python's chance",
+    "numpy's chance",
+    "numpy's old chance",
     "complex",
 )
 

@@ -1,6 +1,7 @@
 """What a model keeps besides its ``state_dict``, such as running tensors and counters, to resume it too."""
 
 import hashlib
+import pickle
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgbench.trainers.model_state import SIMPLE, is_array, is_plain_object, refill
+from fgbench.trainers.model_state import SIMPLE, is_array, is_plain_object, is_random, random_state, refill
 
 _OF_EVERY_MODULE = {"training", *vars(nn.Module())}
 _STORED = {*SIMPLE, torch.Size, torch.device, torch.dtype}
@@ -127,8 +128,9 @@ def _parts(value: Any, saved: set[int], seen: set[int], *, inside: bool = False)
         elif not isinstance(value, nn.Parameter):
             plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
             yield plain.flatten().view(torch.uint8).numpy()
-    elif isinstance(value, torch.Generator):
-        yield value.get_state().numpy()
+    elif is_random(value):
+        _, state = random_state(value)
+        yield state.numpy() if isinstance(state, Tensor) else pickle.dumps(state)
     elif is_array(value):
         yield value.tobytes()
     elif isinstance(value, set):

@@ -18,7 +18,7 @@ _OF_EVERY_MODULE = {name for name, value in vars(nn.Module()).items() if not isi
 SIMPLE = (bool, int, float, str, NoneType)
 """Types of values that nothing can be written into."""
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
-_KEPT = (*SIMPLE, Tensor, torch.Generator, random.Random, tuple, *_CONTAINERS)
+_KEPT = (*SIMPLE, Tensor, tuple, *_CONTAINERS)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the size of an entry in bytes."""
 _NOT_PLAIN = {"builtins", "functools", "logging", "numpy", "torch"}
@@ -44,7 +44,7 @@ class _Names:
     def _is_kept(self, name: str, value: Any) -> bool:
         if self._everything or name in _OF_EVERY_MODULE:
             return self._everything
-        return isinstance(value, _KEPT) or is_array(value) or is_plain_object(value)
+        return isinstance(value, _KEPT) or is_array(value) or is_random(value) or is_plain_object(value)
 
 
 class ModelState:
@@ -120,10 +120,9 @@ class ModelState:
         self._seen.add(id(value))
         if isinstance(value, Tensor):
             self._note_tensor(value)
-        elif isinstance(value, torch.Generator):
-            self._others.append(partial(value.set_state, value.get_state()))
-        elif isinstance(value, random.Random):
-            self._others.append(partial(value.setstate, value.getstate()))
+        elif is_random(value):
+            set_state, state = random_state(value)
+            self._others.append(partial(set_state, state))
         elif is_array(value):
             if value.flags.writeable:
                 self._others.append(partial(value.__setitem__, ..., value.copy()))
@@ -225,6 +224,22 @@ def refill(container: Any, content: Any, replaced: Callable[[Any], Any] = lambda
 def is_array(value: Any) -> bool:
     """Whether it is a numpy array."""
     return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
+
+
+def is_random(value: Any) -> bool:
+    """Whether it is a source of random numbers, of torch, Python or numpy."""
+    kind = type(value)
+    of_numpy = kind.__module__.startswith("numpy.random") and kind.__name__ in ("Generator", "RandomState")
+    return of_numpy or isinstance(value, torch.Generator | random.Random)
+
+
+def random_state(value: Any) -> tuple[Callable[[Any], Any], Any]:
+    """How to set the state of a source of random numbers, and its state."""
+    if isinstance(value, random.Random):
+        return value.setstate, value.getstate()
+    if hasattr(value, "set_state"):
+        return value.set_state, value.get_state()
+    return partial(setattr, value.bit_generator, "state"), value.bit_generator.state
 
 
 def is_plain_object(value: Any) -> bool:
