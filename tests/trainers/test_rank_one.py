@@ -204,3 +204,18 @@ def test_rank_one_runs_in_bf16():
     assert all(param.grad.dtype == torch.float32 for param in model.parameters())
     assert rough.directional_derivatives.isfinite().all()
     torch.testing.assert_close(rough.loss, exact.loss, rtol=0.2, atol=0.2)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 3), (2, 0, 3)])
+def test_a_parameter_without_entries_is_no_error(shape):
+    class Padded(nn.Linear):
+        def forward(self, images):
+            return super().forward(images) + self.nothing.sum()
+
+    model = Padded(4, 3)
+    model.nothing = nn.Parameter(torch.zeros(shape))
+    trainer = ForwardGradient(structure="rank1", guess="rademacher")
+    batch = torch.randn(5, 4), torch.arange(5) % 3, torch.Generator()
+    trainer.compute_gradients(model, LOSS, *batch)
+    assert model.nothing.grad.shape == shape
+    trainer.sgd_step(model, LOSS, *batch, lr=0.1)

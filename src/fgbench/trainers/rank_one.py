@@ -111,4 +111,4 @@ def _lengths(param: Tensor) -> tuple[int, ...]:
     """How many signs each vector of a parameter's tangent has: outputs, inputs, positions; or one for all."""
     if param.dim() < 2:
         return (param.numel(),)
-    return (*param.shape[:2], *([param[0, 0].numel()] if param.dim() > 2 else []))
+    return (*param.shape[:2], *([math.prod(param.shape[2:])] if param.dim() > 2 else []))

@@ -509,3 +509,15 @@ def test_in_float32_a_deep_network_with_batch_norm_is_off_by_no_more_than_roundi
     LOSS(twin(inputs.double()), labels).mean().backward()
     length = sum(float(param.grad.square().sum()) for param in twin.parameters()) ** 0.5
     assert abs(found[0] - found[1]) <= 2e-3 * length
+
+
+def test_a_loss_that_is_made_of_named_results_has_its_derivative():
+    model, inputs, labels = problem("linear layers")
+    classes = F.pad(labels[:, None], (0, 2), value=-1)
+    loss = F.multilabel_margin_loss(model(inputs), classes)
+    true = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+    tangents = {param: torch.randn(1, *param.shape).double() for param in model.parameters()}
+    with ForwardPass(model, tangents) as forward:
+        found = forward.tangent_of(F.multilabel_margin_loss(model(inputs), classes))
+    expected = sum((part * each[0]).sum() for part, each in zip(true, tangents.values(), strict=True))
+    torch.testing.assert_close(found[0], expected)

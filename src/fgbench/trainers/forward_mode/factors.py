@@ -78,7 +78,7 @@ class Factors(NamedTuple):
         if not matrix.is_contiguous():
             weight.add_(self.weighted_sum(weights, weight))
             return
-        matrix, columns = matrix.view(len(weight), -1), self._columns(weight)
+        matrix, columns = matrix.flatten(1), self._columns(weight)
         if len(weights) == 1:
             matrix.addr_(self.rows[0] * weights.to(self.rows.dtype), columns[0])
         else:

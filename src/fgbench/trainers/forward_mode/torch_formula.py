@@ -79,7 +79,9 @@ def apply_torch_formula(
             if value.untyped_storage()._cdata not in inputs:  # or it is a view after all, as of unsafe_split
                 _put(shadows, value, [column[index] for column in columns])
         out.append(value)
-    return type(result)(out) if isinstance(result, tuple | list) else out[0]
+    if not isinstance(result, tuple | list):
+        return out[0]
+    return getattr(type(result), "_make", type(result))(out)  # a namedtuple takes them one by one
 
 
 def _versions(leaves: list[Any]) -> list[int]:
