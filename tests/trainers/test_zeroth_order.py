@@ -203,6 +203,17 @@ def test_the_mean_is_the_gradient_and_the_variance_that_of_full_signs():
     assert not agrees(1.2)
 
 
+@pytest.mark.parametrize("on", ["parameter", "module"])
+def test_hooks_on_gradients_are_refused(on):
+    model, inputs = shipped("fc")
+    if on == "parameter":
+        next(model.parameters()).register_hook(lambda gradient: 0 * gradient)
+    else:
+        model[-1].register_full_backward_hook(lambda module, inputs, outputs: None)
+    with pytest.raises(FgbenchError, match=r"has a (gradient|backward) hook, which runs in no forward"):
+        fgbench.ZerothOrder().compute_gradients(model, LOSS, inputs, LABELS, torch.Generator())
+
+
 def test_rank_one_goes_with_signs_alone_and_leaves_the_hashes_of_full_directions_as_they_were():
     settings = {"name": "tiny", "dataset": "synthetic", "model": "fc"}
     settings = {

@@ -36,6 +36,10 @@ class ZerothOrder(Trainer):
     computes W x + epsilon u (w^T x): there is no shifted weight, and P numbers are never drawn. A weight used
     in any other way (sliced, cast by autocast, in arithmetic) is shifted as a copy for that use.
 
+    What is differentiated is the loss as it is computed without a graph: what backprop takes as constant
+    (``detach``, the row of ``padding_idx``) or gives a backward pass of its own moves it too. A model with
+    hooks on gradients is refused.
+
     Bias: O(epsilon^2). Variance: that of ``forward-gradient`` with the same guess, (P+1)|g|^2 / K for
     ``normal`` and (P-1)|g|^2 / K otherwise, up to O(epsilon^2). Cost: 2 K forward passes, and drawing v
     three times (rank-one: the factors once). Running statistics move once, at theta + epsilon v_1; loss and

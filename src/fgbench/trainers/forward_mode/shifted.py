@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from fgbench.errors import ConfigError
 from fgbench.trainers.forward_mode.factors import Factors, is_whole
 from fgbench.trainers.forward_mode.operations import signature, tensors
-from fgbench.trainers.forward_mode.refusals import refuse_hidden, run_eagerly
+from fgbench.trainers.forward_mode.refusals import refuse_hidden, refuse_hooks, run_eagerly
 
 aten = torch.ops.aten
 
@@ -27,7 +27,8 @@ def shifted_parameters(
     """Within, a model runs as if its parameters were shifted; see :class:`ShiftedParameters`.
 
     Raises:
-        ConfigError: the model writes into a parameter, or runs what shows none of its operations.
+        ConfigError: the model writes into a parameter, runs what shows none of its operations, or has hooks
+            on gradients.
 
     Example:
         >>> layer, x = nn.Linear(3, 2, bias=False), torch.eye(3)
@@ -36,6 +37,7 @@ def shifted_parameters(
         >>> torch.allclose(shifted, layer(x) + 0.5)
         True
     """
+    refuse_hooks(model)
     refuse_hidden(model, params)
     torch.clear_autocast_cache()  # of weights cast at other parameters
     with run_eagerly(), ShiftedParameters(params, direction, step):
