@@ -260,13 +260,13 @@ def find(kind: str, name: str) -> Component:
         target = import_target(name)
         record(name, target)
         options = getattr(target, "Options", None)
-        if options is None and callable(target):
+        classes = kind == "trainer"
+        if options is None and (isinstance(target, type) if classes else callable(target)):
             return Component(name, _OPTIONS[kind], "user's own")
         if not (isinstance(options, type) and issubclass(options, Options)):
             base = _OPTIONS[kind].replace(":", ".")
-            raise ConfigError(
-                f"{name!r}: expected a class or function, without options or with a class Options({base})"
-            )
+            wanted = "a class" if classes else "a class or function"
+            raise ConfigError(f"{name!r}: expected {wanted}, without options or with a class Options({base})")
         return Component(name, f"{name}.Options", "user's own")
     near = nearest_name(kind, name)
     hint = f" (did you mean {near!r}?)" if near else ""

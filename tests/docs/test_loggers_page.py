@@ -15,6 +15,7 @@ SETTINGS = {
     "model": {"name": "fc", "hidden": 6},
     "trainer": {"name": "backprop"},
     "epochs": 2,
+    "batch_size": 16,
     "device": "cpu",
     "verify": False,
 }

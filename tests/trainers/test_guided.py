@@ -405,7 +405,7 @@ def test_per_sample_derivatives_refuse_samples_that_interact_in_any_way():
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(36, 7), nn.Sequential(nn.Linear(7, 7), Mixing()), nn.Linear(7, CLASSES)
     )
-    with pytest.raises(ConfigError, match="samples interact: a change of the first 2 changes the losses"):
+    with pytest.raises(ConfigError, match="samples interact: a change of some changes the losses"):
         step(*example(model, space="activations"))
     step(*example(model))  # one derivative for the batch
 
