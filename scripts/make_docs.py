@@ -21,7 +21,7 @@ import typer
 from fgbench.cli.app import COMMANDS, HELP, app
 from fgbench.config.describe import describe_component
 from fgbench.registry import TRAINERS
-from results_tables import HEAD, RESULTS, SUMMARY, summary_rows, trainers_rows
+from results_tables import HEAD, SUMMARY, summary_rows, trainers_rows
 
 DATA = "Show which datasets are found where."
 DOCS = Path(__file__).parents[1] / "docs"
@@ -135,7 +135,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def tuned_trainers(name: str) -> str:
     """Every trainer of a folder of results."""
-    return _table(HEAD, trainers_rows(RESULTS / name))
+    return _table(HEAD, trainers_rows(name))
 
 
 def summary() -> str:
@@ -147,7 +147,10 @@ BLOCKS = {
     "trainer_table": trainer_table,
     "trainer_options": trainer_options,
     "summary": summary,
-    **{name: partial(tuned_trainers, name) for name in ("trainers", "cnn_trainers", "cnn_best")},
+    **{
+        name: partial(tuned_trainers, name)
+        for name in ("trainers", "cnn_trainers", "cnn_best", "cnn_best_cifar10")
+    },
 }
 """What stands between the comments of its name."""
 

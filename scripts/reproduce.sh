@@ -135,6 +135,8 @@ else # on all images of Fashion-MNIST, and with the same rates on CIFAR-10
     train cnn_best cnn_best_cifar10 3 "[0, 1, 2]" backprop -o dataset=cifar10 "${all[@]}"
     train cnn_best cnn_best_cifar10 3 "[0, 1, 2]" "$feedback" -o dataset=cifar10 "${all[@]}" "${lower[@]}"
     train cnn_best/control cnn_best_cifar10 3 "[0, 1, 2]" "*" -o dataset=cifar10 "${all[@]}"
+    "${tune[@]}" configs/sweeps/cnn_best_cifar10_control.yaml --results "$out/cnn_best_cifar10/control"
+    train control cnn_best_cifar10/control 3 "[0, 1, 2]" "*"
 fi
 
 step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"

@@ -28,8 +28,12 @@ SUMMARY = {
     "mlp": "MLP of 3 x 512, 10 epochs",
     "cnn_trainers": "CNN, 10,000 images, 5 epochs",
     "cnn_best": "CNN, 48,000 images, 5 epochs",
+    "cnn_best_cifar10": "CIFAR-10: CNN, 3 epochs",
 }
 """Folders of tuned trainers, each with what its column of the summary is called."""
+
+MORE = {"trainers": "trainers_more"}
+"""Folders of further trainers on the same task, from another commit and machine."""
 
 
 def interval_text(values: Sequence[float], form: str = ".4f") -> str:
@@ -53,17 +57,22 @@ def accuracies(runs: Sequence[RunRecord]) -> list[float]:
     return [read(run, ACCURACY) for run in sorted(runs, key=lambda run: run.seed)]
 
 
-def trainers_rows(folder: Path) -> list[tuple[str, ...]]:
+def runs_of(name: str) -> list[RunRecord]:
+    """The runs in a folder of results, and the further ones on its task."""
+    return [run for each in (name, MORE.get(name)) if each for run in load_results(RESULTS / each)]
+
+
+def trainers_rows(name: str) -> list[tuple[str, ...]]:
     """Every trainer of one task, the most accurate first, with its control and what tuning leaves open.
 
     Args:
-        folder: of the runs, all of one model, dataset and number of epochs, and of the tables that tuning on
-            this task wrote.
+        name: of the folder of results with the runs, all of one model, dataset and number of epochs, and
+            with the tables that tuning on this task wrote.
 
     Returns:
         The cells of each row, below ``HEAD``.
     """
-    (task,) = make_tasks(load_results(folder))
+    (task,) = make_tasks(runs_of(name))
     controls = compare_with_control([task])
     baseline = {run.seed: run for each in task.series if each.trainer == "backprop" for run in each.runs}
     rows = []
@@ -97,17 +106,21 @@ def trials_of(run: RunRecord) -> pd.DataFrame:
 def summary_rows() -> list[tuple[str, ...]]:
     """Every tuned trainer with its test accuracy on every task of ``SUMMARY``, by that on the first task.
 
-    Of several rates, the one of the best validation accuracy.
+    Of several rates, one that was looked for on that task, and the best of these by validation accuracy.
     """
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for folder in SUMMARY:
-        (task,) = make_tasks(load_results(RESULTS / folder))
-        for each in sorted(task.series, key=mean_validation_accuracy):
+        (task,) = make_tasks(runs_of(folder))
+        for each in sorted(task.series, key=_choice):
             label = f"**{short_label(each)}**" if each.trainer == "frozen" else short_label(each)
             key = (label, each.uses_backwards)
             cells.setdefault(key, {})[folder] = interval_text(accuracies(each.runs))
     rows = [(*key, *(found.get(folder, "") for folder in SUMMARY)) for key, found in cells.items()]
     return sorted(rows, key=lambda row: row[2:], reverse=True)
+
+
+def _choice(series: Series) -> tuple[bool, float]:
+    return bool(series.runs[0].config["tuned"]), mean_validation_accuracy(series)
 
 
 def short_label(series: Series) -> str:

@@ -240,6 +240,56 @@ def test_the_sentences_about_the_cnn_on_all_images_are_what_the_runs_say():
     )
 
 
+def test_the_sentences_about_the_best_trainer_on_cifar10_are_what_the_runs_say():
+    names = ("cnn_fashion-mnist_feedback-forward-gradient", "cnn_fashion-mnist_backprop", "control")
+    feedback, backprop, control = (
+        accuracies(load_results(RESULTS / "cnn_best_cifar10" / name)) for name in names
+    )
+    reached = [f"{statistics.mean(values):.4f}" for values in (feedback, control, backprop)]
+    lead, lag = (
+        summarise_differences([a - b for a, b in zip(feedback, other, strict=True)])
+        for other in (control, backprop)
+    )
+    assert lead.interval[0] > TUNING_NOISE
+    assert lag.interval[1] < 0
+    said = "beats the control at its best rate by {:.4f} [{:+.4f}, {:+.4f}]".format(lead.mean, *lead.interval)
+    assert said in plain(PAGE)
+    assert f"It is {-lag.mean:.4f} behind backprop" in plain(PAGE)
+    assert "{} to {}, and far behind backprop, {} (3 epochs)".format(*reached) in plain(PAGE)
+    assert "on CIFAR-10 {}, frozen {}, backprop {} (3 epochs)".format(*reached) in plain(README)
+
+
+def test_what_learning_the_matrices_adds_is_what_the_runs_say():
+    folder = RESULTS / "trainers_more"
+    learnt = accuracies(load_results(RESULTS / "trainers" / "fc_fashion-mnist_feedback-forward-gradient"))
+    direct, random = (
+        accuracies(load_results(folder / f"fc_fashion-mnist_feedback-alignment_feedback_{name}"))
+        for name in ("direct", "random")
+    )
+    over_direct, over_random = (
+        summarise_differences([a - b for a, b in zip(learnt, other, strict=True)])
+        for other in (direct, random)
+    )
+    assert over_direct.interval[0] < 0 < over_random.interval[0]
+    numbers = [(each.mean, *each.interval) for each in (over_direct, over_random)]
+    first, second = ("by {:.4f} [{:+.4f}, {:+.4f}]".format(*each) for each in numbers)
+    said = f"ahead of the first {first}, which three seeds do not show, and of the second {second}"
+    assert said in plain(PAGE)
+    assert f"Fixed random matrices reach {statistics.mean(direct):.4f} on the FC" in plain(PAGE)
+    assert f"fixed random matrices reach {statistics.mean(direct):.4f} on the FC" in plain(README)
+
+
+def test_two_forms_of_one_estimator_differ_as_the_trials_say():
+    def validation(name, run):
+        trials = pd.read_csv(RESULTS / name / "tuned" / f"{name}_grid.csv")
+        whole = trials[trials["run"].str.contains(run, regex=False) & (trials["epochs"] == 20)]
+        return whole.groupby("value")["val_accuracy"].mean()
+
+    gaps = validation("trainers_more", "zeroth-order") - validation("trainers", "guess=normal")
+    low, middle, high = (f"{gaps[rate]:+.4f}" for rate in (0.0005623, 0.001334, 0.003162))
+    assert f"by {low} at 0.00056, {middle} at 0.0013 and {high} at 0.0032" in plain(PAGE)
+
+
 DEEP = {
     "backprop": {"trainer.name": "backprop", "trainer.recompute": False},
     "backprop, `recompute: true`": {"trainer.recompute": True},
