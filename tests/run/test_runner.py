@@ -163,13 +163,14 @@ def test_a_repeat_leaves_nothing_of_the_old_end_once_it_trains(
     assert (run.read_summary(), run.read_confusions(), run.read_metrics()) == ({}, ([], []), [])
 
 
-def test_a_repeat_that_cannot_be_built_leaves_the_ended_run_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["build_training", "verify_next_step"])
+def test_a_repeat_that_cannot_be_built_or_is_wrong_leaves_the_ended_run_as_it_was(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_configs([make_config(tmp_path)])
     folder = only_run(tmp_path).path
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-    stop_at("build_training", ConfigError("no memory left"), monkeypatch)
+    stop_at(place, ConfigError("no memory left, or wrong"), monkeypatch)
     assert run_configs([make_config(tmp_path)], force=True).code == 1
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
     assert after == before

@@ -157,7 +157,7 @@ def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
 def _run_locked(
     plan: Plan, directory: RunDirectory, *, resume: bool, repeats: bool
 ) -> tuple[str, StopRequest]:
-    """Train to the end; the result of an ended run stays as it is until its repeat has been built."""
+    """Train to the end; the result of an ended run stays until its repeat has been built and verified."""
     config, world = plan.config, plan.world
     with world.agreed():
         if not repeats:
@@ -176,7 +176,9 @@ def _run_locked(
     best = None
     if resume and not repeats:
         rows, best = _resume(plan, directory, training)
-    elif world.is_main:
+    world.share_parameters(training.model)
+    verified = verify_next_step(training, world) if config.verify and repeats else None
+    if (repeats or not resume) and world.is_main:
         for path in state_files(directory.path):  # the first to go: none may be taken for the repeat's
             path.unlink()
     with world.agreed():
@@ -191,11 +193,11 @@ def _run_locked(
         data = loaded and loaded | {"largest_class": splits.largest_class}
         environment = _describe_environments(plan, directory, data, resumed=training.step > 0)
         directory.write_env(environment)
-    world.share_parameters(training.model)
     with SharedStopRequest(world) if world.size > 1 else StopRequest() as stop:
         loggers = Loggers(config.log if world.is_main else ())
         loop = EpochLoop(config, plan.identity, directory, training, rows, stop, world, best, loggers.log)
-        verified = verify_next_step(training, world) if config.verify and not loop.ended else None
+        if config.verify and not (repeats or loop.ended):
+            verified = verify_next_step(training, world)
         _record_compiled(training, directory)
         cost = measure_step_cost(config, plan.device, training.splits) if world.size == 1 else None
         loggers.start(directory.path, config.model_dump(mode="json"), environment, rows)
