@@ -97,8 +97,8 @@ def sweep(
     if dry_run:
         from fgbench.sweep.estimate import describe_sweep
 
-        threads = executor.threads
-        typer.echo(describe_sweep(list(plans.values()), executor.size, threads, force=force))
+        described = describe_sweep(list(plans.values()), executor.size, executor.threads, force=force)
+        typer.echo(described)
         return
     flags = RunFlags(data_dir.absolute() if data_dir else None, not no_download, force)
     paths, failures, stopped = run_sweep(plans, executor, flags, fail_fast=fail_fast)

@@ -65,8 +65,12 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
     ranges = sweep.ranges or {"optimizer.lr": (1e-5, 1.0)}
     configs = distinct_configs(sweep.configs, list(ranges))
     labels = label_configs(configs)
+    known: set[str] = set()
     for config, label in zip(configs, labels, strict=True):
-        _check(config, label, options, ranges, search)
+        _check(config, label, options, ranges)
+        if (data := f"{config.data_dir} {config.dataset.model_dump_json()} {config.seed}") not in known:
+            known.add(data)
+            _check_validation(config, label, search)
     folder = configs[0].results_dir / "tuned"
     results = []
     with RunDirectory(folder).create().lock(), StopRequest() as stop:
@@ -78,9 +82,7 @@ def tune_sweep(sweep: Sweep, search: DataSearch, say: Callable[[str], None] = pr
     return results
 
 
-def _check(
-    config: Config, label: str, options: TuneOptions, ranges: dict[str, Any], search: DataSearch
-) -> None:
+def _check(config: Config, label: str, options: TuneOptions, ranges: dict[str, Any]) -> None:
     """Refuse, before anything is written, what a trial cannot do."""
     if others := [key for key in ranges if key.partition(".")[0] not in TUNABLE]:
         raise ConfigError(
@@ -95,6 +97,9 @@ def _check(
                 f"{label}: tune.epochs: got {options.epochs}, expected at most epochs: {trial.epochs}, where "
                 f"schedule {trial.schedule.name} ends"
             )
+
+
+def _check_validation(config: Config, label: str, search: DataSearch) -> None:
     splits = load_splits(config.dataset, config.seed, "cpu", replace(search, config_dir=config.data_dir))
     if not len(splits.validation):
         raise ConfigError(f"{label}: tuning needs validation images, and dataset.validation_fraction is 0")
