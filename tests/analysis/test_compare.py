@@ -404,7 +404,8 @@ def test_runs_on_unknown_data_are_paired_as_if_it_were_the_others_and_that_is_sa
     ]
     assert at(runs + others).pair.seeds == (0, 1, 2)
     assert describe_unknown_data(runs + others) == (
-        "1 of 6 runs did not record their data: taken to be that of the others"
+        "1 of 6 runs did not record their data: taken to be that of the others, if these agree: "
+        f"{others[2].path}"
     )
     assert describe_unknown_data(runs) == ""
 
@@ -452,6 +453,8 @@ def test_seeds_of_code_that_has_changed_are_not_averaged_with_the_others():
     ]
     assert not may_pair(*other_model)
     assert may_pair(records[0], other_model[0])
+    trained = make_record("forward-gradient", 0, env={"code": {"lab:Net": "b"}})
+    assert at([other_model[0], trained]).conclusion == "other images or code"
 
 
 @pytest.mark.parametrize("trainer", ["backprop", "frozen"])
@@ -476,9 +479,8 @@ def test_a_run_that_did_not_record_its_data_is_named(tmp_path):
     unknown = make_run(tmp_path, "backprop")
     make_run(tmp_path, "forward-gradient")
     done = CliRunner().invoke(app, ["compare", str(tmp_path)])
-    assert f"2 of 2 runs did not record their data: taken to be that of the others: {unknown} and 1 more" in (
-        done.stderr
-    )
+    said = "2 of 2 runs did not record their data: taken to be that of the others, if these agree"
+    assert f"{said}: {unknown} and 1 more" in done.stderr
 
 
 @pytest.mark.parametrize("terminal", [80, 120])

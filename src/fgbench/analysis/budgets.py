@@ -40,7 +40,8 @@ def read_at(pair: Pair, budget: Budget) -> tuple[float, Epochs, str]:
         there is no such comparison, empty where there is one.
     """
     if not pair.runs:
-        return 0.0, (), "no seed in common"
+        seeds = [{run.seed for run in each.averaged} for each in (pair.series, pair.baseline)]
+        return 0.0, (), "other images or code" if set.intersection(*seeds) else "no seed in common"
     epoch = common_epoch(pair)
     shared = ((epoch, epoch),) * len(pair.runs)
     if budget == "time":

@@ -125,10 +125,14 @@ def may_pair(first: RunRecord, second: RunRecord) -> bool:
 def describe_unknown_data(records: Iterable[RunRecord]) -> str:
     """One line about runs that did not record their data; empty if all did."""
     all_records = list(records)
-    unknown = sum(run.data_digest is None for run in all_records)
+    unknown = [str(run.path) for run in all_records if run.data_digest is None]
     if not unknown:
         return ""
-    return f"{unknown} of {len(all_records)} runs did not record their data: taken to be that of the others"
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    return (
+        f"{len(unknown)} of {len(all_records)} runs did not record their data: taken to be that of the "
+        f"others, if these agree: {unknown[0]}{more}"
+    )
 
 
 def make_tasks(records: Iterable[RunRecord]) -> list[Task]:

@@ -105,8 +105,7 @@ class RunRecord:
     @property
     def data(self) -> dict[str, Any]:
         """What it recorded of its data; empty if nothing."""
-        data = self.env.get("data")
-        return data if isinstance(data, dict) else {}
+        return _block(self.env, "data")
 
     @property
     def data_digest(self) -> str | None:
@@ -116,17 +115,12 @@ class RunRecord:
     @property
     def code(self) -> dict[str, str]:
         """The digests of the user's own modules, by component; empty if there are none or unknown."""
-        code = self.env.get("code")
-        return code if isinstance(code, dict) else {}
+        return _block(self.env, "code")
 
     @property
     def num_test_images(self) -> int | None:
         """On how many images its test accuracy is measured; None if not recorded."""
-        images = self.data.get("images")
-        counts = (
-            images.get("test") if isinstance(images, dict) else None,
-            self.settings.get("dataset.test_limit"),
-        )
+        counts = _block(self.data, "images").get("test"), self.settings.get("dataset.test_limit")
         return min((each for each in counts if isinstance(each, int) and each > 0), default=None)
 
     def chance(self, part: str) -> float:
@@ -136,8 +130,7 @@ class RunRecord:
         """
         if not self.num_classes:
             return math.nan
-        shares = self.data.get("largest_class")
-        share = shares.get(part) if isinstance(shares, dict) else None
+        share = _block(self.data, "largest_class").get(part)
         return max(1 / self.num_classes, share if isinstance(share, float) else 0.0)
 
     def component(self, kind: str) -> str:
@@ -304,6 +297,12 @@ def _load_run(folder: Path) -> RunRecord:
     if status["state"] == "finished" and not summary:
         logger.warning("%s: no readable summary.json; what a step costs is left out", folder)
     return RunRecord(folder, identity, config, env, status, summary, metrics)
+
+
+def _block(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """What is below a key; empty where that is no block."""
+    block = content.get(key)
+    return block if isinstance(block, dict) else {}
 
 
 def _content_hash(config: dict[str, Any]) -> str:

@@ -168,9 +168,7 @@ def _warn_of_unknown_data(runs: "Sequence[RunRecord]") -> None:
     from fgbench.analysis.pairing import describe_unknown_data
 
     if warning := describe_unknown_data(runs):
-        named, *more = [str(run.path) for run in runs if run.data_digest is None]
-        rest = f" and {len(more)} more" if more else ""
-        typer.echo(f"fgbench: {warning}: {named}{rest}", err=True)
+        typer.echo(f"fgbench: {warning}", err=True)
 
 
 def _write(text: str, out: Path | None) -> None:
