@@ -120,7 +120,11 @@ def test_a_finished_run_is_skipped_unless_forced(tmp_path: Path, capsys: pytest.
     run_configs([make_config(tmp_path)])
     before = (only_run(tmp_path).path / "metrics.csv").read_bytes()
     assert run_configs([make_config(tmp_path)]).code == 0
-    assert "skipped" in capsys.readouterr().out
+    assert "skipped" in (said := capsys.readouterr().out)
+    run_configs([make_config(tmp_path)], dry_run=True)
+    assert capsys.readouterr().out == said
+    run_configs([make_config(tmp_path)], dry_run=True, force=True)
+    assert "skipped" not in capsys.readouterr().out
     assert (only_run(tmp_path).path / "metrics.csv").read_bytes() == before
     first = reproducible_rows(tmp_path)
     assert run_configs([make_config(tmp_path)], force=True).code == 0

@@ -85,8 +85,8 @@ def run_configs(
             )
             plans[plan.directory.path] = plan
         if dry_run:
-            for path, plan in plans.items():
-                print(f"{path}: {plan}")
+            for plan in plans.values():
+                print(_describe(plan, force=force))
             return RunsOutcome(0)
         code = _run_plans(plans, force=force, resume=resume)
         return RunsOutcome(code, tuple(plans) if world.is_main else ())
@@ -94,12 +94,10 @@ def run_configs(
 
 def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool) -> int:
     codes = [0]
-    for path, plan in plans.items():
+    for plan in plans.values():
+        print(_describe(plan, force=force))
         state = None if force else plan.ended
-        if state:
-            print(f"{path}: {state} already, skipped (--force repeats it{plan.data and f'; {plan.data}'})")
-        else:
-            print(f"{path}: {plan}")
+        if not state:
             try:
                 state = run(plan, force=force, resume=resume)
             except Interrupted:
@@ -112,6 +110,14 @@ def _run_plans(plans: dict[Path, Plan], *, force: bool, resume: bool) -> int:
                 continue
         codes.append(ENDED[state])
     return next((code for code in (2, 1, 4) if code in codes), 0)
+
+
+def _describe(plan: Plan, *, force: bool) -> str:
+    """One line about what a run will do, or that there is nothing to do."""
+    path = plan.directory.path
+    if plan.ended and not force:
+        return f"{path}: {plan.ended} already, skipped (--force repeats it{plan.data and f'; {plan.data}'})"
+    return f"{path}: {plan}"
 
 
 def run(plan: Plan, *, force: bool = False, resume: bool = True) -> str:
