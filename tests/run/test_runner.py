@@ -119,12 +119,13 @@ def test_a_run_that_diverged_keeps_nothing_of_its_classes(tmp_path: Path) -> Non
 def test_a_finished_run_is_skipped_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_configs([make_config(tmp_path)])
     before = (only_run(tmp_path).path / "metrics.csv").read_bytes()
+    capsys.readouterr()
     assert run_configs([make_config(tmp_path)]).code == 0
-    assert "skipped" in (said := capsys.readouterr().out)
+    assert "already, skipped" in (said := capsys.readouterr().out)
     run_configs([make_config(tmp_path)], dry_run=True)
     assert capsys.readouterr().out == said
     run_configs([make_config(tmp_path)], dry_run=True, force=True)
-    assert "skipped" not in capsys.readouterr().out
+    assert "already, skipped" not in capsys.readouterr().out
     assert (only_run(tmp_path).path / "metrics.csv").read_bytes() == before
     first = reproducible_rows(tmp_path)
     assert run_configs([make_config(tmp_path)], force=True).code == 0
