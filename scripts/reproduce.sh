@@ -119,6 +119,19 @@ if [ -z "$quick" ]; then # variants of the same
     train local_mixer_control local_mixer_control 20 "[0, 1, 2]" "*"
     "${tune[@]}" configs/sweeps/cnn_exact_lr_whole.yaml --results "$out/cnn_trainers/exact_lr_whole"
     train exact_lr_whole cnn_trainers/exact_lr_whole 5 "[0, 1, 2, 3, 4]" "*"
+
+    group=$out/deep_group # beside the sweep of this name
+    "${tune[@]}" configs/sweeps/deep_group_control.yaml --results "$group/control"
+    train control deep_group/control 3 "[0, 1, 2]" "*"
+    "${tune[@]}" configs/sweeps/deep_group_feedback.yaml --results "$group/feedback"
+    train feedback deep_group/feedback 3 "[0, 1, 2]" "*"
+    cifar=("${data[@]}" -o dataset.name=cifar10)
+    fgbench run "$group"/{control,feedback}/tuned/vgg16_*.yaml --seeds 0-2 --results "$group/cifar10" "${cifar[@]}" \
+        -o tuned=null
+    fgbench sweep configs/sweeps/deep_group.yaml --jobs "$jobs" --results "$group/cifar10" "${cifar[@]}" \
+        -o "model={name: vgg16, normalization: group}"
+    "${tune[@]}" configs/sweeps/deep_group_cifar10_control.yaml --results "$group/cifar10/control"
+    train control deep_group/cifar10/control 3 "[0, 1, 2]" "*"
 fi
 all=(-o dataset.limit=null -o dataset.test_limit=null)
 feedback=feedback-forward-gradient
@@ -140,7 +153,7 @@ else # on all images of Fashion-MNIST, and with the same rates on CIFAR-10
 fi
 
 step "$out/scale/scale_model.csv" python scripts/scale_model.py --out "$out/scale"
-for part in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 trainers mlp cnn_trainers cnn_best cnn_best_cifar10 deep local_mixer timing; do
+for part in fc fc_mnist_cifar10 cnn cnn_mnist cnn_cifar10 trainers mlp cnn_trainers cnn_best cnn_best_cifar10 deep deep_group local_mixer timing; do
     fgbench plot "$out/$part" --kind all
 done
 fgbench compare "$out" --metric test_accuracy --metric epoch_time_s --metric peak_memory_mib --format markdown \
