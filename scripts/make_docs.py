@@ -18,11 +18,10 @@ from typing import Any
 
 import typer
 
-from fgbench.analysis.pairing import make_tasks
 from fgbench.cli.app import COMMANDS, HELP, app
 from fgbench.config.describe import describe_component
 from fgbench.registry import TRAINERS
-from results_tables import HEAD, SUMMARY, runs_of, summary_rows, trainers_rows
+from results_tables import HEAD, SUMMARY, summary_rows, trainers_rows
 
 DATA = "Show which datasets are found where."
 DOCS = Path(__file__).parents[1] / "docs"
@@ -135,11 +134,8 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def tuned_trainers(name: str) -> str:
-    """Every trainer of a folder of results; a table for each task, named where there are several."""
-    tasks = make_tasks(runs_of(name))
-    return "\n".join(
-        (f"*{task.title}*:\n\n" if len(tasks) > 1 else "") + _table(HEAD, trainers_rows(task)) for task in tasks
-    )
+    """Every trainer of a folder of results."""
+    return _table(HEAD, trainers_rows(name))
 
 
 def summary() -> str:
@@ -153,7 +149,7 @@ BLOCKS = {
     "summary": summary,
     **{
         name: partial(tuned_trainers, name)
-        for name in ("trainers", "cnn_trainers", "cnn_best", "cnn_best_cifar10", "deep_group")
+        for name in ("trainers", "cnn_trainers", "cnn_best", "cnn_best_cifar10")
     },
 }
 """What stands between the comments of its name."""

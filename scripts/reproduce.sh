@@ -92,7 +92,9 @@ fi
 for name in deep deep_control; do
     sweep "$name" --jobs "$jobs" "${tiny[@]}" ${quick:+-o model=resnet18}
 done
-sweep deep_group --jobs "$jobs" "${tiny[@]}" ${quick:+-o "model={name: resnet18, normalization: group}"}
+if [ -n "$quick" ]; then
+    sweep deep_group --jobs "$jobs" "${tiny[@]}" -o "model={name: resnet18, normalization: group}"
+fi
 
 tune=(fgbench tune --jobs "$jobs" "${data[@]}")
 "${tune[@]}" configs/sweeps/trainers.yaml --results "$out/trainers" "${small[@]}" "${one[@]}" \
@@ -120,16 +122,16 @@ if [ -z "$quick" ]; then # variants of the same
     "${tune[@]}" configs/sweeps/cnn_exact_lr_whole.yaml --results "$out/cnn_trainers/exact_lr_whole"
     train exact_lr_whole cnn_trainers/exact_lr_whole 5 "[0, 1, 2, 3, 4]" "*"
 
-    group=$out/deep_group # beside the sweep of this name
+    group=$out/deep_group
+    "${tune[@]}" configs/sweeps/deep_group.yaml --results "$group"
+    train deep_group deep_group 3 "[0, 1, 2]" "*"
     "${tune[@]}" configs/sweeps/deep_group_control.yaml --results "$group/control"
     train control deep_group/control 3 "[0, 1, 2]" "*"
     "${tune[@]}" configs/sweeps/deep_group_feedback.yaml --results "$group/feedback"
     train feedback deep_group/feedback 3 "[0, 1, 2]" "*"
     cifar=("${data[@]}" -o dataset.name=cifar10)
-    fgbench run "$group"/{control,feedback}/tuned/vgg16_*.yaml --seeds 0-2 --results "$group/cifar10" "${cifar[@]}" \
-        -o tuned=null
-    fgbench sweep configs/sweeps/deep_group.yaml --jobs "$jobs" --results "$group/cifar10" "${cifar[@]}" \
-        -o "model={name: vgg16, normalization: group}"
+    fgbench run "$group"/tuned/vgg16_*.yaml "$group"/{control,feedback}/tuned/vgg16_*.yaml --seeds 0-2 \
+        --results "$group/cifar10" "${cifar[@]}" -o tuned=null
     "${tune[@]}" configs/sweeps/deep_group_cifar10_control.yaml --results "$group/cifar10/control"
     train control deep_group/cifar10/control 3 "[0, 1, 2]" "*"
 fi

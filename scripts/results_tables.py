@@ -8,7 +8,7 @@ from statistics import fmean
 import pandas as pd
 
 from fgbench.analysis.control import compare_with_control
-from fgbench.analysis.pairing import Task, make_tasks, mean_validation_accuracy
+from fgbench.analysis.pairing import make_tasks, mean_validation_accuracy
 from fgbench.analysis.readings import read
 from fgbench.analysis.records import RunRecord, load_results
 from fgbench.analysis.series import Series
@@ -62,15 +62,17 @@ def runs_of(name: str) -> list[RunRecord]:
     return [run for each in (name, MORE.get(name)) if each for run in load_results(RESULTS / each)]
 
 
-def trainers_rows(task: Task) -> list[tuple[str, ...]]:
+def trainers_rows(name: str) -> list[tuple[str, ...]]:
     """Every trainer of one task, the most accurate first, with its control and what tuning leaves open.
 
     Args:
-        task: with runs in folders of results that have the tables that tuning on it wrote.
+        name: of the folder of results with the runs, all of one model, dataset and number of epochs, and
+            with the tables that tuning on this task wrote.
 
     Returns:
         The cells of each row, below ``HEAD``.
     """
+    (task,) = make_tasks(runs_of(name))
     controls = compare_with_control([task])
     baseline = {run.seed: run for each in task.series if each.trainer == "backprop" for run in each.runs}
     rows = []

@@ -19,6 +19,7 @@ from fgbench.analysis.claims.verdicts import Verdict
 from fgbench.analysis.readings import MEASURES, read
 from fgbench.analysis.records import RunRecord, load_results, read_results
 from fgbench.analysis.statistics import Paired, summarise_differences
+from fgbench.analysis.tuning import tuning_noise
 from fgbench.checks import formula, verify
 from fgbench.models.fc import build_fc
 from fgbench.models.options import FCOptions
@@ -307,6 +308,31 @@ def test_the_table_of_deep_networks_is_that_of_the_runs(name):
         memory = statistics.mean(read(run, MEASURES["peak_memory_mib"], run.last_epoch) for run in runs)
         cells += [interval_text(accuracies(runs)), f"{memory:.0f}"]
     assert f"| {name} | {' | '.join(cells)} |" in PAGE
+
+
+def test_the_table_of_deep_networks_with_group_normalization_is_that_of_the_runs():
+    folder, kept = RESULTS / "deep_group", {"feedback-forward-gradient": "feedback", "frozen": "control"}
+    cells: dict[str, list[str]] = {name: [] for name in (*kept, "lead")}
+    low = []
+    for model in ("vgg16", "resnet18"):
+        feedback, control = (
+            accuracies(load_results(folder / kept[name] / f"{model}_fashion-mnist_{name}")) for name in kept
+        )
+        lead = [a - b for a, b in zip(feedback, control, strict=True)]
+        assert summarise_differences(lead).interval[0] < 0  # what the text says: none is shown
+        for name, values in zip(cells, (feedback, control), strict=False):
+            cells[name].append(interval_text(values))
+        cells["lead"].append(interval_text(lead, "+.4f"))
+        trials = pd.read_csv(folder / "feedback" / "tuned" / "deep_group_feedback_grid.csv")
+        high = trials[trials["run"].str.startswith(model) & (trials["value"] > 0.0003)]
+        low.append(high.groupby("value")["val_accuracy"].mean().max())
+    trials = pd.read_csv(folder / "control" / "tuned" / "deep_group_control_grid.csv")
+    noise = tuning_noise(trials[trials["run"].str.startswith("resnet18")])
+    assert f"is {noise:.2f} apart in test accuracy" in plain(PAGE)
+    said = ("feedback-forward-gradient", "frozen, the control", "lead over the control")
+    for name, values in zip(said, cells.values(), strict=True):
+        assert f"| {name} | {' | '.join(values)} |" in PAGE
+    assert "falls to {:.2f} on VGG-16 and to {:.2f} on ResNet-18".format(*low) in plain(PAGE)
 
 
 MIXER = {
