@@ -332,6 +332,10 @@ def test_the_table_of_deep_networks_with_group_normalization_is_that_of_the_runs
     said = ("feedback-forward-gradient", "frozen, the control", "lead over the control")
     for name, values in zip(said, cells.values(), strict=True):
         assert f"| {name} | {' | '.join(values)} |" in PAGE
+    told = {PAGE: "no lead over an untrained body is shown", README: "it is not shown to beat frozen"}
+    for page, words in told.items():
+        said_of_both = f"On VGG-16 and ResNet-18 with group normalisation {words} (2,000 images, 75 steps)"
+        assert said_of_both in plain(page)
     assert "falls to {:.2f} on VGG-16 and to {:.2f} on ResNet-18".format(*low) in plain(PAGE)
 
 
