@@ -5,7 +5,7 @@
 #   scripts/reproduce.sh [--quick] [--data-dir FOLDER] [RESULTS]
 #
 # RESULTS: where to put it (default: reproduced). --quick: a small part of each with one seed, in about eight minutes,
-# on the images that are shipped. --data-dir: where MNIST and CIFAR-10 are; without it they are looked for where
+# on the images that are shipped. --data-dir: where all three datasets are; without it they are looked for where
 # `fgbench data` says, and downloaded. About a day on two CPU cores without --quick; timings want a machine that does
 # nothing else.
 set -euo pipefail

@@ -291,6 +291,20 @@ def test_two_forms_of_one_estimator_differ_as_the_trials_say():
     assert f"by {low} at 0.00056, {middle} at 0.0013 and {high} at 0.0032" in plain(PAGE)
 
 
+def test_the_runs_whose_first_step_was_not_compared_with_backprop_are_named():
+    unseen: dict[str, set[str]] = {}
+    for run in (run for run in load_results(RESULTS) if run.state == "finished"):
+        verdict = (run.summary.get("verification") or {}).get("verdict")
+        if verdict != "verified" and not (verdict and run.component("trainer") == "backprop"):
+            unseen.setdefault(run.path.relative_to(RESULTS).parts[0], set()).add(run.component("trainer"))
+    exact = {"frozen", "local-loss", "feedback-alignment"}
+    some = sorted(name for name, trainers in unseen.items() if trainers <= exact)
+    assert sorted(set(unseen) - set(some)) == ["deep", "fmnist", "timing"]
+    named = ", ".join(f"`{name}`" for name in some[:-1]) + f" and `{some[-1]}`"
+    said = f"and of `frozen`, `local-loss` and `feedback-alignment` those in {named}, are older than that"
+    assert f"(those in `fmnist`, `deep` and `timing`, {said}" in PAGE.replace("\n", " ")
+
+
 DEEP = {
     "backprop": {"trainer.name": "backprop", "trainer.recompute": False},
     "backprop, `recompute: true`": {"trainer.recompute": True},
