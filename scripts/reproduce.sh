@@ -117,6 +117,8 @@ if [ -z "$quick" ]; then # variants of the same
     train exact_lr cnn_trainers/exact_lr 5 "[0, 1, 2, 3, 4]" "*" "${size[@]:2}"
     "${tune[@]}" configs/sweeps/mlp_control.yaml --results "$out/mlp/control"
     train control mlp/control 10 "[0, 1, 2]" "*"
+    "${tune[@]}" configs/sweeps/mlp_feedback.yaml --results "$out/mlp_feedback"
+    train mlp_feedback mlp_feedback 10 "[0, 1, 2]" "*"
     "${tune[@]}" configs/sweeps/local_mixer_control.yaml --results "$out/local_mixer_control"
     train local_mixer_control local_mixer_control 20 "[0, 1, 2]" "*"
     "${tune[@]}" configs/sweeps/cnn_exact_lr_whole.yaml --results "$out/cnn_trainers/exact_lr_whole"
