@@ -121,3 +121,12 @@ def test_what_a_trainer_holds_between_steps_counts_once():
     model = nn.Linear(256, 1024, bias=False)
     assert measure.resident_bytes(model, None, Holder(model)) == 3 * measure.MIB
     assert measure.step_memory(lambda: None, model, None, Holder(model)) == 3.0
+
+
+def test_operations_are_counted_where_a_leaf_is_the_input_of_a_module():
+    layer, inputs = nn.Linear(5, 3), torch.randn(2, 5, requires_grad=True)
+
+    def step() -> None:
+        torch.autograd.grad(layer(inputs).sum(), [inputs])
+
+    assert measure.count_operations(step) == 2 * 2 * (2 * 5 * 3)
