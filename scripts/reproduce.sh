@@ -126,11 +126,11 @@ if [ -z "$quick" ]; then # variants of the same
 
     group=$out/deep_group
     "${tune[@]}" configs/sweeps/deep_group.yaml --results "$group"
-    train deep_group deep_group 3 "[0, 1, 2]" "*"
+    train deep_group deep_group 3 "[0, 1, 2, 3, 4]" "*"
     "${tune[@]}" configs/sweeps/deep_group_control.yaml --results "$group/control"
-    train control deep_group/control 3 "[0, 1, 2]" "*"
+    train control deep_group/control 3 "[0, 1, 2, 3, 4]" "*"
     "${tune[@]}" configs/sweeps/deep_group_feedback.yaml --results "$group/feedback"
-    train feedback deep_group/feedback 3 "[0, 1, 2]" "*"
+    train feedback deep_group/feedback 3 "[0, 1, 2, 3, 4]" "*"
     cifar=("${data[@]}" -o dataset.name=cifar10)
     fgbench run "$group"/tuned/vgg16_*.yaml "$group"/{control,feedback}/tuned/vgg16_*.yaml --seeds 0-2 \
         --results "$group/cifar10" "${cifar[@]}" -o tuned=null

@@ -32,7 +32,7 @@ SUMMARY = {
 }
 """Folders of tuned trainers, each with what its column of the summary is called."""
 
-MORE = {"trainers": "trainers_more"}
+MORE = {"trainers": "trainers_more", "mlp": "mlp_feedback"}
 """Folders of further trainers on the same task, from another commit and machine."""
 
 

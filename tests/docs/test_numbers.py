@@ -280,6 +280,31 @@ def test_what_learning_the_matrices_adds_is_what_the_runs_say():
     assert f"fixed random matrices reach {statistics.mean(direct):.4f} on the FC" in plain(README)
 
 
+def test_what_learning_the_matrices_adds_on_three_hidden_layers_is_what_the_runs_say():
+    folder, name = RESULTS / "mlp_feedback", "fc_fashion-mnist_feedback-"
+    learnt = accuracies(load_results(folder / f"{name}forward-gradient"))
+    best, same, leads = {}, [], []
+    for kind in ("direct", "random"):
+        best[kind] = accuracies(load_results(folder / f"{name}alignment_feedback_{kind}"))
+        others = (
+            best[kind],
+            accuracies(load_results(folder / "fc_rate" / f"{name}alignment_feedback_{kind}")),
+        )
+        for found, other in zip((leads, same), others, strict=True):
+            lead = summarise_differences([a - b for a, b in zip(learnt, other, strict=True)])
+            found.append("{:.4f} [{:+.4f}, {:+.4f}]".format(lead.mean, *lead.interval))
+    reached = {kind: f"{statistics.mean(values):.4f}" for kind, values in best.items()}
+    said = f"they reach {statistics.mean(learnt):.4f}, fixed ones {reached['direct']} (`direct`) and"
+    assert f"{said} {reached['random']}" in plain(PAGE)
+    assert f"a lead of {leads[0]} and {leads[1]} on seeds 0-2" in plain(PAGE)
+    assert f"At one rate, the FC's, it is {same[0]} and {same[1]}" in plain(PAGE)
+    assert f"and {reached['direct']} on three hidden layers, less than learnt ones at every" in plain(PAGE)
+    trials = pd.read_csv(folder / "tuned" / "mlp_feedback_grid.csv")
+    means = trials.groupby(["run", "value"])["val_accuracy"].mean().unstack("run").filter(like="feedback")
+    ahead = means.pop("fc on fashion-mnist, feedback-forward-gradient") - means.max(axis=1)
+    assert f"validation accuracy, by {ahead.min():.4f} or more" in plain(PAGE)
+
+
 def test_two_forms_of_one_estimator_differ_as_the_trials_say():
     def validation(name, run):
         trials = pd.read_csv(RESULTS / name / "tuned" / f"{name}_grid.csv")
@@ -325,32 +350,70 @@ def test_the_table_of_deep_networks_is_that_of_the_runs(name):
 
 
 def test_the_table_of_deep_networks_with_group_normalization_is_that_of_the_runs():
-    folder, kept = RESULTS / "deep_group", {"feedback-forward-gradient": "feedback", "frozen": "control"}
+    folder = RESULTS / "deep_group"
+    kept = {"backprop": "", "feedback-forward-gradient": "feedback", "frozen": "control"}
     cells: dict[str, list[str]] = {name: [] for name in (*kept, "lead")}
-    low = []
+    low, ahead = [], []
     for model in ("vgg16", "resnet18"):
-        feedback, control = (
-            accuracies(load_results(folder / kept[name] / f"{model}_fashion-mnist_{name}")) for name in kept
-        )
-        lead = [a - b for a, b in zip(feedback, control, strict=True)]
-        assert summarise_differences(lead).interval[0] < 0  # what the text says: none is shown
-        for name, values in zip(cells, (feedback, control), strict=False):
+        found = {
+            name: accuracies(load_results(folder / part / f"{model}_fashion-mnist_{name}"))
+            for name, part in kept.items()
+        }
+        over_control = {
+            name: summarise_differences([a - b for a, b in zip(values, found["frozen"], strict=True)])
+            for name, values in found.items()
+        }
+        assert over_control["feedback-forward-gradient"].interval[0] < 0  # what the text says: none is shown
+        ahead.append(over_control["backprop"])
+        assert ahead[-1].interval[0] < 0  # "do not show even that"
+        for name, values in found.items():
             cells[name].append(interval_text(values))
+        lead = [a - b for a, b in zip(found["feedback-forward-gradient"], found["frozen"], strict=True)]
         cells["lead"].append(interval_text(lead, "+.4f"))
         trials = pd.read_csv(folder / "feedback" / "tuned" / "deep_group_feedback_grid.csv")
         high = trials[trials["run"].str.startswith(model) & (trials["value"] > 0.0003)]
         low.append(high.groupby("value")["val_accuracy"].mean().max())
+    said = [f"{each.mean:.4f} [{each.interval[0]:+.4f}, {each.interval[1]:+.4f}]" for each in ahead]
+    assert f"Backprop is {said[0]} ahead of the control on VGG-16 and {said[1]} on ResNet-18" in plain(PAGE)
+    trials = pd.read_csv(folder / "tuned" / "deep_group_grid.csv")
+    means = trials[trials["trainer"] == "backprop"].groupby(["task", "value"])["val_accuracy"].mean()
+    high = [means[f"{model} on fashion-mnist"][0.001] for model in ("vgg16", "resnet18")]
+    assert "the study's, its validation accuracy is {:.2f} and {:.2f}".format(*high) in plain(PAGE)
     trials = pd.read_csv(folder / "control" / "tuned" / "deep_group_control_grid.csv")
     noise = tuning_noise(trials[trials["run"].str.startswith("resnet18")])
     assert f"is {noise:.2f} apart in test accuracy" in plain(PAGE)
-    said = ("feedback-forward-gradient", "frozen, the control", "lead over the control")
-    for name, values in zip(said, cells.values(), strict=True):
+    rows = (
+        "backprop",
+        "feedback-forward-gradient",
+        "frozen, the control",
+        "lead of feedback over the control",
+    )
+    for name, values in zip(rows, cells.values(), strict=True):
         assert f"| {name} | {' | '.join(values)} |" in PAGE
-    told = {PAGE: "no lead over an untrained body is shown", README: "it is not shown to beat frozen"}
+    told = {
+        PAGE: "no lead over an untrained body is shown (2,000 images, 75 steps; nor is backprop's)",
+        README: "it is not shown to beat frozen (2,000 images, 75 steps; nor is backprop)",
+    }
     for page, words in told.items():
-        said_of_both = f"On VGG-16 and ResNet-18 with group normalisation {words} (2,000 images, 75 steps)"
-        assert said_of_both in plain(page)
+        assert f"On VGG-16 and ResNet-18 with group normalisation {words}" in plain(page)
     assert "falls to {:.2f} on VGG-16 and to {:.2f} on ResNet-18".format(*low) in plain(PAGE)
+
+
+def test_the_sentences_about_vgg16_on_cifar10_are_what_the_runs_say():
+    folder = RESULTS / "deep_group" / "cifar10"
+    backprop, feedback, control = (
+        accuracies(load_results(folder / f"vgg16_fashion-mnist_{name}"))
+        for name in ("backprop", "feedback-forward-gradient", "frozen")
+    )
+    best = accuracies(load_results(folder / "control" / "vgg16_cifar10_frozen"))
+    reached = [interval_text(each) for each in (backprop, feedback, control, best)]
+    first, second, third, fourth = reached
+    assert f"backprop reaches {first}, feedback {second} and the control {third}; at" in plain(PAGE)
+    assert f"in whole runs, the control has {fourth}" in plain(PAGE)
+    leads = [[a - b for a, b in zip(each, best, strict=True)] for each in (feedback, backprop)]
+    assert all(summarise_differences(lead).interval[0] < 0 for lead in leads)
+    of_feedback, of_backprop = (interval_text(lead, "+.4f") for lead in leads)
+    assert f"of feedback is {of_feedback} and of backprop {of_backprop}: neither is shown" in plain(PAGE)
 
 
 MIXER = {
