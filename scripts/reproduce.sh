@@ -108,19 +108,25 @@ train trainers mlp 10 "[0, 1, 2]" "${telling:-backprop frozen feedback-forward-g
 train cnn_trainers cnn_trainers 5 "[0, 1, 2]" "${telling:-*}" -o dataset.limit=12500 -o dataset.test_limit=null
 if [ -z "$quick" ]; then # variants of the same
     size=(-o epochs=5 -o dataset.limit=12500 -o dataset.test_limit=null)
+    short=(-o dataset.limit=6000 -o dataset.test_limit=1000 -o epochs=2)
     fgbench run "$out/cnn_trainers/tuned/cnn_fashion-mnist_frozen.yaml" --seeds 3-4 --results "$out/cnn_trainers" \
         "${data[@]}" "${size[@]}"
     "${tune[@]}" configs/sweeps/cnn_control.yaml --results "$out/cnn_trainers/control"
     train control cnn_trainers/control 5 "[0, 1, 2, 3, 4]" "*"
-    "${tune[@]}" configs/sweeps/cnn_exact_lr.yaml --results "$out/cnn_trainers/exact_lr" -o dataset.limit=6000 \
-        -o dataset.test_limit=1000 -o epochs=2
+    "${tune[@]}" configs/sweeps/cnn_exact_lr.yaml --results "$out/cnn_trainers/exact_lr" "${short[@]}"
     train exact_lr cnn_trainers/exact_lr 5 "[0, 1, 2, 3, 4]" "*" "${size[@]:2}"
+    "${tune[@]}" configs/sweeps/cnn_fournier.yaml --results "$out/cnn_fournier" "${short[@]}"
+    train cnn_fournier cnn_fournier 5 "[0, 1, 2]" "*" "${size[@]:2}"
+    "${tune[@]}" configs/sweeps/cnn_fournier_adam.yaml --results "$out/cnn_fournier/adam" "${short[@]}"
     "${tune[@]}" configs/sweeps/mlp_control.yaml --results "$out/mlp/control"
     train control mlp/control 10 "[0, 1, 2]" "*"
     "${tune[@]}" configs/sweeps/mlp_feedback.yaml --results "$out/mlp_feedback"
     train mlp_feedback mlp_feedback 10 "[0, 1, 2]" "*"
     "${tune[@]}" configs/sweeps/local_mixer_control.yaml --results "$out/local_mixer_control"
     train local_mixer_control local_mixer_control 20 "[0, 1, 2]" "*"
+    long=(--results "$out/local_mixer_200" --jobs "$jobs" "${data[@]}" -o epochs=200) # as many as Ren et al.
+    fgbench sweep configs/sweeps/local_mixer_global.yaml "${long[@]}"
+    fgbench sweep configs/sweeps/local_mixer.yaml "${long[@]}" -o trainer=frozen
     "${tune[@]}" configs/sweeps/cnn_exact_lr_whole.yaml --results "$out/cnn_trainers/exact_lr_whole"
     train exact_lr_whole cnn_trainers/exact_lr_whole 5 "[0, 1, 2, 3, 4]" "*"
 
