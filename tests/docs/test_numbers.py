@@ -69,8 +69,7 @@ def test_what_the_readme_says_of_the_study_is_what_the_runs_reached():
         for model in ("fc", "cnn")
         for name in ("forward-gradient (the study's)", "backprop")
     ]
-    said = "it reaches {} on the FC where backprop reaches {} (100 epochs), "
-    said += "and {} on the CNN where backprop reaches {} (5 epochs)."
+    said = "it reaches {} on the FC (backprop {}, 100 epochs) and {} on the CNN (backprop {}, 5 epochs);"
     assert said.format(*reached) in plain(README)
 
 
@@ -119,10 +118,8 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     )
     assert f"is not shown to beat them: {fc[exact]}." in text
     assert f"0.00056 for 0.001, and reaches {study} with it" in text
-    assert (
-        f"At a tuned rate, with a cosine schedule, it reaches {study} on the FC (20 epochs), below the "
-        f"{fc['frozen']} of" in plain(README)
-    )
+    said = f"at a tuned rate {study} on the FC (20 epochs), below the {fc['frozen']} of frozen."
+    assert said in plain(README)
     said = f"reaches {fc[feedback]} on the FC (backprop {fc['backprop']}) and {mlp[feedback]} on three hidden"
     (control,) = mean_accuracies("mlp/control").values()
     assert f"{said} layers (backprop {mlp['backprop']}, frozen {control:.4f})" in text
@@ -131,7 +128,7 @@ def test_the_sentences_about_fully_connected_networks_are_what_the_runs_and_the_
     assert f"at the FC's rate it has {mlp['frozen']})" in text
     assert f"is {means['mlp'][feedback] - control:.4f} ahead of it and " in text
     assert f"and {means['mlp']['backprop'] - means['mlp'][feedback]:.4f} behind backprop" in text
-    said = "reaches {} on the FC where backprop reaches {} and frozen {}, "
+    said = "reaches {} on the FC (backprop {}, frozen {}), "
     steps = pd.read_csv(BENCH / "bench.csv").set_index(["model", "case"])
     step = steps.loc["fc", feedback]
     said = said.format(fc[feedback], fc["backprop"], fc["frozen"])
@@ -200,7 +197,7 @@ def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say
     behind = -gain("exact_lr_whole", "cnn_fashion-mnist_backprop", "worse")
     said = f"it beats an untrained body by {whole.mean:.4f} only: {exact} to {control}, {behind:.4f}"
     assert f"{said} behind backprop" in text
-    said = f"it beats frozen by {whole.mean:.4f} only: {exact} to {control}, backprop {reached['backprop']}"
+    said = f"it reaches {exact} on the CNN (frozen {control}, backprop {reached['backprop']}), on CIFAR-10"
     assert said in plain(README)
     signs = reached["feedback-alignment_feedback_sign"]
     assert f"enough for {signs} of backprop's {reached['backprop']}" in text
@@ -230,9 +227,6 @@ def test_the_sentences_about_the_cnn_on_all_images_are_what_the_runs_say():
     said = "to {}, {:.4f} behind backprop and {:.4f} [{:+.4f}, {:+.4f}] above the control"
     assert said.format(reached[0], -lag.mean, lead.mean, *lead.interval) in plain(PAGE)
     assert "on all images {} to {}, which tuning may decide (backprop {})".format(*reached) in plain(PAGE)
-    assert "on all images, with one rate, it reaches {}, frozen {}, backprop {}, a lead".format(
-        *reached
-    ) in plain(README)
     (stopped,) = load_results(RESULTS / "cnn_best_rate")
     assert stopped.last_epoch == 2
     assert (
@@ -257,7 +251,8 @@ def test_the_sentences_about_the_best_trainer_on_cifar10_are_what_the_runs_say()
     assert said in plain(PAGE)
     assert f"It is {-lag.mean:.4f} behind backprop" in plain(PAGE)
     assert "{} to {}, and far behind backprop, {} (3 epochs)".format(*reached) in plain(PAGE)
-    assert "on CIFAR-10 {}, frozen {}, backprop {} (3 epochs)".format(*reached) in plain(README)
+    said = "on CIFAR-10 {} (frozen {}, backprop {}; 3 epochs, one rate)".format(*reached)
+    assert said in plain(README)
 
 
 def test_what_learning_the_matrices_adds_is_what_the_runs_say():
@@ -277,7 +272,6 @@ def test_what_learning_the_matrices_adds_is_what_the_runs_say():
     said = f"ahead of the first {first}, which three seeds do not show, and of the second {second}"
     assert said in plain(PAGE)
     assert f"Fixed random matrices reach {statistics.mean(direct):.4f} on the FC" in plain(PAGE)
-    assert f"fixed random matrices reach {statistics.mean(direct):.4f} on the FC" in plain(README)
 
 
 def test_what_learning_the_matrices_adds_on_three_hidden_layers_is_what_the_runs_say():
@@ -395,7 +389,7 @@ def test_the_table_of_deep_networks_with_group_normalization_is_that_of_the_runs
         README: "it is not shown to beat frozen (2,000 images, 75 steps; nor is backprop)",
     }
     for page, words in told.items():
-        assert f"On VGG-16 and ResNet-18 with group normalisation {words}" in plain(page)
+        assert f"on VGG-16 and ResNet-18 with group normalisation {words}".lower() in plain(page).lower()
     assert "falls to {:.2f} on VGG-16 and to {:.2f} on ResNet-18".format(*low) in plain(PAGE)
 
 
@@ -458,8 +452,7 @@ def test_the_sentences_about_that_network_are_what_the_runs_say():
     assert f"within {local - backprop:.2f} points of backprop and {ahead}" in plain(PAGE)
     assert f"leave {local:.2f} % of MNIST wrong (backprop {backprop:.2f}, frozen {frozen:.2f};" in plain(PAGE)
     said = f"leaves {local:.2f} % of MNIST wrong, backprop {backprop:.2f}, frozen {frozen:.2f} ("
-    assert f"{said}20 of their 200 epochs, their rate for all; on S/1/1" in plain(README)
-    assert "on S/1/1 {:.2f}, {:.2f} and {:.2f}".format(*error[256]) in plain(README)
+    assert f"{said}20 of their 200 epochs, their rate for all)" in plain(README)
 
 
 def test_the_verdicts_counted_are_those_of_the_audit():
