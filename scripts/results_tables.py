@@ -32,8 +32,8 @@ SUMMARY = {
 }
 """Folders of tuned trainers, each with what its column of the summary is called."""
 
-MORE = {"trainers": "trainers_more", "mlp": "mlp_feedback"}
-"""Folders of further trainers on the same task, from another commit and machine."""
+MORE = {"trainers": ("trainers_more", "trainers_rest"), "mlp": ("mlp_feedback",)}
+"""Folders of further trainers on the same task, from other commits and another machine."""
 
 
 def interval_text(values: Sequence[float], form: str = ".4f") -> str:
@@ -59,7 +59,7 @@ def accuracies(runs: Sequence[RunRecord]) -> list[float]:
 
 def runs_of(name: str) -> list[RunRecord]:
     """The runs in a folder of results, and the further ones on its task."""
-    return [run for each in (name, MORE.get(name)) if each for run in load_results(RESULTS / each)]
+    return [run for each in (name, *MORE.get(name, ())) for run in load_results(RESULTS / each)]
 
 
 def trainers_rows(name: str) -> list[tuple[str, ...]]:

@@ -274,6 +274,33 @@ def test_what_learning_the_matrices_adds_is_what_the_runs_say():
     assert f"Fixed random matrices reach {statistics.mean(direct):.4f} on the FC" in plain(PAGE)
 
 
+def test_the_sentences_about_perturbed_activities_and_guesses_are_what_the_runs_and_the_trials_say():
+    folder = RESULTS / "trainers_rest"
+    reached = accuracies(load_results(folder / "fc_fashion-mnist_activity-forward-gradient_exact_output"))
+    control = accuracies(load_results(RESULTS / "trainers" / "fc_fashion-mnist_frozen"))
+    lag = summarise_differences([b - a for a, b in zip(reached, control, strict=True)])
+    assert lag.interval[0] > 0
+    said = f"{lag.mean:.4f} [{lag.interval[0]:+.4f}, {lag.interval[1]:+.4f}] behind the control"
+    assert said in plain(PAGE)
+    said = f"reaches {statistics.mean(reached):.4f} with the exact gradient of the output layer"
+    assert f"which perturbs the activities, {said}" in plain(PAGE)
+
+    def whole(name: str, run: str) -> pd.Series:
+        trials = pd.read_csv(RESULTS / name)
+        trials = trials[trials["run"].str.startswith(f"fc on fashion-mnist, {run}") & (trials["epochs"] == 20)]
+        return trials.groupby("value")["val_accuracy"].mean()
+
+    guided = whole("trainers_rest/guided/tuned/guided_grid.csv", "guided")
+    assert guided.idxmax() == guided.index.min() == 0.001334
+    others = (
+        whole("trainers/tuned/trainers_grid.csv", name)[0.001334] for name in ("backprop", "local-loss")
+    )
+    backprop, local = (f"{value:.4f}" for value in others)
+    said = f"its validation accuracy is {guided.max():.4f}, where backprop's is {backprop} and `local-loss`,"
+    assert said in plain(PAGE)
+    assert f"has {local}, on the same two seeds" in plain(PAGE)
+
+
 def test_what_learning_the_matrices_adds_on_three_hidden_layers_is_what_the_runs_say():
     folder, name = RESULTS / "mlp_feedback", "fc_fashion-mnist_feedback-"
     learnt = accuracies(load_results(folder / f"{name}forward-gradient"))
@@ -453,6 +480,21 @@ def test_the_sentences_about_that_network_are_what_the_runs_say():
     assert f"leave {local:.2f} % of MNIST wrong (backprop {backprop:.2f}, frozen {frozen:.2f};" in plain(PAGE)
     said = f"leaves {local:.2f} % of MNIST wrong, backprop {backprop:.2f}, frozen {frozen:.2f} ("
     assert f"{said}20 of their 200 epochs, their rate for all)" in plain(README)
+
+
+def test_the_sentences_about_200_epochs_of_that_network_are_what_the_runs_say():
+    runs = {
+        (run.component("trainer"), run.settings["model.channels"]): 100 * (1 - read(run, "test_accuracy"))
+        for run in load_results(RESULTS / "local_mixer_200")
+        if run.seed == 0 and run.last_epoch == 200
+    }
+    small, large = (runs["local-forward-gradient", channels] for channels in (256, 512))
+    assert small < 3.24
+    assert large < 3.76
+    assert f"leaves {small:.2f} % wrong on S/1/1, where local losses are the same trainer, and" in plain(PAGE)
+    assert f"and {large:.2f} % on M/1/16, below what Ren et al. report" in plain(PAGE)
+    control = "The control has {:.2f} and {:.2f} % there".format(*(runs["frozen", size] for size in (256, 512)))
+    assert control in plain(PAGE)
 
 
 def test_the_verdicts_counted_are_those_of_the_audit():
