@@ -101,6 +101,13 @@ def test_an_override_of_an_axis_says_that_it_takes_its_place(sweep):
     assert "-o seed=3 replaces seed: 0 (many.yaml:5)" in sweep(text + "seeds: [0, 1]", "seed=3")[1]
 
 
+def test_an_override_of_an_axis_keeps_no_option_of_its_values(sweep):
+    values = "[zeroth-order, {name: forward-gradient, guess: rademacher, tangents: 4}]"
+    configs, _ = sweep(SWEEP + f"  trainer: {values}\n", "trainer=zeroth-order")
+    (config,) = configs
+    assert (config.trainer.name, config.trainer.guess, config.trainer.tangents) == ("zeroth-order", "normal", 1)
+
+
 def test_an_axis_of_names_keeps_what_the_base_says_of_the_block(sweep):
     base = SWEEP.replace("trainer: backprop", "trainer: backprop, optimizer: {name: adam, lr: 0.5, eps: 0.1}")
     configs, notes = sweep(base + "  optimizer: [adam, sgd]\n")

@@ -267,25 +267,30 @@ def check_config(source: Source, *overrides: Sequence[str | Override]) -> Config
 
     Args:
         source: the values of a file; afterwards its ``notes`` list what was dropped.
-        *overrides: sets of overrides, applied one after the other.
+        *overrides: sets of overrides, applied one after the other; one that a later set has too is not.
 
     Raises:
         ConfigError: every mistake, one a line.
     """
     expand_names(source)
-    made: dict[str, Override] = {}
-    for each in overrides:
+    said: list[tuple[int, Override]] = []
+    for index, each in enumerate(overrides):
         parsed = []
         for text in each:
             try:
                 parsed.append(parse_override(text) if isinstance(text, str) else text)
             except ConfigError as error:
                 source.problems.append(str(error))
-        for override in sorted(parsed, key=lambda override: override.key.count(".")):  # blocks, then keys
-            earlier = made.get(override.key, override)
-            if (earlier.value, earlier.place) != (override.value, override.place):
-                source.notes.append(f"{override} replaces {earlier}")
-            made[override.key] = override
+        parsed.sort(key=lambda override: override.key.count("."))  # blocks, then keys
+        said += [(index, override) for override in parsed]
+    last = {override.key: index for index, override in said}
+    made: dict[str, Override] = {}
+    for index, override in said:
+        earlier = made.get(override.key, override)
+        if (earlier.value, earlier.place) != (override.value, override.place):
+            source.notes.append(f"{override} replaces {earlier}")
+        made[override.key] = override
+        if index == last[override.key]:  # of what a later set replaces nothing stays, not even its options
             apply_override(source, override)
     return validate_source(source, Config)
 
