@@ -105,7 +105,11 @@ def test_an_override_of_an_axis_keeps_no_option_of_its_values(sweep):
     values = "[zeroth-order, {name: forward-gradient, guess: rademacher, tangents: 4}]"
     configs, _ = sweep(SWEEP + f"  trainer: {values}\n", "trainer=zeroth-order")
     (config,) = configs
-    assert (config.trainer.name, config.trainer.guess, config.trainer.tangents) == ("zeroth-order", "normal", 1)
+    assert (config.trainer.name, config.trainer.guess, config.trainer.tangents) == (
+        "zeroth-order",
+        "normal",
+        1,
+    )
 
 
 def test_an_axis_of_names_keeps_what_the_base_says_of_the_block(sweep):

@@ -287,7 +287,9 @@ def test_the_sentences_about_perturbed_activities_and_guesses_are_what_the_runs_
 
     def whole(name: str, run: str) -> pd.Series:
         trials = pd.read_csv(RESULTS / name)
-        trials = trials[trials["run"].str.startswith(f"fc on fashion-mnist, {run}") & (trials["epochs"] == 20)]
+        trials = trials[
+            trials["run"].str.startswith(f"fc on fashion-mnist, {run}") & (trials["epochs"] == 20)
+        ]
         return trials.groupby("value")["val_accuracy"].mean()
 
     guided = whole("trainers_rest/guided/tuned/guided_grid.csv", "guided")
@@ -493,7 +495,9 @@ def test_the_sentences_about_200_epochs_of_that_network_are_what_the_runs_say():
     assert large < 3.76
     assert f"leaves {small:.2f} % wrong on S/1/1, where local losses are the same trainer, and" in plain(PAGE)
     assert f"and {large:.2f} % on M/1/16, below what Ren et al. report" in plain(PAGE)
-    control = "The control has {:.2f} and {:.2f} % there".format(*(runs["frozen", size] for size in (256, 512)))
+    control = "The control has {:.2f} and {:.2f} % there".format(
+        *(runs["frozen", size] for size in (256, 512))
+    )
     assert control in plain(PAGE)
 
 
