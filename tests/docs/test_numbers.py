@@ -214,6 +214,23 @@ def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say
     )
 
 
+def test_the_sentences_about_guesses_on_the_cnn_are_what_the_runs_and_the_trials_say():
+    folder, name = RESULTS / "cnn_fournier", "cnn_fashion-mnist_"
+    control, random = (
+        interval_text(accuracies(load_results(folder / f"{name}{each}")))
+        for each in ("frozen", "guided-forward-gradient_guess_normal")
+    )
+    assert f"control goes on to {control} at a rate of 10" in plain(PAGE)
+    assert f"random guesses reach {random} at 0.32" in plain(PAGE)
+    local = load_results(folder / f"{name}guided-forward-gradient_guess_local")
+    assert sorted(run.state for run in local) == ["diverged", "diverged", "finished"]
+    (third,) = (read(run, "test_accuracy") for run in local if run.state == "finished")
+    assert f"on two of three seeds at 0.032 ({third:.4f} on the third)" in plain(PAGE)
+    trials = pd.read_csv(folder / "tuned" / "cnn_fournier_grid.csv")
+    low = trials[trials["value"] <= 0.01].groupby(["value", "run"])["val_accuracy"].mean().unstack("run")
+    assert (low.max(axis=1) - low.min(axis=1)).max() < 0.005
+
+
 def test_the_sentences_about_the_cnn_on_all_images_are_what_the_runs_say():
     names = ("cnn_fashion-mnist_feedback-forward-gradient", "cnn_fashion-mnist_backprop", "control")
     feedback, backprop, control = (load_results(RESULTS / "cnn_best" / name) for name in names)
