@@ -229,6 +229,18 @@ def test_the_sentences_about_guesses_on_the_cnn_are_what_the_runs_and_the_trials
     trials = pd.read_csv(folder / "tuned" / "cnn_fournier_grid.csv")
     low = trials[trials["value"] <= 0.01].groupby(["value", "run"])["val_accuracy"].mean().unstack("run")
     assert (low.max(axis=1) - low.min(axis=1)).max() < 0.005
+    high = trials[trials["value"] >= 0.1].set_index(["value", "seed"])
+    control, random, local = (
+        high[high["run"].str.endswith(each)] for each in ("frozen", "guess=normal", "guess=local")
+    )
+    (diverged, trained) = (local.loc[0.1, seed] for seed in (100, 101))
+    assert diverged["state"] == "diverged"
+    reached = control.loc[(0.1, 101), "val_accuracy"]
+    said = f"At 0.1 local guesses reach {trained['val_accuracy']:.4f} on one seed, the control {reached:.4f},"
+    assert said in plain(PAGE)
+    means = (each.groupby("value")["val_accuracy"].mean() for each in (random, control))
+    below = next(means) - next(means)  # where both were tried
+    assert (below.dropna() < 0).all()
 
 
 def test_the_sentences_about_the_cnn_on_all_images_are_what_the_runs_say():
