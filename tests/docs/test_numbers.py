@@ -197,7 +197,7 @@ def test_the_sentences_about_the_cnns_control_are_what_the_runs_and_the_grid_say
     behind = -gain("exact_lr_whole", "cnn_fashion-mnist_backprop", "worse")
     said = f"it beats an untrained body by {whole.mean:.4f} only: {exact} to {control}, {behind:.4f}"
     assert f"{said} behind backprop" in text
-    said = f"it reaches {exact} on the CNN (frozen {control}, backprop {reached['backprop']}), on CIFAR-10"
+    said = f"it reaches {exact} on the CNN (frozen {control}, backprop {reached['backprop']});"
     assert said in plain(README)
     signs = reached["feedback-alignment_feedback_sign"]
     assert f"enough for {signs} of backprop's {reached['backprop']}" in text
@@ -256,6 +256,8 @@ def test_the_sentences_about_the_cnn_on_all_images_are_what_the_runs_say():
     said = "to {}, {:.4f} behind backprop and {:.4f} [{:+.4f}, {:+.4f}] above the control"
     assert said.format(reached[0], -lag.mean, lead.mean, *lead.interval) in plain(PAGE)
     assert "on all images {} to {}, which tuning may decide (backprop {})".format(*reached) in plain(PAGE)
+    said = "on all images, with one rate, {} (frozen {}, backprop {}), a lead that tuning may decide"
+    assert said.format(*reached) in plain(README)
     (stopped,) = load_results(RESULTS / "cnn_best_rate")
     assert stopped.last_epoch == 2
     assert (
@@ -313,6 +315,12 @@ def test_the_sentences_about_perturbed_activities_and_guesses_are_what_the_runs_
     assert said in plain(PAGE)
     said = f"reaches {statistics.mean(reached):.4f} with the exact gradient of the output layer"
     assert f"which perturbs the activities, {said}" in plain(PAGE)
+    rank_one = "fc_fashion-mnist_forward-gradient_exact_output_guess_rademacher_structure_rank1"
+    others = accuracies(load_results(RESULTS / "trainers" / rank_one))
+    gap = summarise_differences([a - b for a, b in zip(reached, others, strict=True)])
+    assert gap.interval[0] < 0 < gap.interval[1]
+    said = f"directions with that gradient ({gap.mean:+.4f} [{gap.interval[0]:+.4f}, {gap.interval[1]:+.4f}])"
+    assert said in plain(PAGE)
 
     def whole(name: str, run: str) -> pd.Series:
         trials = pd.read_csv(RESULTS / name)
